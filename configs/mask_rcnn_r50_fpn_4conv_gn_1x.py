@@ -1,0 +1,11 @@
+_base_ = 'mask_rcnn_r50_fpn_gn_1x.py'
+
+model = dict(
+    roi_head=dict(
+        bbox_head=dict(
+            type='Shared4Conv1FCBBoxHead',
+            conv_out_channels=256,
+            norm_cfg={{_base_.norm_cfg}},
+        )
+    )
+)

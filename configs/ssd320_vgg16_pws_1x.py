@@ -1,0 +1,12 @@
+_base_ = '_base_/ssd320_vgg16_1x.py'
+
+# the paper's gamma for a learning rate of 1e-2; for 1e-3 it is 1e-5
+conv_cfg = dict(type='PWS', gamma=1e-3)
+
+model = dict(
+    backbone=dict(conv_cfg=conv_cfg),
+    neck=dict(conv_cfg=conv_cfg),
+    bbox_head=dict(conv_cfg=conv_cfg),
+)
+
+optim_wrapper = dict(paramwise_cfg=dict(custom_keys={'.alpha': dict(decay_mult=0.0)}))

@@ -1,0 +1,25 @@
+"""Norm-free detectors for MMDetection: Parametric Weights Standardization."""
+
+from .compat import allow_mmengine_checkpoints, check_versions
+from .version import __version__
+
+check_versions()
+allow_mmengine_checkpoints()
+
+# Importing registers the types with MMEngine, and needs the checks before it.
+from .engine import EpochSeedHook, PWSAlphaInitHook, PWSRunner  # noqa: E402
+from .layers import NoNorm, PWSConv2d, standardize_weight  # noqa: E402
+from .models import PWSSSDHead, PWSVGG, PWSResNet  # noqa: E402
+
+__all__ = [
+    'EpochSeedHook',
+    'NoNorm',
+    'PWSAlphaInitHook',
+    'PWSConv2d',
+    'PWSResNet',
+    'PWSRunner',
+    'PWSSSDHead',
+    'PWSVGG',
+    '__version__',
+    'standardize_weight',
+]

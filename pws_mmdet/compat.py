@@ -1,0 +1,173 @@
+"""The few lines that the host libraries need.
+
+Version guards, safe checkpoints, and MMDetection's programs run in place.
+"""
+
+import os.path as osp
+import pickle
+import runpy
+import urllib.error
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import torch
+from packaging.version import Version
+
+INSTALL = 'pip install mmengine==0.10.7 && mim install mmcv==2.1.0 && pip install mmdet==3.3.0'
+# The forks onedl-mmcv, onedl-mmengine and onedl-mmdetection import under the same
+# names: the imported modules count, not the distributions.
+MINIMUM_VERSIONS = dict(mmengine='0.7.1', mmcv='2.0.0rc4', mmdet='3.0.0')
+
+
+def check_versions() -> None:
+    """Raise an ImportError that says what to install, if something is not right."""
+    for name, minimum in MINIMUM_VERSIONS.items():
+        try:
+            module = import_module(name)
+        except ImportError as e:
+            raise ImportError(
+                f'pws_mmdet needs {name}>={minimum}, and importing it failed ({e}): '
+                f'{INSTALL}'
+            ) from e
+        except AssertionError as e:  # how mmdet rejects an mmcv or mmengine
+            raise ImportError(f'{e} For example: {INSTALL}') from e
+        if Version(module.__version__) < Version(minimum):
+            raise ImportError(
+                f'pws_mmdet needs {name}>={minimum}, but {module.__version__} is '
+                f'installed: {INSTALL}'
+            )
+    try:
+        import_module('mmcv.ops')
+    except ImportError as e:
+        raise ImportError(
+            f'The installed mmcv {import_module("mmcv").__version__} lacks the '
+            f'compiled operators that detectors need ({e}). Replace it (mmcv-lite '
+            'has none) by the full mmcv: pip uninstall mmcv mmcv-lite && mim install '
+            'mmcv==2.1.0, or run tools/install.sh, which builds it.'
+        ) from e
+
+
+def _getattr_of_history_buffer(owner: Any, name: str) -> Any:
+    # Stands in for builtins.getattr: MMEngine pickles the statistics of a
+    # HistoryBuffer as getattr(HistoryBuffer, 'mean'), and nothing else.
+    from mmengine.logging import HistoryBuffer
+
+    if owner is HistoryBuffer and name in ('min', 'max', 'current', 'mean'):
+        return getattr(owner, name)
+    raise pickle.UnpicklingError(f'getattr({owner!r}, {name!r}) is not allowed')
+
+
+def allow_mmengine_checkpoints() -> None:
+    """Let MMEngine load its own checkpoints on torch >= 2.6, and no other pickle.
+
+    ``torch.load`` takes only weights by default since 2.6, and MMEngine's
+    checkpoints hold its log history besides. What these hold is allow-listed;
+    a file that holds anything else is refused with a message that names it.
+    """
+    if Version(torch.__version__).release < (2, 6):
+        return
+    import mmengine.runner.checkpoint as mmengine_checkpoint
+    import numpy as np
+    from mmengine.logging import HistoryBuffer
+
+    multiarray = getattr(np, '_core', np.core if hasattr(np, 'core') else None)
+    multiarray = multiarray.multiarray
+    allowed = [
+        HistoryBuffer,
+        (_getattr_of_history_buffer, 'builtins.getattr'),
+        slice,
+        np.ndarray,
+        np.dtype,
+        *{type(np.dtype(t)) for t in (*np.typecodes['AllInteger'], *'efd?')},
+    ]
+    for core in ('numpy._core', 'numpy.core'):  # numpy 2, numpy 1
+        for name in ('_reconstruct', 'scalar'):
+            function = getattr(multiarray, name)
+            allowed.append((function, f'{core}.multiarray.{name}'))
+    torch.serialization.add_safe_globals(allowed)
+    mmengine_checkpoint.CheckpointLoader.register_scheme(
+        prefixes='', loader=load_local_checkpoint, force=True
+    )
+    mmengine_checkpoint.load_url = load_url
+
+
+def load_local_checkpoint(filename: str, map_location: Any = None) -> Any:
+    """Load a checkpoint of tensors and MMEngine's own records.
+
+    Args:
+        filename: Path of the file.
+        map_location: As of ``torch.load``.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        RuntimeError: If the file is damaged, or holds anything else.
+    """
+    filename = osp.expanduser(filename)
+    if not osp.isfile(filename):
+        raise FileNotFoundError(f'There is no checkpoint {filename}.')
+    try:
+        return torch.load(filename, map_location=map_location, weights_only=True)
+    except pickle.UnpicklingError as e:
+        raise RuntimeError(
+            f'{filename} was not loaded: {_describe_unsafe(filename) or e}. '
+            'Unpickling such things can run any code. If you trust the file, load it '
+            'with torch.load(..., weights_only=False) and save its state_dict alone.'
+        ) from None
+    except (EOFError, RuntimeError) as e:
+        raise RuntimeError(
+            f'{filename} is not a readable checkpoint; is it truncated? ({e})'
+        ) from e
+
+
+def _describe_unsafe(filename: str) -> str | None:
+    try:
+        names = torch.serialization.get_unsafe_globals_in_checkpoint(filename)
+    except Exception:  # an old format: torch.load's own message has the name
+        return None
+    return f'it holds {", ".join(sorted(names))}' if names else None
+
+
+def load_url(url: str, *args, **kwargs) -> Any:
+    """``torch.hub.load_state_dict_from_url`` for weights only.
+
+    Raises:
+        ConnectionError: If the file cannot be downloaded.
+    """
+    try:
+        return torch.hub.load_state_dict_from_url(
+            url, *args, weights_only=True, **kwargs
+        )
+    except urllib.error.URLError as e:
+        raise ConnectionError(
+            f'{url} could not be downloaded ({e.reason}). Fetch it where there is a '
+            'network connection and name its path instead, for example '
+            '--cfg-options model.backbone.init_cfg.checkpoint=PATH'
+        ) from e
+
+
+def run_mmdet_tool(name: str) -> None:
+    """Run one of the installed MMDetection's programs in this process.
+
+    Args:
+        name: Its path below MMDetection's ``tools/``, such as 'train.py'.
+
+    Raises:
+        FileNotFoundError: If the installation holds no such program.
+    """
+    import mmdet
+    import mmengine.runner
+
+    from .engine import PWSRunner
+
+    package = Path(mmdet.__file__).parent
+    # a wheel of mmdet, a checkout of it
+    candidates = [package / '.mim' / 'tools' / name, package.parent / 'tools' / name]
+    program = next((path for path in candidates if path.is_file()), None)
+    if program is None:
+        raise FileNotFoundError(
+            f'The mmdet in {package} came without its tools: there is no '
+            f'{" nor ".join(map(str, candidates))}. Reinstall it: {INSTALL}'
+        )
+    mmengine.runner.Runner = PWSRunner
+    runpy.run_path(str(program), run_name='__main__')

@@ -1,0 +1,138 @@
+import copy
+import logging
+import math
+import re
+from collections.abc import Sequence
+
+import torch
+from mmengine.dist import all_reduce
+from mmengine.hooks import Hook
+from mmengine.logging import print_log
+from mmengine.model import is_model_wrapper
+from mmengine.registry import HOOKS
+from mmengine.runner import Runner
+from torch import nn
+
+from ..layers import PWSConv2d
+
+
+@HOOKS.register_module(force=True)
+class PWSAlphaInitHook(Hook):
+    """Data-dependent alpha: alpha := sqrt(2 / Var[Y]) before the first step.
+
+    One additional forward pass of the first batch sets the alpha of one PWS
+    layer after the other, so that each sees what its predecessors now put out;
+    a layer that is applied several times counts its first application. Var[Y],
+    over all values of the layer's output at alpha = 1, is averaged over the
+    processes: all of them go on with the same value.
+
+    An alpha is left as it is if it was loaded from a checkpoint (``Pretrained``
+    or ``load_from``), is frozen or absent, or if the run is resumed.
+
+    Args:
+        exclude: Regular expressions, searched in the names of the layers, of
+            those to leave alone. The default is the authors' choice: in a
+            ResNet's blocks only conv1 and the downsampling are initialized.
+
+    Source: the code of the paper's authors (``initalpha``).
+    """
+
+    priority = 'VERY_HIGH'
+
+    def __init__(self, exclude: Sequence[str] = (r'layer\d+\.\d+\.conv[23]$',)) -> None:
+        self.exclude = [re.compile(pattern) for pattern in exclude]
+        self.loaded: set[PWSConv2d] = set()
+        self.is_done = False
+
+    def before_run(self, runner: Runner) -> None:
+        # Comes before MMEngine initializes or loads anything. Only the keys that
+        # reach a layer tell whether its alpha was loaded.
+        for conv in _pws_layers(runner).values():
+            conv._register_load_state_dict_pre_hook(self._note_loaded, with_module=True)
+
+    def _note_loaded(self, conv: PWSConv2d, state_dict: dict, prefix: str, *_) -> None:
+        alpha = state_dict.get(prefix + 'alpha')
+        if alpha is not None and conv.alpha is not None:
+            if alpha.numel() == conv.alpha.numel():
+                self.loaded.add(conv)
+
+    def before_train_iter(self, runner: Runner, batch_idx: int, data_batch=None):
+        if self.is_done:
+            return
+        self.is_done = True
+        if runner.iter > 0:  # resumed
+            return
+        layers = {
+            name: conv
+            for name, conv in _pws_layers(runner).items()
+            if conv not in self.loaded
+            and conv.alpha is not None
+            and conv.alpha.requires_grad
+            and not any(pattern.search(name) for pattern in self.exclude)
+        }
+        if layers:
+            self._initialize(runner, layers, data_batch)
+
+    def _initialize(
+        self, runner: Runner, layers: dict[str, PWSConv2d], data_batch: dict
+    ) -> None:
+        variance: dict[PWSConv2d, float] = {}
+
+        def set_alpha(conv: PWSConv2d, inputs: tuple, y: torch.Tensor):
+            if conv in variance or y.numel() == 0:  # no RoI was sampled
+                return None
+            variance[conv] = y.float().var(unbiased=False).item()
+            if not 0 < variance[conv] < math.inf:
+                variance[conv] = 0.0
+                return None
+            conv.alpha.fill_(math.sqrt(2 / variance[conv]))
+            return conv(*inputs)
+
+        model = _unwrap(runner.model)
+        handles = [c.register_forward_hook(set_alpha) for c in layers.values()]
+        try:
+            with torch.no_grad(), runner.optim_wrapper.optim_context(model):
+                for conv in layers.values():
+                    conv.alpha.fill_(1)
+                data = model.data_preprocessor(copy.deepcopy(data_batch), True)
+                model._run_forward(data, mode='loss')
+        finally:
+            for handle in handles:
+                handle.remove()
+
+        # After the pass, and not in it: a process may have had no RoI for a head.
+        votes = torch.zeros(2, len(layers), dtype=torch.float64)
+        for i, conv in enumerate(layers.values()):
+            if variance.get(conv):
+                votes[:, i] = torch.tensor((variance[conv], 1.0))
+        votes = votes.to(next(model.parameters()).device)
+        all_reduce(votes)
+        without = []
+        for (name, conv), (total, count) in zip(
+            layers.items(), votes.T.tolist(), strict=True
+        ):
+            if count:
+                conv.alpha.data.fill_(math.sqrt(2 * count / total))
+            else:
+                conv.alpha.data.fill_(1)
+                without.append(name)
+        print_log(
+            f'PWSAlphaInitHook set the alpha of {len(layers) - len(without)} layers',
+            logger='current',
+        )
+        if without:
+            print_log(
+                'PWSAlphaInitHook left alpha at 1 where the first batch gave no '
+                f'output, or one without a finite variance: {", ".join(without)}',
+                logger='current',
+                level=logging.WARNING,
+            )
+
+
+def _pws_layers(runner: Runner) -> dict[str, PWSConv2d]:
+    modules = _unwrap(runner.model).named_modules()
+    return {name: m for name, m in modules if isinstance(m, PWSConv2d)}
+
+
+def _unwrap(model: nn.Module) -> nn.Module:
+    return model.module if is_model_wrapper(model) else model

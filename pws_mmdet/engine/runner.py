@@ -1,0 +1,107 @@
+import os.path as osp
+
+import torch
+from mmengine.device import get_device
+from mmengine.dist import is_distributed
+from mmengine.model import is_model_wrapper
+from mmengine.registry import RUNNERS
+from mmengine.runner import BaseLoop, Runner, find_latest_checkpoint
+from torch import nn
+
+
+@RUNNERS.register_module(force=True)
+class PWSRunner(Runner):
+    """MMEngine's runner with earlier errors, and processes without a GPU.
+
+    * Missing pretrained weights stop a training before any data is read. A
+      resumed training and a test do without them.
+    * A training set without a single picture is an error.
+    * Distributed runs on a machine without a GPU use gloo.
+    * The text of a config that a checkpoint carries is not executed on resuming.
+
+    ``tools/train.py`` and ``tools/test.py`` put it in the place of
+    ``mmengine.runner.Runner``; elsewhere ``runner_type='PWSRunner'`` selects it.
+    """
+
+    def setup_env(self, env_cfg: dict) -> None:
+        if self.distributed and not is_distributed() and get_device() == 'cpu':
+            if self.launcher != 'pytorch':
+                raise RuntimeError(
+                    f'The launcher {self.launcher!r} needs GPUs, and none was found '
+                    'here. tools/dist_train.sh and tools/dist_test.sh run as many '
+                    'CPU processes.'
+                )
+            torch.distributed.init_process_group('gloo')
+        super().setup_env(env_cfg)
+
+    def wrap_model(self, model_wrapper_cfg: dict | None, model: nn.Module) -> nn.Module:
+        on_cpu = self.distributed and get_device() == 'cpu'
+        if model_wrapper_cfg is None and on_cpu and not is_model_wrapper(model):
+            # MMEngine's default, but for the device
+            model_wrapper_cfg = dict(
+                type='MMDistributedDataParallel',
+                device_ids=None,
+                broadcast_buffers=False,
+                find_unused_parameters=self.cfg.get('find_unused_parameters', False),
+            )
+        return super().wrap_model(model_wrapper_cfg, model)
+
+    def train(self) -> nn.Module:
+        self._check_pretrained()
+        return super().train()
+
+    def _check_pretrained(self) -> None:
+        resumes = self._resume and (
+            self._load_from or find_latest_checkpoint(self.work_dir)
+        )
+        for name, module in self.model.named_modules():
+            init_cfgs = getattr(module, 'init_cfg', None) or []
+            if isinstance(init_cfgs, dict):
+                init_cfgs = [init_cfgs]
+            for init_cfg in init_cfgs:
+                path = init_cfg.get('checkpoint')
+                if not path or '://' in path or osp.isfile(osp.expanduser(path)):
+                    continue
+                if not resumes:
+                    raise FileNotFoundError(self._describe_ways_on(name, path))
+                # MMEngine would read it, only to overwrite the weights at once
+                module.init_cfg = None
+
+    def _describe_ways_on(self, name: str, path: str) -> str:
+        config = getattr(self.cfg, 'filename', None) or 'CONFIG'
+        option = 'model.' + name.removeprefix('module.')
+        train = f'tools/dist_train.sh {config} 8 --cfg-options'
+        return (
+            f'The pretrained weights {path} of {option} do not exist.\n'
+            'Ways on (8 is the number of GPUs):\n'
+            f'* Name the file, if it lies elsewhere:\n'
+            f'    {train} {option}.init_cfg.checkpoint=FILE\n'
+            '* Train from scratch, with nothing frozen (and, for a result, for '
+            'longer):\n'
+            f'    {train} {option}.init_cfg=None {option}.frozen_stages=-1\n'
+            '* Pretrain a norm-free ResNet-50 on ImageNet (in data/imagenet, needs '
+            'mmpretrain):\n'
+            '    tools/dist_train.sh configs/imagenet/resnet50_pws_in1k.py 8\n'
+            f'    {train} {option}.init_cfg.checkpoint='
+            'work_dirs/resnet50_pws_in1k/epoch_100.pth '
+            f'{option}.init_cfg.prefix=backbone.'
+        )
+
+    def build_train_loop(self, loop: BaseLoop | dict) -> BaseLoop:
+        loop = super().build_train_loop(loop)
+        dataset = loop.dataloader.dataset
+        if len(dataset) == 0:
+            raise ValueError(
+                'The training set is empty: no picture of '
+                f'{getattr(dataset, "ann_file", dataset)} is left after filter_cfg='
+                f'{getattr(dataset, "filter_cfg", None)}. Has it annotations of the '
+                f'classes {dataset.metainfo.get("classes")}?'
+            )
+        return loop
+
+    def load_checkpoint(self, *args, **kwargs) -> dict:
+        checkpoint = super().load_checkpoint(*args, **kwargs)
+        # Resuming executes it to look for gpu_ids, which nothing writes any more.
+        if isinstance(checkpoint.get('meta'), dict):
+            checkpoint['meta'].pop('config', None)
+        return checkpoint

@@ -1,0 +1,179 @@
+import math
+import weakref
+
+import torch
+from mmengine.registry import MODELS
+from torch import Tensor, nn
+
+from .standardize import standardize_weight
+
+ALPHA_MODES = ('channel', 'layer', 'fixed')
+
+
+class _StandardizedConv2d(nn.Conv2d):
+    # MMEngine's ``init_cfg=dict(layer='Conv2d')`` re-initializes the DIRECT
+    # subclasses of nn.Conv2d. One class in between keeps the initialization of
+    # PWSConv2d safe from it.
+    pass
+
+
+@MODELS.register_module(name=['PWS', 'PWSConv', 'PWSConv2d'], force=True)
+class PWSConv2d(_StandardizedConv2d):
+    r"""2D convolution with Parametric Weights Standardization (PWS).
+
+    .. math:: Y_o = \alpha_o\, X \otimes \hat W_o + \beta_o
+
+    with the filters of :func:`standardize_weight`. beta is the ``bias`` of the
+    layer. Apart from its filters it is an ``nn.Conv2d``: the same input
+    (N, c_in, H, W) and output (N, c_out, H', W'), attributes and padding modes.
+    The filters are computed from the parameters in every forward pass; nothing
+    is cached, so that parameters may be changed in any way at any time.
+
+    The parameters start as in the paper: W He normal (fan_in), alpha 1, beta 0.
+    alpha should not be decayed: ``paramwise_cfg=dict(custom_keys={'.alpha':
+    dict(decay_mult=0.)})``.
+
+    Args:
+        in_channels, out_channels, kernel_size, stride, padding, dilation,
+            groups, padding_mode, device, dtype: As of ``nn.Conv2d``.
+        bias: Accepted and ignored: MMDetection's blocks pass ``bias=False``
+            because a norm layer follows, and beta is needed just there.
+            ``beta`` decides.
+        gamma: Added to the variance of each filter; > 0. The paper takes 1e-3
+            for a learning rate of 1e-2 and 1e-5 for one of 1e-3 (SSD), 1e-4
+            (ResNet).
+        relative_gamma: Take gamma as a fraction of the He variance: the layer's
+            gamma is ``gamma * 2 / n``, n = k * k * in_channels / groups.
+        scale: Multiply the filters by sqrt(2 / n). False is a row of Table 2.
+        alpha: 'channel' for an alpha of shape (c_out,), 'layer' for one alpha
+            and one beta of shape (1,) (the predictors of SSD), 'fixed' for none
+            (alpha is 1; a row of Table 2).
+        beta: False drops the bias.
+
+    Raises:
+        ValueError: If gamma is not a positive finite number, a filter has a
+            single weight, the alpha mode is unknown, or the channels are not
+            divisible by ``groups``.
+
+    Source: equation (12); "Parameter gamma"; Tables 1 and 2.
+    """
+
+    # So that a check of optimizers finds the alphas among their parameters.
+    instances: 'weakref.WeakSet[PWSConv2d]' = weakref.WeakSet()
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | tuple[int, int],
+        stride: int | tuple[int, int] = 1,
+        padding: int | tuple[int, int] | str = 0,
+        dilation: int | tuple[int, int] = 1,
+        groups: int = 1,
+        bias: bool = True,
+        padding_mode: str = 'zeros',
+        *,
+        gamma: float = 1e-4,
+        relative_gamma: bool = False,
+        scale: bool = True,
+        alpha: str = 'channel',
+        beta: bool = True,
+        device=None,
+        dtype=None,
+    ) -> None:
+        if alpha not in ALPHA_MODES:
+            raise ValueError(f'alpha must be one of {ALPHA_MODES}, got {alpha!r}')
+        if isinstance(gamma, bool) or not isinstance(gamma, (int, float)):
+            raise ValueError(f'gamma must be a positive number, got {gamma!r}')
+        if not (math.isfinite(gamma) and gamma > 0):
+            raise ValueError(f'gamma must be positive and finite, got {gamma}')
+        if groups < 1 or in_channels % groups or out_channels % groups:
+            raise ValueError(
+                'in_channels and out_channels must be divisible by groups, got '
+                f'in_channels={in_channels}, out_channels={out_channels}, '
+                f'groups={groups}'
+            )
+        # nn.Conv2d calls reset_parameters before alpha can exist
+        super().__init__(
+            in_channels,
+            out_channels,
+            kernel_size,
+            stride,
+            padding,
+            dilation,
+            groups,
+            beta,
+            padding_mode,
+            device=device,
+            dtype=dtype,
+        )
+        n = self.weight[0].numel()
+        if n < 2:
+            raise ValueError(
+                'kernel_size * in_channels / groups must leave at least 2 weights '
+                'per filter, or it has no variance; got '
+                f'kernel_size={self.kernel_size}, in_channels={in_channels}, '
+                f'groups={groups}'
+            )
+        self.gamma = gamma * 2 / n if relative_gamma else float(gamma)
+        self.scale = scale
+        self.alpha_mode = alpha
+        per_layer = alpha == 'layer'
+        factory = dict(device=device, dtype=dtype)
+        if beta and per_layer:
+            self.bias = nn.Parameter(torch.zeros(1, **factory))
+        if alpha == 'fixed':
+            self.register_parameter('alpha', None)
+        else:
+            shape = 1 if per_layer else out_channels
+            self.alpha = nn.Parameter(torch.ones(shape, **factory))
+        self.instances.add(self)
+
+    def reset_parameters(self) -> None:
+        """W He normal (fan_in), alpha 1, beta 0."""
+        nn.init.kaiming_normal_(self.weight, mode='fan_in', nonlinearity='relu')
+        if getattr(self, 'alpha', None) is not None:
+            nn.init.ones_(self.alpha)
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
+
+    # ConvModule re-initializes every conv that has no method of this name.
+    init_weights = reset_parameters
+
+    def standardized_weight(self) -> Tensor:
+        """The filters of the equivalent plain convolution, alpha included.
+
+        Returns:
+            Shape and dtype of ``weight``.
+        """
+        return standardize_weight(self.weight, self.alpha, self.gamma, self.scale)
+
+    def expanded_bias(self) -> Tensor | None:
+        """The bias of the equivalent plain convolution, (c_out,), or None."""
+        return None if self.bias is None else self.bias.expand(self.out_channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self._conv_forward(x, self.standardized_weight(), self.expanded_bias())
+
+    def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
+        # The checkpoints of the paper's authors hold alpha as (O, 1, 1, 1).
+        alpha = state_dict.get(prefix + 'alpha')
+        if self.alpha is not None and alpha is not None:
+            if alpha.numel() == self.alpha.numel():
+                state_dict[prefix + 'alpha'] = alpha.reshape(self.alpha.shape)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+    def __setstate__(self, state) -> None:
+        # deepcopy and pickle come through here, not through __init__
+        super().__setstate__(state)
+        self.instances.add(self)
+
+    def extra_repr(self) -> str:
+        options = f', gamma={self.gamma:g}'
+        if not self.scale:
+            options += ', scale=False'
+        if self.alpha_mode != 'channel':
+            options += f", alpha='{self.alpha_mode}'"
+        if self.bias is None:
+            options += ', beta=False'
+        return super().extra_repr().replace(', bias=False', '') + options

@@ -1,0 +1,62 @@
+"""Equation (12) of the paper: the only place that holds the formula."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def standardize_weight(
+    weight: Tensor,
+    alpha: Tensor | None = None,
+    gamma: float = 1e-4,
+    scale: bool = True,
+) -> Tensor:
+    r"""Standardize every filter of a convolution.
+
+    .. math::
+        \alpha_o \hat W_o = \alpha_o \sqrt{2 / n}\,
+        \frac{W_o - E[W_o]}{\sqrt{Var[W_o] + \gamma}}
+
+    with the biased variance and n the number of weights in one filter. The
+    arithmetic is done in fp32 (fp64 for fp64 weights), also under autocast and
+    for half-precision weights.
+
+    Args:
+        weight: Filters, shape (O, ...); n is the product of the other axes.
+        alpha: Gain of each filter, shape (O,), or one gain for the layer,
+            shape (1,). None is a gain of 1.
+        gamma: Added to the variance of each filter, inside the root; > 0.
+        scale: Multiply by sqrt(2 / n), which gives the filters He variance.
+
+    Returns:
+        The standardized filters, in the shape and dtype of ``weight``.
+
+    Raises:
+        ValueError: If a filter has a single weight (its variance is 0).
+
+    Source: equation (12).
+    """
+    out_channels = weight.shape[0]
+    n = math.prod(weight.shape[1:])
+    if n < 2:
+        raise ValueError(
+            'weight must have at least 2 values per filter to be standardized, '
+            f'got the shape {tuple(weight.shape)}'
+        )
+    w = weight if weight.dtype == torch.float64 else weight.float()
+    gain = w.new_ones(out_channels) if alpha is None else alpha.to(w.dtype)
+    if scale:
+        gain = gain * math.sqrt(2 / n)
+    # A batch of one "picture" whose channels are the filters: batch norm in
+    # training mode is then exactly the formula, in one fused kernel each way.
+    w = F.batch_norm(
+        w.reshape(1, out_channels, n),
+        None,
+        None,
+        weight=gain.expand(out_channels),
+        training=True,
+        eps=gamma,
+    )
+    return w.view(weight.shape).to(weight.dtype)

@@ -1,0 +1,4 @@
+from .backbones import PWSResNet, PWSVGG
+from .dense_heads import PWSSSDHead
+
+__all__ = ['PWSResNet', 'PWSSSDHead', 'PWSVGG']

@@ -1,0 +1,3 @@
+from .pws_ssd_head import PWSSSDHead
+
+__all__ = ['PWSSSDHead']

@@ -1,0 +1,45 @@
+import inspect
+
+from mmcv.cnn import build_conv_layer
+from mmdet.models.dense_heads import SSDHead
+from mmengine.registry import MODELS
+from torch import nn
+
+from ...layers import PWSConv2d
+
+
+@MODELS.register_module(force=True)
+class PWSSSDHead(SSDHead):
+    """SSD head whose predictors, too, are built from ``conv_cfg``.
+
+    PWS predictors have one alpha and one beta per layer unless ``conv_cfg``
+    names another mode. All other arguments, the shapes and the losses are those
+    of MMDetection's ``SSDHead``, whose instances cannot predict in MMDetection
+    3.3.0: they lack the attribute ``loss_cls`` that prediction looks at.
+
+    Source: "Object Detection in VOC07" and the code of the paper's authors.
+    """
+
+    loss_cls = None  # the loss is a plain cross-entropy: SSDHead has no module
+
+    def _init_layers(self) -> None:
+        super()._init_layers()
+        if self.conv_cfg is None:
+            return
+        conv_cfg = dict(self.conv_cfg)
+        conv_type = conv_cfg['type']
+        if not inspect.isclass(conv_type):
+            with MODELS.switch_scope_and_registry(None) as registry:
+                conv_type = registry.get(conv_type)
+        if inspect.isclass(conv_type) and issubclass(conv_type, PWSConv2d):
+            conv_cfg.setdefault('alpha', 'layer')
+        for predictors in (self.cls_convs, self.reg_convs):
+            for layers in predictors:
+                conv: nn.Conv2d = layers[-1]
+                layers[-1] = build_conv_layer(
+                    conv_cfg,
+                    conv.in_channels,
+                    conv.out_channels,
+                    conv.kernel_size,
+                    padding=conv.padding,
+                )

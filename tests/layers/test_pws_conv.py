@@ -1,0 +1,357 @@
+import copy
+import io
+import math
+import pickle
+import subprocess
+import sys
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from mmcv.cnn import ConvModule, build_conv_layer
+from mmengine.model import BaseModule, ExponentialMovingAverage
+from mmengine.registry import init_default_scope
+from torch import nn
+
+from pws_mmdet import PWSConv2d, standardize_weight
+
+
+def randomize(conv):
+    """Parameters unlike the initial ones, so that each of them matters."""
+    with torch.no_grad():
+        for p in conv.parameters():
+            p.copy_(torch.randn_like(p) + 0.5)
+    return conv
+
+
+def reference(conv, x):
+    """Y_o = alpha_o X * W_o + beta_o, written without the layer's forward."""
+    w = conv.weight.double()
+    n = w[0].numel()
+    mean = w.mean(dim=(1, 2, 3), keepdim=True)
+    variance = ((w - mean) ** 2).mean(dim=(1, 2, 3), keepdim=True)
+    w = (w - mean) / (variance + conv.gamma).sqrt()
+    if conv.scale:
+        w = w * math.sqrt(2 / n)
+    padding_mode = 'constant' if conv.padding_mode == 'zeros' else conv.padding_mode
+    pad = (conv.padding[1],) * 2 + (conv.padding[0],) * 2
+    x = F.pad(x.double(), pad, mode=padding_mode)
+    y = F.conv2d(x, w, None, conv.stride, 0, conv.dilation, conv.groups)
+    if conv.alpha is not None:
+        y = y * conv.alpha.double().view(-1, 1, 1)
+    if conv.bias is not None:
+        y = y + conv.bias.double().view(-1, 1, 1)
+    return y
+
+
+@given(
+    groups=st.sampled_from([1, 2, 3]),
+    channels=st.tuples(st.integers(1, 3), st.integers(1, 3)),
+    kernel_size=st.tuples(st.integers(1, 3), st.integers(1, 3)),
+    stride=st.integers(1, 2),
+    padding=st.integers(0, 2),
+    dilation=st.integers(1, 2),
+    padding_mode=st.sampled_from(['zeros', 'reflect', 'replicate', 'circular']),
+    alpha=st.sampled_from(['channel', 'layer', 'fixed']),
+    beta=st.booleans(),
+    scale=st.booleans(),
+    relative_gamma=st.booleans(),
+)
+@settings(deadline=None, max_examples=150)
+def test_forward(groups, channels, kernel_size, **kwargs):
+    if math.prod(kernel_size) * channels[0] < 2:
+        return
+    conv = PWSConv2d(
+        channels[0] * groups,
+        channels[1] * groups,
+        kernel_size,
+        groups=groups,
+        gamma=0.1,
+        dtype=torch.float64,
+        **kwargs,
+    )
+    randomize(conv)
+    x = torch.randn(2, channels[0] * groups, 9, 8, dtype=torch.float64)
+    torch.testing.assert_close(conv(x), reference(conv, x))
+
+
+def test_is_a_conv2d_in_every_respect():
+    conv = PWSConv2d(4, 6, 3, stride=2, padding=1, groups=2)
+    plain = nn.Conv2d(4, 6, 3, stride=2, padding=1, groups=2)
+    assert isinstance(conv, nn.Conv2d)
+    for name in plain.__constants__:
+        assert getattr(conv, name) == getattr(plain, name)
+    assert conv.weight.shape == plain.weight.shape
+    assert conv.bias.shape == plain.bias.shape
+    x = torch.randn(2, 4, 7, 7)
+    assert conv(x).shape == plain(x).shape
+    assert conv(x[0]).shape == plain(x[0]).shape  # without a batch axis
+    same = PWSConv2d(4, 6, 3, padding='same')
+    assert same(x).shape == (2, 6, 7, 7)
+
+
+def test_flop_counters_see_a_convolution():
+    from mmengine.analysis import FlopAnalyzer
+
+    x = torch.randn(1, 4, 8, 8)
+    flops = [
+        FlopAnalyzer(conv, x).unsupported_ops_warnings(False).by_operator()['conv']
+        for conv in (PWSConv2d(4, 6, 3), nn.Conv2d(4, 6, 3))
+    ]
+    assert flops[0] == flops[1] > 0
+
+
+def test_initialization():
+    torch.manual_seed(0)
+    conv = PWSConv2d(32, 64, 3, groups=2)
+    n = 16 * 9
+    assert conv.weight.var().item() == pytest.approx(2 / n, rel=0.05)
+    assert conv.weight.mean().abs() < 1e-2
+    assert torch.equal(conv.alpha, torch.ones(64))
+    assert torch.equal(conv.bias, torch.zeros(64))
+
+
+def test_state_dict_keys():
+    assert list(PWSConv2d(4, 6, 3).state_dict()) == ['weight', 'bias', 'alpha']
+    fixed = PWSConv2d(4, 6, 3, alpha='fixed', beta=False)
+    assert list(fixed.state_dict()) == ['weight']
+    assert fixed.alpha is None and fixed.bias is None
+    layer = PWSConv2d(4, 6, 3, alpha='layer')
+    assert layer.alpha.shape == layer.bias.shape == (1,)
+
+
+def test_beta_is_there_even_where_blocks_pass_no_bias():
+    assert PWSConv2d(4, 6, 3, bias=False).bias.shape == (6,)
+    assert PWSConv2d(4, 6, 3, bias=True, beta=False).bias is None
+
+
+def test_relative_gamma_is_a_fraction_of_the_he_variance():
+    conv = PWSConv2d(8, 4, 3, groups=2, gamma=0.1, relative_gamma=True)
+    assert conv.gamma == pytest.approx(0.1 * 2 / (4 * 9))
+
+
+@pytest.mark.parametrize(
+    'shape', [(6, 1, 1, 1), (6,)], ids=['official code', 'this package']
+)
+def test_checkpoints_with_either_shape_of_alpha_load(shape):
+    conv = PWSConv2d(4, 6, 3)
+    state = {k: torch.randn_like(v) for k, v in conv.state_dict().items()}
+    alpha = state['alpha'].clone()
+    state['alpha'] = alpha.reshape(shape)
+    nn.Sequential(conv).load_state_dict({'0.' + k: v for k, v in state.items()})
+    assert torch.equal(conv.alpha, alpha)
+
+
+def test_an_alpha_of_another_size_is_refused():
+    state = PWSConv2d(4, 6, 3).state_dict()
+    with pytest.raises(RuntimeError, match='size mismatch for alpha'):
+        PWSConv2d(4, 6, 3, alpha='layer').load_state_dict(state)
+
+
+@pytest.mark.parametrize(
+    'init_cfg',
+    [
+        dict(type='Kaiming', layer='Conv2d'),
+        dict(type='Xavier', layer='Conv2d', distribution='uniform'),
+        dict(type='Normal', layer='Conv2d', std=0.01),
+        dict(type='Caffe2Xavier', layer='Conv2d'),
+        [
+            dict(type='TruncNormal', layer='Conv2d', std=0.02),
+            dict(type='Constant', val=1, layer=['_BatchNorm', 'GroupNorm']),
+        ],
+    ],
+    ids=lambda cfg: (cfg if isinstance(cfg, dict) else cfg[0])['type'],
+)
+@pytest.mark.parametrize('inside', ['module', 'list', 'ConvModule'])
+def test_he_initialization_survives_init_cfg(init_cfg, inside):
+    torch.manual_seed(0)
+
+    class Block(BaseModule):
+        def __init__(self):
+            super().__init__(init_cfg)
+            conv_cfg = dict(type='PWS')
+            if inside == 'ConvModule':
+                self.conv = ConvModule(32, 64, 3, conv_cfg=conv_cfg)
+            else:
+                conv = build_conv_layer(conv_cfg, 32, 64, 3)
+                self.conv = nn.ModuleList([conv]) if inside == 'list' else conv
+            self.plain = nn.Conv2d(32, 64, 3)
+
+    block = Block()
+    before = block.plain.weight.clone()
+    block.init_weights()
+    assert not torch.equal(block.plain.weight, before), 'init_cfg did not run'
+    conv = next(m for m in block.modules() if isinstance(m, PWSConv2d))
+    # fan_in and fan_out differ by 2 here, and the other inits by more
+    assert conv.weight.var().item() == pytest.approx(2 / (32 * 9), rel=0.05)
+    assert torch.equal(conv.alpha, torch.ones(64))
+    assert torch.equal(conv.bias, torch.zeros(64))
+
+
+def test_pretrained_still_loads(tmp_path):
+    class Block(BaseModule):
+        def __init__(self, init_cfg=None):
+            super().__init__(init_cfg)
+            self.conv = ConvModule(4, 6, 3, conv_cfg=dict(type='PWS'))
+
+    source = Block()
+    randomize(source.conv.conv)
+    path = str(tmp_path / 'weights.pth')
+    torch.save(source.state_dict(), path)
+    loaded = Block(dict(type='Pretrained', checkpoint=path))
+    loaded.init_weights()
+    for key, value in source.state_dict().items():
+        assert torch.equal(loaded.state_dict()[key], value)
+
+
+@pytest.mark.parametrize('name', ['PWS', 'PWSConv', 'PWSConv2d'])
+@pytest.mark.parametrize('scope', [None, 'mmengine', 'mmdet'])
+def test_registered_in_every_scope(name, scope):
+    if scope:
+        init_default_scope(scope)
+    try:
+        conv = build_conv_layer(dict(type=name, gamma=1e-3), 4, 6, 3, bias=False)
+    finally:
+        init_default_scope('mmengine')
+    assert type(conv) is PWSConv2d
+    assert conv.gamma == 1e-3
+
+
+def test_importing_twice_is_harmless():
+    # in another process: a second copy of the classes would confuse other tests
+    code = """
+import sys, pws_mmdet
+for name in [m for m in sys.modules if m.startswith('pws_mmdet')]:
+    del sys.modules[name]
+import pws_mmdet
+from mmcv.cnn import build_conv_layer
+assert type(build_conv_layer(dict(type='PWS'), 4, 6, 3)) is pws_mmdet.PWSConv2d
+"""
+    subprocess.run([sys.executable, '-c', code], check=True)
+
+
+@pytest.mark.parametrize(
+    'kwargs, message',
+    [
+        (dict(gamma=0), 'gamma must be positive and finite, got 0'),
+        (dict(gamma=-1e-4), 'gamma must be positive and finite, got -0.0001'),
+        (dict(gamma=math.nan), 'gamma must be positive and finite, got nan'),
+        (dict(gamma=math.inf), 'gamma must be positive and finite, got inf'),
+        (dict(gamma='1e-4'), "gamma must be a positive number, got '1e-4'"),
+        (dict(alpha='pixel'), "alpha must be one of .*'layer'.* got 'pixel'"),
+        (dict(groups=3), 'divisible by groups, got in_channels=4.*groups=3'),
+        (dict(groups=0), 'divisible by groups'),
+        (dict(kernel_size=1, groups=4), 'at least 2 weights per filter.*groups=4'),
+    ],
+)
+def test_bad_input(kwargs, message):
+    kwargs = {'kernel_size': 3, **kwargs}
+    with pytest.raises(ValueError, match=message):
+        PWSConv2d(4, 8, **kwargs)
+
+
+class TestNoStateOutsideTheParameters:
+    """Whatever changes the parameters, the next output is the right one."""
+
+    @pytest.fixture
+    def conv(self):
+        conv = randomize(PWSConv2d(4, 6, 3)).eval()
+        conv(torch.randn(1, 4, 5, 5))  # whatever could be cached is cached now
+        return conv
+
+    def check(self, conv, **tolerance):
+        x = torch.randn(1, 4, 5, 5)
+        y = conv(x.to(conv.weight)).double()
+        torch.testing.assert_close(y, reference(conv, x), **tolerance)
+
+    def test_load_state_dict_after_eval(self, conv):
+        state = randomize(PWSConv2d(4, 6, 3)).state_dict()
+        conv.load_state_dict(state)
+        self.check(conv, rtol=1e-4, atol=1e-5)
+
+    def test_in_place_edit_through_data(self, conv):
+        for p in conv.parameters():
+            p.data.copy_(torch.randn_like(p))
+        self.check(conv, rtol=1e-4, atol=1e-5)
+
+    def test_deepcopy_and_pickle(self, conv):
+        buffer = io.BytesIO()
+        torch.save(conv, buffer)
+        buffer.seek(0)
+        for twin in (
+            copy.deepcopy(conv),
+            pickle.loads(pickle.dumps(conv)),
+            torch.load(buffer, weights_only=False),
+        ):
+            randomize(twin)
+            self.check(twin, rtol=1e-4, atol=1e-5)
+        self.check(conv, rtol=1e-4, atol=1e-5)
+
+    @pytest.mark.parametrize('dtype', [torch.float64, torch.bfloat16, torch.float16])
+    def test_to_dtype(self, conv, dtype):
+        conv.to(dtype)
+        error = torch.finfo(dtype).eps
+        self.check(conv, rtol=10 * error + 1e-4, atol=30 * error)
+
+    def test_to_device(self, conv):
+        meta = copy.deepcopy(conv).to('meta')
+        assert meta(torch.empty(1, 4, 5, 5, device='meta')).shape == (1, 6, 3, 3)
+        empty = meta.to_empty(device='cpu')
+        empty.load_state_dict(conv.state_dict())
+        self.check(empty, rtol=1e-4, atol=1e-5)
+
+    def test_ema(self, conv):
+        ema = ExponentialMovingAverage(conv, momentum=0.5)
+        ema.update_parameters(conv)
+        before = conv.weight.detach().clone()
+        randomize(conv)
+        ema.update_parameters(conv)
+        average = (before + conv.weight) / 2
+        torch.testing.assert_close(ema.module.weight, average)
+        self.check(ema.module, rtol=1e-4, atol=1e-5)
+
+
+def test_gradcheck():
+    conv = randomize(PWSConv2d(4, 4, 3, groups=2, gamma=0.1, dtype=torch.float64))
+    x = torch.randn(1, 4, 4, 4, dtype=torch.float64, requires_grad=True)
+    params = dict(conv.named_parameters())
+
+    def forward(x, *values):
+        state = dict(zip(params, values, strict=True))
+        return torch.func.functional_call(conv, state, (x,))
+
+    assert torch.autograd.gradcheck(forward, (x, *params.values()))
+
+
+def test_autocast_bf16():
+    conv = randomize(PWSConv2d(4, 6, 3, gamma=1e-5))
+    x = torch.randn(1, 4, 5, 5)
+    with torch.autocast('cpu', dtype=torch.bfloat16):
+        y = conv(x)
+    assert y.dtype == torch.bfloat16
+    torch.testing.assert_close(y.double(), reference(conv, x), rtol=3e-2, atol=5e-2)
+
+
+def test_standardized_weight_makes_the_equivalent_convolution():
+    for alpha in ('channel', 'layer', 'fixed'):
+        conv = randomize(PWSConv2d(4, 6, 3, alpha=alpha))
+        plain = nn.Conv2d(4, 6, 3)
+        plain.weight.data.copy_(conv.standardized_weight())
+        plain.bias.data.copy_(conv.expanded_bias())
+        x = torch.randn(2, 4, 5, 5)
+        torch.testing.assert_close(plain(x), conv(x))
+
+
+def test_formula_has_one_place():
+    conv = randomize(PWSConv2d(4, 6, 3, gamma=1e-2, scale=False))
+    expected = standardize_weight(conv.weight, conv.alpha, 1e-2, False)
+    assert torch.equal(conv.standardized_weight(), expected)
+
+
+def test_repr_names_what_differs():
+    assert 'gamma=0.001' in repr(PWSConv2d(4, 6, 3, gamma=1e-3))
+    text = repr(PWSConv2d(4, 6, 3, scale=False, alpha='layer', beta=False))
+    assert "scale=False, alpha='layer', beta=False" in text
+    assert 'bias' not in text

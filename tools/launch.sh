@@ -1,0 +1,27 @@
+#!/usr/bin/env bash
+# tools/launch.sh PROCESSES PROGRAM [arguments]: what dist_train.sh and
+# dist_test.sh share. NNODES, NODE_RANK, MASTER_ADDR and PORT are MMDetection's.
+set -euo pipefail
+processes=$1
+python=${PYTHON:-python}
+root=$(cd "$(dirname "$0")/.." && pwd)
+nnodes=${NNODES:-1}
+if [ -z "${PORT:-}" ]; then
+    PORT=29500
+    # several nodes must agree on the port; one can take any that is free
+    if [ "$nnodes" = 1 ]; then
+        PORT=$("$python" -c 'import socket
+s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')
+    fi
+fi
+# A wheel's tools lie inside the installed package, and need no path to it.
+if [ -d "$root/pws_mmdet" ]; then
+    export PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}"
+fi
+exec "$python" -m torch.distributed.run \
+    --nnodes="$nnodes" \
+    --node_rank="${NODE_RANK:-0}" \
+    --master_addr="${MASTER_ADDR:-127.0.0.1}" \
+    --master_port="$PORT" \
+    --nproc_per_node="$processes" \
+    "${@:2}"
