@@ -9,7 +9,7 @@ allow_mmengine_checkpoints()
 # Importing registers the types with MMEngine, and needs the checks before it.
 from .engine import EpochSeedHook, PWSAlphaInitHook, PWSRunner  # noqa: E402
 from .layers import NoNorm, PWSConv2d, standardize_weight  # noqa: E402
-from .models import PWSSSDHead, PWSVGG, PWSResNet  # noqa: E402
+from .models import PWSVGG, PWSResNet, PWSSSDHead  # noqa: E402
 
 __all__ = [
     'EpochSeedHook',

@@ -12,36 +12,44 @@
 #   PWS_TORCH='torch==X.Y'   which torch to take where there is none yet
 #   PWS_TORCH_INDEX=URL      a package index with CPU builds of torch, used where
 #                            no GPU is seen: saves gigabytes of CUDA libraries
-#   MAX_JOBS=N               compilers at a time, for want of memory
+#   MAX_JOBS=N               compilers at a time, where memory is short
 
 set -euo pipefail
 
 mmcv=2.1.0 # mmdet 3.3 wants 2.0.0rc4 <= mmcv < 2.2.0
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 cache=${XDG_CACHE_HOME:-$HOME/.cache}/pws_mmdet
+stamp=$root/.installed
 
 say() { printf 'install: %s\n' "$*"; }
 fail() { say "$@" >&2; exit 1; }
 pip() { "$python" -m pip --disable-pip-version-check "$@"; }
+# mmengine and the build of mmcv import pkg_resources, which later setuptools lack;
+# torch would bring those in.
+get() { pip install -q 'setuptools<81' "$@"; }
 # From /, so that nothing in the current folder passes for an installed module.
 py() { (cd / && exec "$python" -W ignore "$@"); }
 
-# Does everything import, from this checkout, with all that setup.py asks for?
-verify() {
-    py - "$root" "$@" <<'EOF'
-import os, sys
-import mmcv.ops, mmdet, mmengine, pkg_resources, pws_mmdet, torch
+# Whatever pip does touches site-packages: when that and the files that say what
+# to install are older than the last success, nothing is left to do.
+up_to_date() {
+    local site
+    [[ -x $python && -f $stamp ]] || return
+    site=$(py -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
+    [[ $(<"$stamp") == *" in $site" && $stamp -nt $site &&
+        $stamp -nt $root/setup.py && $stamp -nt $root/tools/install.sh ]]
+}
 
-root, unchanged = sys.argv[1], '--unchanged' in sys.argv
+# Does everything import, and pws_mmdet from this checkout?
+verify() {
+    py - "$root/pws_mmdet" <<'EOF'
+import os, sys, sysconfig
+import mmcv.ops, mmdet, mmengine, pws_mmdet, torch
 folder = os.path.dirname(pws_mmdet.__file__)
-if not os.path.samefile(folder, f'{root}/pws_mmdet'):
+if not os.path.samefile(folder, sys.argv[1]):
     sys.exit(f'install: another pws_mmdet comes first: {folder}')
-pkg_resources.require('pws_mmdet[tests]')
-record = pkg_resources.get_distribution('pws_mmdet').egg_info
-if unchanged and os.path.getmtime(record) < os.path.getmtime(f'{root}/setup.py'):
-    sys.exit('install: setup.py is newer than the installation')
-modules = pws_mmdet, torch, mmengine, mmcv, mmdet
-print('install: ready:', *(f'{m.__name__} {m.__version__}' for m in modules))
+print('install: ready:', *(f'{module.__name__} {module.__version__}' for module in
+      (pws_mmdet, torch, mmengine, mmcv, mmdet)), 'in', sysconfig.get_path('purelib'))
 EOF
 }
 
@@ -74,14 +82,13 @@ EOF
 wheel_key() {
     py - "$mmcv" <<'EOF'
 import os, sys, sysconfig
-torch, gpu = '*', '*'
 try:
     from torch import __version__ as torch, cuda
     gpu = '-cuda' if os.environ.get('FORCE_CUDA') == '1' else ''
     if cuda.is_available():
         gpu = '-sm{}{}'.format(*cuda.get_device_capability())
 except ImportError:
-    pass
+    torch, gpu = '*', '*'
 tag = 'cp{}{}'.format(*sys.version_info)
 system = sysconfig.get_platform().replace('-', '_')
 print(f'mmcv{sys.argv[1]}-torch{torch}-{tag}-{system}{gpu}')
@@ -102,15 +109,13 @@ check_system() {
     fi
     missing=$(py - "$needs" <<'EOF'
 import ctypes, importlib.util, os, shutil, sys, sysconfig
-needs = sys.argv[1]
-python = 'python{}.{}'.format(*sys.version_info)
+needs, python = sys.argv[1], 'python{}.{}'.format(*sys.version_info)
 if 'compiler' in needs:
     if sys.version_info >= (3, 13):
-        sys.exit('install: mmcv cannot be built on Python 3.13 or later. Name an older one '
+        sys.exit('install: mmcv does not build on Python 3.13 or later: name an older one '
                  '(PYTHON=python3.12),\ninstall: or install the forks onedl-mmcv and '
-                 'onedl-mmdetection, then run this with PWS_NO_VENV=1.')
-    compilers = os.environ.get('CXX', 'c++ g++ clang++').split()
-    if not any(map(shutil.which, compilers)):
+                 'onedl-mmdetection, and run this with PWS_NO_VENV=1')
+    if not any(map(shutil.which, os.environ.get('CXX', 'c++ g++ clang++').split())):
         print('g++')
     if not os.path.exists(sysconfig.get_path('include') + '/Python.h'):
         print(f'{python}-dev')
@@ -127,11 +132,12 @@ except ImportError:  # it loads two libraries that systems without a desktop lac
             print(package)
 EOF
     )
-    [[ -n $missing ]] || return 0
-    say 'system packages are missing; on Debian and Ubuntu:' >&2
-    [[ $(id -u) == 0 ]] || printf 'sudo '
-    echo "apt-get install -y ${missing//$'\n'/ }"
-    exit 1
+    if [[ -n $missing ]]; then
+        say 'system packages are missing; on Debian and Ubuntu:' >&2
+        [[ $(id -u) == 0 ]] || printf 'sudo '
+        echo "apt-get install -y ${missing//$'\n'/ }"
+        exit 1
+    fi
 }
 
 install_torch() {
@@ -144,46 +150,44 @@ install_torch() {
             # Torch alone: the index need not carry what torch depends on.
             pip install -q --no-deps --index-url "$PWS_TORCH_INDEX" "${wanted[@]}"
         else
-            say 'no GPU seen: PWS_TORCH_INDEX can name an index with smaller, CPU-only builds'
+            say 'no GPU seen: PWS_TORCH_INDEX can name an index of smaller, CPU-only builds'
         fi
     fi
-    pip install -q "${wanted[@]}"
+    get "${wanted[@]}"
 }
 
 install_mmcv() {
-    local others folder wheel
+    local folder others wheel
     mmcv_fits && return
-    # Distributions that share the folder mmcv/ would end up mixed in it.
+    # Two distributions of the same module would end up mixed in one folder.
     others=$(py -c 'from importlib.metadata import packages_distributions as found
 print(*{*found().get("mmcv", [])} - {"mmcv"})')
     [[ -z $others ]] || fail "$others has no operators or does not go with mmdet: uninstall it"
 
     folder=$cache/$(wheel_key)
     mkdir -p "$folder"
-    exec 9>"$folder/lock" # one build at a time; the system drops the lock with the process
-    py -c 'import fcntl; fcntl.flock(9, fcntl.LOCK_EX)'
-    wheel=$(compgen -G "$folder/mmcv-*.whl") || build_mmcv "$folder"
+    exec 9>"$folder/lock" # one build at a time; the lock ends with its process
+    flock -n 9 || { say 'waiting for another run that compiles mmcv'; flock 9; }
+    compgen -G "$folder/mmcv-*.whl" >/dev/null || build_mmcv "$folder"
     exec 9>&-
 
     say "installing mmcv from $folder"
     wheel=$(compgen -G "$folder/mmcv-*.whl")
-    pip install -q --no-deps --force-reinstall "$wheel" # even over one built for another torch
-    pip install -q "$wheel"
-    py -c 'import mmcv.ops' || fail "this wheel does not work here; remove $folder to build anew"
+    pip install -q --no-deps --force-reinstall "$wheel" # even over one for another torch
+    get "$wheel"
+    py -c 'import mmcv.ops' || fail "this wheel does not work; remove $folder to build anew"
 }
 
 # Build the wheel of mmcv in FOLDER/source and move it, complete, to FOLDER.
 build_mmcv() {
-    local folder=$1 log=$1/build.log count shown=0
+    local folder=$1 log=$1/build.log
     check_system
-    py - <<'EOF'
-import sys, torch
-from torch.utils.cpp_extension import CUDA_HOME
-if torch.cuda.is_available() and not CUDA_HOME:
-    sys.exit(f'install: a GPU is there, but no nvcc to compile for it. Install CUDA '
-             f'{torch.version.cuda},\ninstall: or hide the GPU with CUDA_VISIBLE_DEVICES= '
-             'and have mmcv for the CPU only.')
-EOF
+    py -c 'import sys, torch, torch.utils.cpp_extension as extension
+sys.exit(torch.cuda.is_available() and not extension.CUDA_HOME)' ||
+        fail 'a GPU is there, but no nvcc to compile for it: install the CUDA toolkit,' \
+            'or hide the GPU (CUDA_VISIBLE_DEVICES=) and have mmcv for the CPU only'
+    say "compiling mmcv $mmcv: 7 to 14 minutes on two cores, once per machine and torch"
+    say "log: $log"
     if [[ ! -d $folder/source ]]; then
         rm -rf "$folder/unpacked"
         pip download -q --no-deps --no-build-isolation --no-binary mmcv \
@@ -192,31 +196,17 @@ EOF
         mv "$folder/unpacked/mmcv-$mmcv" "$folder/source"
     fi
 
-    say "compiling mmcv $mmcv: 7 to 14 minutes on two cores, once per machine and torch"
-    say "log: $log"
     export MMCV_WITH_OPS=1 MAX_JOBS=${MAX_JOBS:-$(nproc)}
     export CFLAGS=${CFLAGS:--g0 -O2 -w} # no debug symbols: half the time
     [[ -n ${CXX:-} ]] || type -P c++ >/dev/null || export CXX=clang++
-    set -m # a process group of its own, so that the compilers can be stopped with it
+    set -m # a process group of its own, so that the compilers end with this script
     pip wheel -v --no-deps --no-build-isolation --use-pep517 \
         -w "$folder/out" "$folder/source" >"$log" 2>&1 &
     job=$!
     set +m
     trap 'kill -- -"$job" 2>/dev/null' EXIT
     trap 'exit 130' HUP INT TERM
-
-    while kill -0 "$job" 2>/dev/null; do
-        sleep 2
-        count=$(grep -oE '^ *\[[0-9]+/[0-9]+\]' "$log" | tail -n 1 | tr -d ' []') || continue
-        if [[ -t 1 ]]; then
-            printf '\rinstall: compiled %s ' "$count"
-        elif ((${count%/*} >= shown + 10)); then
-            shown=${count%/*}
-            say "compiled $count"
-        fi
-    done
-    [[ ! -t 1 ]] || echo
-
+    show_progress "$log"
     if ! wait "$job"; then
         { grep -m 5 -A 3 -E ': (fatal )?error: ' "$log" || tail -n 20 "$log"; } |
             cut -c 1-300 >&2
@@ -228,6 +218,22 @@ EOF
     rm -rf "$folder"/{out,source,unpacked}
 }
 
+# Follow ninja's count in LOG: on one line of a terminal, else every tenth.
+show_progress() {
+    local count shown=0
+    while kill -0 "$job" 2>/dev/null; do
+        sleep 2
+        count=$(grep -oE '^ *\[[0-9]+/[0-9]+\]' "$1" | tail -n 1 | tr -d ' []') || continue
+        if [[ -t 1 ]]; then
+            printf '\rinstall: compiled %s ' "$count"
+        elif ((${count%/*} >= shown + 10)); then
+            shown=${count%/*}
+            say "compiled $count"
+        fi
+    done
+    [[ ! -t 1 ]] || echo
+}
+
 if [[ ${PWS_NO_VENV:-} == 1 ]]; then
     base=$(type -P python) || fail 'PWS_NO_VENV=1, but there is no python'
     python=$base
@@ -235,23 +241,24 @@ else
     base=$(type -P "${PYTHON:-python3}") || fail "there is no ${PYTHON:-python3}"
     python=$root/.venv/bin/python
 fi
-export PATH=${python%/*}:$PATH # for ninja
+export PATH=${python%/*}:$PATH # torch calls ninja
 
 if [[ ${1:-} == --check ]]; then
     check_system
     exit
+elif up_to_date; then
+    cat "$stamp"
+    exit
 fi
-[[ ! -x $python ]] || ! verify --unchanged 2>/dev/null || exit 0
 check_system
 if ! py -c 'import pip' 2>/dev/null; then
     say "making $root/.venv"
     "$base" -m venv "$root/.venv"
 fi
-# mmengine needs the pkg_resources of older setuptools, to build and to run.
-pip install -q 'setuptools<81' wheel ninja psutil
+get wheel ninja psutil
 install_torch
-has mmengine 0.10.7 || pip install -q 'mmengine>=0.10.7,<1.0'
+has mmengine 0.10.7 || get 'mmengine>=0.10.7,<1.0'
 install_mmcv
-has mmdet 3.3 || pip install -q 'mmdet==3.3.0'
-pip install -q --no-build-isolation -e "${root}[tests]"
-verify
+has mmdet 3.3 || get 'mmdet==3.3.0'
+get --no-build-isolation -e "${root}[tests]"
+verify | tee "$stamp"

@@ -22,9 +22,7 @@ model = dict(
         norm_eval=False,
     ),
     neck=dict(in_channels=[32, 64, 128, 256], out_channels=64, conv_cfg=head_conv_cfg),
-    rpn_head=dict(
-        in_channels=64, feat_channels=64, anchor_generator=dict(scales=[4])
-    ),
+    rpn_head=dict(in_channels=64, feat_channels=64, anchor_generator=dict(scales=[4])),
     roi_head=dict(
         bbox_roi_extractor=dict(out_channels=64),
         bbox_head=dict(in_channels=64, fc_out_channels=256, num_classes=10),

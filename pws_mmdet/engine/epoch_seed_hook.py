@@ -21,7 +21,7 @@ class EpochSeedHook(DistSamplerSeedHook):
 
     def before_train_epoch(self, runner: Runner) -> None:
         super().before_train_epoch(runner)
-        seed = runner.cfg.get('randomness', {}).get('seed')
+        seed = runner._randomness_cfg.get('seed')
         if seed is None:
             return
         entropy = np.random.SeedSequence((seed, runner.epoch, get_rank()))

@@ -1,4 +1,4 @@
-from .backbones import PWSResNet, PWSVGG
+from .backbones import PWSVGG, PWSResNet
 from .dense_heads import PWSSSDHead
 
 __all__ = ['PWSResNet', 'PWSSSDHead', 'PWSVGG']

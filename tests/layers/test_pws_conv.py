@@ -207,14 +207,10 @@ def test_pretrained_still_loads(tmp_path):
 
 
 @pytest.mark.parametrize('name', ['PWS', 'PWSConv', 'PWSConv2d'])
-@pytest.mark.parametrize('scope', [None, 'mmengine', 'mmdet'])
+@pytest.mark.parametrize('scope', ['mmengine', 'mmdet'])
 def test_registered_in_every_scope(name, scope):
-    if scope:
-        init_default_scope(scope)
-    try:
-        conv = build_conv_layer(dict(type=name, gamma=1e-3), 4, 6, 3, bias=False)
-    finally:
-        init_default_scope('mmengine')
+    init_default_scope(scope)
+    conv = build_conv_layer(dict(type=name, gamma=1e-3), 4, 6, 3, bias=False)
     assert type(conv) is PWSConv2d
     assert conv.gamma == 1e-3
 

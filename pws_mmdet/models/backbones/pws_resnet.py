@@ -103,7 +103,7 @@ class PWSResNet(ResNet):
             )
         norm_cfg = norm_cfg or NO_NORM
         no_norm = norm_cfg['type'] == NO_NORM['type']
-        self.stem_norm_cfg = (stem_norm_cfg or NO_NORM) if no_norm else norm_cfg
+        self.stem_norm_cfg = stem_norm_cfg if stem_norm_cfg and no_norm else norm_cfg
         self.pre_activation = pre_activation
         self.groups = groups
         self.base_width = base_width

@@ -1,0 +1,33 @@
+# PWS_NO_VENV=1 uses the active environment instead of .venv.
+ifeq ($(PWS_NO_VENV),1)
+PY := python
+else
+PY := .venv/bin/python
+export PATH := $(CURDIR)/.venv/bin:$(PATH)
+endif
+
+.PHONY: help install demo test test-quick lint clean
+
+help: ## this list
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 14
+
+install: ## everything that is needed, into .venv
+	@tools/install.sh
+
+demo: install ## train and test a small norm-free detector
+	tools/demo.sh
+
+test: install ## all tests: the quick ones first, then the programs from end to end
+	$(PY) -m pytest tests -m "not slow"
+	$(PY) -m pytest tests -m slow
+
+test-quick: install ## the quick tests only
+	$(PY) -m pytest tests -m "not slow"
+
+lint: install ## style of the code
+	ruff check .
+
+clean: ## remove what builds and the demo leave behind
+	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf work_dirs/demo
+	find configs pws_mmdet tests tools -name __pycache__ -prune -exec rm -rf {} +

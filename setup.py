@@ -1,0 +1,73 @@
+"""Packaging of pws_mmdet; `tools/install.sh` installs all that goes with it."""
+
+import shutil
+from pathlib import Path
+
+from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
+
+ROOT = Path(__file__).parent
+
+
+class BuildWithMim(build_py):
+    """Put configs and tools where MIM looks for them: in the built package only.
+
+    The source tree gets no copies or links.
+    """
+
+    def run(self):
+        super().run()
+        if self.editable_mode:
+            return
+        target = Path(self.build_lib, 'pws_mmdet', '.mim')
+        shutil.rmtree(target, ignore_errors=True)
+        ignore = shutil.ignore_patterns('__pycache__', '*.py[cod]')
+        for folder in ('configs', 'tools'):
+            shutil.copytree(ROOT / folder, target / folder, ignore=ignore)
+        shutil.copy(ROOT / 'model-index.yml', target)
+
+
+def read(path):
+    return (ROOT / path).read_text(encoding='utf-8')
+
+
+def version():
+    scope = {}
+    exec(read('pws_mmdet/version.py'), scope)
+    return scope['__version__']
+
+
+demo = ['scikit-learn', 'tqdm']
+
+setup(
+    name='pws_mmdet',
+    version=version(),
+    description='Norm-free detectors for MMDetection: '
+    'Parametric Weights Standardization',
+    long_description=read('README.md') if (ROOT / 'README.md').exists() else '',
+    long_description_content_type='text/markdown',
+    license='Apache-2.0',
+    classifiers=[
+        'Development Status :: 4 - Beta',
+        'Intended Audience :: Science/Research',
+        'Programming Language :: Python :: 3',
+        'Topic :: Scientific/Engineering :: Artificial Intelligence',
+    ],
+    packages=find_packages(include=['pws_mmdet', 'pws_mmdet.*']),
+    cmdclass={'build_py': BuildWithMim},
+    python_requires='>=3.10',
+    # mmcv, mmdet and mmengine are left out: maintained forks (onedl-mmcv, ...)
+    # bring the same modules under other names, and mmcv has to be compiled for the
+    # torch at hand. `import pws_mmdet` checks the modules and says what to install.
+    install_requires=[
+        'numpy',
+        'pycocotools',
+        'setuptools<81',  # mmengine imports its pkg_resources at run time
+        'torch>=2.0',
+    ],
+    extras_require={
+        'demo': demo,
+        'mim': ['mmcv>=2.0.0rc4,<2.2.0', 'mmdet>=3.3.0,<3.4', 'mmengine>=0.10.7,<1.0'],
+        'tests': [*demo, 'hypothesis', 'pytest', 'ruff'],
+    },
+)

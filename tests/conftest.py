@@ -1,0 +1,120 @@
+import importlib.util
+import logging
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from mmengine.logging import MMLogger
+from mmengine.registry import init_default_scope
+from mmengine.runner import Runner
+
+ROOT = Path(__file__).parents[1]
+
+torch.set_num_threads(min(torch.get_num_threads(), 4))
+
+
+@pytest.fixture(autouse=True)
+def defaults():
+    torch.manual_seed(0)
+    init_default_scope('mmdet')
+
+
+@pytest.fixture(scope='session')
+def root():
+    return ROOT
+
+
+@pytest.fixture(scope='session')
+def load_program():
+    """Import a program of tools/, which is not a package."""
+
+    def load(path):
+        spec = importlib.util.spec_from_file_location(Path(path).stem, ROOT / path)
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module
+
+    return load
+
+
+@pytest.fixture(scope='session')
+def digits(tmp_path_factory, load_program):
+    """A few pictures of digits in COCO's layout; the path of their folder."""
+    folder = tmp_path_factory.mktemp('data') / 'digits'
+    program = load_program('tools/dataset_converters/digits_to_coco.py')
+    program.convert(folder, num_train=12, num_val=6)
+    return folder
+
+
+@pytest.fixture
+def messages(monkeypatch):
+    """The warnings that are logged through MMEngine, as a list of texts."""
+    texts = []
+
+    def handle(self, record):
+        if record.levelno >= logging.WARNING:
+            texts.append(record.getMessage())
+
+    monkeypatch.setattr(MMLogger, 'handle', handle)
+    return texts
+
+
+@pytest.fixture
+def run(root, tmp_path):
+    """Run a program in an empty folder; the finished process, output as text."""
+
+    def run_program(*command, check=True, timeout=900, **env):
+        path = os.pathsep.join([str(root), os.environ.get('PYTHONPATH', '')])
+        bin_dir = str(Path(sys.executable).parent)
+        process = subprocess.run(
+            [str(part) for part in command],
+            cwd=tmp_path,
+            env={
+                **os.environ,
+                'PYTHONPATH': path.rstrip(os.pathsep),
+                'PATH': os.pathsep.join([bin_dir, os.environ['PATH']]),
+                **env,
+            },
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=timeout,
+        )
+        if check:
+            assert process.returncode == 0, process.stdout[-6000:]
+        return process
+
+    return run_program
+
+
+@pytest.fixture
+def make_runner(tmp_path):
+    """Build an MMEngine runner of a model and a data set, on one process."""
+
+    def make(model, dataset, runner_type=Runner, batch_size=4, epochs=1, **kwargs):
+        loader = dict(
+            batch_size=batch_size,
+            num_workers=0,
+            sampler=dict(type='DefaultSampler', shuffle=True),
+            collate_fn=dict(type='default_collate'),
+            dataset=dataset,
+        )
+        loader.update(kwargs.pop('loader', {}))
+        cfg = dict(
+            model=model,
+            work_dir=str(tmp_path / 'work_dir'),
+            train_dataloader=loader,
+            train_cfg=dict(by_epoch=True, max_epochs=epochs),
+            optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.01, momentum=0.9)),
+            experiment_name=f'test_{make.count}',
+            default_scope='mmdet',
+            log_level='WARNING',
+        )
+        make.count += 1
+        return runner_type(**{**cfg, **kwargs})
+
+    make.count = 0
+    return make

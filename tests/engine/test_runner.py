@@ -1,0 +1,126 @@
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.model import BaseModel, BaseModule
+from torch import nn
+from torch.utils.data import Dataset
+
+from pws_mmdet import PWSRunner
+
+
+class Backbone(BaseModule):
+    def __init__(self, init_cfg=None):
+        super().__init__(init_cfg)
+        self.fc = nn.Linear(2, 2)
+
+
+class Net(BaseModel):
+    def __init__(self, path=None):
+        super().__init__()
+        init_cfg = path and dict(type='Pretrained', checkpoint=path)
+        self.backbone = Backbone(init_cfg)
+
+    def forward(self, x, mode='tensor'):
+        return dict(loss=self.backbone.fc(x).sum())
+
+
+class Data(Dataset):
+    opened = 0
+    metainfo = dict(classes=('cat', 'dog'))
+    ann_file = 'train.json'
+
+    def __init__(self, length=4):
+        self.length = length
+        Data.opened += 1
+
+    def __len__(self):
+        return self.length
+
+    def __getitem__(self, i):
+        return dict(x=torch.ones(2))
+
+
+@pytest.fixture
+def runner(make_runner):
+    def make(model, **kwargs):
+        make.count += 1
+        loader = dict(dataset=dict(type=Data))
+        return make_runner(model, None, PWSRunner, **{'loader': loader, **kwargs})
+
+    make.count = 0
+    return make
+
+
+def test_missing_weights_stop_training_before_data_is_read(runner):
+    opened = Data.opened
+    cfg = Config(dict(), filename='configs/mask_rcnn_r50_fpn_pws_1x.py')
+    trainer = runner(Net('checkpoints/none.pth'), cfg=cfg)
+    with pytest.raises(FileNotFoundError) as error:
+        trainer.train()
+    assert Data.opened == opened
+    message = str(error.value)
+    assert 'checkpoints/none.pth of model.backbone do not exist' in message
+    for way in (
+        'model.backbone.init_cfg.checkpoint=FILE',
+        'model.backbone.init_cfg=None model.backbone.frozen_stages=-1',
+        'tools/dist_train.sh configs/imagenet/resnet50_pws_in1k.py 8',
+        'tools/dist_train.sh configs/mask_rcnn_r50_fpn_pws_1x.py 8',
+    ):
+        assert way in message
+
+
+def test_weights_that_exist_are_loaded(runner, tmp_path):
+    path = str(tmp_path / 'backbone.pth')
+    torch.save({k: 0 * v for k, v in Backbone().state_dict().items()}, path)
+    model = Net(path)
+    trainer = runner(model, optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.0)))
+    trainer.train()
+    assert trainer.iter == 1
+    assert all(p.abs().max() == 0 for p in model.parameters())
+
+
+@pytest.mark.parametrize('load_from', [True, False], ids=['named', 'the latest'])
+def test_resuming_does_without_the_weights(runner, tmp_path, load_from):
+    runner(Net()).train()
+    path = str(tmp_path / 'work_dir' / 'epoch_1.pth') if load_from else None
+    resumed = runner(Net('none.pth'), resume=True, load_from=path, epochs=2)
+    resumed.train()
+    assert resumed.iter == 2
+
+
+def test_resuming_from_nothing_needs_the_weights(runner):
+    with pytest.raises(FileNotFoundError, match=r'none\.pth of model\.backbone'):
+        runner(Net('none.pth'), resume=True).train()
+
+
+def test_weights_named_by_url_are_left_to_the_loader(runner):
+    with pytest.raises(ConnectionError, match='could not be downloaded'):
+        runner(Net('http://127.0.0.1:9/none.pth')).train()
+
+
+def test_an_empty_training_set_is_an_error(runner):
+    loader = dict(
+        dataset=dict(type=Data, length=0), sampler=dict(type='DefaultSampler')
+    )
+    with pytest.raises(ValueError, match=r"empty.*train\.json.*\('cat', 'dog'\)"):
+        runner(Net(), loader=loader).train()
+
+
+def test_config_text_in_a_checkpoint_is_not_executed(runner, tmp_path):
+    runner(Net()).train()
+    path = tmp_path / 'work_dir' / 'epoch_1.pth'
+    checkpoint = torch.load(path, weights_only=False)
+    witness = tmp_path / 'executed'
+    checkpoint['meta']['config'] = f'open({str(witness)!r}, "w").close()'
+    torch.save(checkpoint, path)
+    resumed = runner(Net(), resume=True, epochs=2)
+    resumed.train()
+    assert resumed.iter == 2
+    assert not witness.exists()
+
+
+def test_other_launchers_need_a_gpu(runner, monkeypatch):
+    if torch.cuda.is_available():
+        pytest.skip('there is a GPU')
+    with pytest.raises(RuntimeError, match="'slurm' needs GPUs.*dist_train.sh"):
+        runner(Net(), launcher='slurm')

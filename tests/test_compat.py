@@ -1,0 +1,155 @@
+import http.server
+import pickle
+import sys
+import threading
+import types
+
+import numpy as np
+import pytest
+import torch
+from mmengine.logging import HistoryBuffer
+from mmengine.runner import CheckpointLoader
+
+from pws_mmdet import compat
+
+
+class Hostile:
+    """Unpickling it creates a file."""
+
+    def __init__(self, path):
+        self.path = str(path)
+
+    def __reduce__(self):
+        return open, (self.path, 'w')
+
+
+class TestVersions:
+    def test_installed_versions_are_right(self):
+        compat.check_versions()
+
+    @pytest.mark.parametrize('name', ['mmengine', 'mmcv', 'mmdet'])
+    def test_missing(self, monkeypatch, name):
+        monkeypatch.setitem(sys.modules, name, None)
+        with pytest.raises(ImportError, match=rf'needs {name}>=.*mim install mmcv'):
+            compat.check_versions()
+
+    @pytest.mark.parametrize('name', ['mmengine', 'mmcv', 'mmdet'])
+    def test_too_old(self, monkeypatch, name):
+        module = types.SimpleNamespace(__version__='0.1.0')
+        monkeypatch.setitem(sys.modules, name, module)
+        with pytest.raises(ImportError, match=rf'{name}>=.*0\.1\.0 is installed'):
+            compat.check_versions()
+
+    def test_forks_with_later_versions_are_welcome(self, monkeypatch):
+        monkeypatch.setattr('mmcv.__version__', '2.3.6')
+        monkeypatch.setattr('mmdet.__version__', '3.5.1')
+        monkeypatch.setattr('mmengine.__version__', '0.10.12')
+        compat.check_versions()
+
+    def test_mmcv_without_operators(self, monkeypatch):
+        monkeypatch.setitem(sys.modules, 'mmcv.ops', None)
+        with pytest.raises(
+            ImportError, match='lacks the compiled operators.*mmcv-lite'
+        ):
+            compat.check_versions()
+
+
+def test_mmengines_own_records_load(tmp_path):
+    buffer = HistoryBuffer([1.0, 2.0], [1, 1])
+    values = dict(
+        buffer=buffer,
+        statistics=dict(HistoryBuffer._statistics_methods),
+        scalars=[
+            np.float64(0.5),
+            np.int64(3),
+            np.uint32(7),
+            np.float32(1),
+            np.bool_(1),
+        ],
+        array=np.arange(3.0),
+        step=slice(0, 3),
+    )
+    path = str(tmp_path / 'checkpoint.pth')
+    torch.save(values, path)
+    loaded = CheckpointLoader.load_checkpoint(path)
+    assert loaded['buffer'].mean() == 1.5
+    assert loaded['statistics'] == values['statistics']
+    assert loaded['scalars'] == values['scalars']
+    assert np.array_equal(loaded['array'], values['array'])
+    assert loaded['step'] == values['step']
+
+
+def test_hostile_pickles_are_refused_by_name(tmp_path):
+    path, witness = tmp_path / 'hostile.pth', tmp_path / 'executed'
+    torch.save(dict(state_dict={}, meta=Hostile(witness)), path)
+    with pytest.raises(RuntimeError) as error:
+        CheckpointLoader.load_checkpoint(str(path))
+    assert 'hostile.pth was not loaded: it holds' in str(error.value)
+    assert 'open' in str(error.value)
+    assert not witness.exists()
+
+
+@pytest.mark.parametrize(
+    'owner, name',
+    [(HistoryBuffer, '__init__'), (HistoryBuffer, '__subclasses__'), (dict, 'mean')],
+)
+def test_getattr_reaches_the_statistics_only(tmp_path, owner, name):
+    class Getattr:
+        def __reduce__(self):
+            return getattr, (owner, name)
+
+    path = str(tmp_path / 'getattr.pth')
+    torch.save(Getattr(), path)
+    with pytest.raises(RuntimeError, match=f'getattr.*{name}.*is not allowed'):
+        CheckpointLoader.load_checkpoint(path)
+
+
+def test_truncated(tmp_path):
+    path = tmp_path / 'truncated.pth'
+    torch.save(dict(state_dict=dict(w=torch.randn(1000))), path)
+    path.write_bytes(path.read_bytes()[:-500])
+    with pytest.raises(RuntimeError, match=r'truncated\.pth is not a readable'):
+        CheckpointLoader.load_checkpoint(str(path))
+    path.write_bytes(b'')
+    with pytest.raises(RuntimeError, match=r'truncated\.pth is not a readable'):
+        CheckpointLoader.load_checkpoint(str(path))
+
+
+def test_missing():
+    with pytest.raises(FileNotFoundError, match=r'no checkpoint .*none\.pth'):
+        CheckpointLoader.load_checkpoint('none.pth')
+
+
+def test_weights_without_a_zip_file(tmp_path):
+    path = str(tmp_path / 'old.pth')
+    torch.save(dict(w=torch.ones(2)), path, _use_new_zipfile_serialization=False)
+    assert CheckpointLoader.load_checkpoint(path)['w'].sum() == 2
+
+
+@pytest.fixture
+def server(tmp_path):
+    class Handler(http.server.SimpleHTTPRequestHandler):
+        def __init__(self, *args):
+            super().__init__(*args, directory=str(tmp_path))
+
+        def log_message(self, *args):
+            pass
+
+    with http.server.HTTPServer(('127.0.0.1', 0), Handler) as httpd:
+        threading.Thread(target=httpd.serve_forever, daemon=True).start()
+        yield f'http://127.0.0.1:{httpd.server_port}'
+        httpd.shutdown()
+
+
+def test_downloads(tmp_path, server, monkeypatch):
+    monkeypatch.setenv('TORCH_HOME', str(tmp_path / 'cache'))
+    witness = tmp_path / 'executed'
+    torch.save(dict(w=torch.ones(2)), tmp_path / 'good.pth')
+    torch.save(Hostile(witness), tmp_path / 'hostile.pth')
+    load = CheckpointLoader.load_checkpoint
+    assert load(f'{server}/good.pth', 'cpu')['w'].sum() == 2
+    with pytest.raises(pickle.UnpicklingError, match='open'):
+        load(f'{server}/hostile.pth', 'cpu')
+    assert not witness.exists()
+    with pytest.raises(ConnectionError, match=r'none\.pth could not be downloaded'):
+        load(f'{server}/none.pth', 'cpu')

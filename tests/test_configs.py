@@ -1,0 +1,227 @@
+"""Every config builds, holds what it says, and trains a step."""
+
+import copy
+
+import pytest
+import torch
+from conftest import ROOT
+from mmdet.registry import MODELS, TASK_UTILS
+from mmdet.testing import demo_mm_inputs
+from mmengine.config import Config
+from mmengine.optim import build_optim_wrapper
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+import pws_mmdet
+from pws_mmdet import PWSConv2d
+
+CONFIGS = sorted(
+    str(path.relative_to(ROOT))
+    for path in (ROOT / 'configs').rglob('*.py')
+    if path.parent.name not in ('_base_', 'imagenet')
+)
+NORMALIZING = (_BatchNorm, nn.GroupNorm, nn.LayerNorm, nn.InstanceNorm2d)
+HEADLINES = """
+mask_rcnn_r50_fpn_pws_1x mask_rcnn_r50_fpn_bn_1x mask_rcnn_r50_fpn_gn_1x
+mask_rcnn_r50_fpn_4conv_pws_1x mask_rcnn_r50_fpn_4conv_gn_1x
+ssd320_vgg16_pws_1x ssd320_vgg16_bn_1x ssd320_vgg16_pws_2x ssd320_vgg16_bn_2x
+""".split()
+
+
+def load(name):
+    return Config.fromfile(ROOT / name)
+
+
+def build(cfg):
+    cfg = copy.deepcopy(cfg.model)
+    cfg.backbone.init_cfg = None  # no weights at hand, and none needed
+    return MODELS.build(cfg)
+
+
+def model_of(name):
+    return build(load(f'configs/{name}.py'))
+
+
+def names_of(model, *classes):
+    return [name for name, m in model.named_modules() if isinstance(m, classes)]
+
+
+def test_all_headlines_are_there():
+    assert {f'configs/{name}.py' for name in HEADLINES} <= set(CONFIGS)
+
+
+@pytest.mark.parametrize('name', CONFIGS)
+def test_builds_and_trains_a_step(name):
+    cfg = load(name)
+    assert cfg.custom_imports.imports == ['pws_mmdet']
+    assert cfg.auto_scale_lr.base_batch_size > 0 and not cfg.auto_scale_lr.enable
+    model = build(cfg)
+    model.init_weights()
+    model.train()
+    num_classes = 10 if 'digits' in name else 80
+    inputs = demo_mm_inputs(
+        2,
+        [[3, 96, 96]] * 2,
+        num_items=[2, 0],  # one picture without ground truth
+        num_classes=num_classes,
+        with_mask='mask' in name,
+    )
+    wrapper = build_optim_wrapper(model, cfg.optim_wrapper)
+    before = {n: p.detach().clone() for n, p in model.named_parameters()}
+    losses = model.train_step(inputs, wrapper)
+    assert all(torch.isfinite(v).all() for v in losses.values()), losses
+    trained = [n for n, p in model.named_parameters() if p.requires_grad]
+    unchanged = [n for n, p in model.named_parameters() if torch.equal(p, before[n])]
+    # zero-initialized residual norms have a zero gradient at their weight's side
+    frozen = [n for n in before if n not in trained]
+    stuck = {n for n in unchanged if n not in frozen and n.endswith('alpha')}
+    assert not stuck
+    assert set(frozen) <= set(unchanged)
+
+
+@pytest.mark.parametrize('name', [n for n in CONFIGS if 'pws' in n])
+def test_norm_free(name):
+    model = build(load(name))
+    norms = names_of(model, *NORMALIZING)
+    assert norms == (['backbone.gn1'] if 'mask_rcnn_r50' in name else [])
+    if norms:
+        assert model.backbone.gn1.num_groups == 1
+
+
+@pytest.mark.parametrize('name', [n for n in CONFIGS if 'pws' in n])
+def test_alpha_is_not_decayed(name):
+    cfg = load(name)
+    model = build(cfg)
+    wrapper = build_optim_wrapper(model, cfg.optim_wrapper)
+    weight_decay = cfg.optim_wrapper.optimizer.weight_decay
+    decay = {
+        id(p): group['weight_decay']
+        for group in wrapper.param_groups
+        for p in group['params']
+    }
+    alphas = 0
+    for parameter_name, p in model.named_parameters():
+        if not p.requires_grad:
+            continue
+        is_alpha = parameter_name.endswith('.alpha')
+        alphas += is_alpha
+        assert decay[id(p)] == (0 if is_alpha else weight_decay), parameter_name
+    frozen = [c for c in model.modules() if isinstance(c, PWSConv2d)]
+    assert alphas == sum(c.alpha.requires_grad for c in frozen) > 0
+
+
+def test_where_pws_is_in_mask_rcnn():
+    """Backbone, FPN, box-head and mask-head convs; not RPN, deconv, logits, fc."""
+    for name, box_convs in (('pws_1x', 0), ('4conv_pws_1x', 4)):
+        model = model_of(f'mask_rcnn_r50_fpn_{name}')
+        pws = names_of(model, PWSConv2d)
+        plain = [n for n in names_of(model, nn.Conv2d) if n not in pws]
+        count = {
+            part: sum(n.startswith(part) for n in pws)
+            for part in ('backbone', 'neck', 'roi_head.bbox_head', 'roi_head.mask_head')
+        }
+        assert list(count.values()) == [53, 8, box_convs, 4]
+        assert all(
+            n.startswith(('rpn_head', 'roi_head.mask_head.conv_log')) for n in plain
+        )
+        gammas = {c.gamma for c in model.backbone.modules() if isinstance(c, PWSConv2d)}
+        assert gammas == {1e-4}
+        conv = model.neck.fpn_convs[0].conv
+        assert conv.gamma == pytest.approx(0.1 * 2 / (9 * 256))
+        assert not any(p.requires_grad for p in model.backbone.layer1.parameters())
+        assert all(p.requires_grad for p in model.backbone.layer2.parameters())
+
+
+def test_ssd_is_pws_everywhere_with_the_papers_anchors():
+    cfg = load('configs/ssd320_vgg16_pws_1x.py')
+    model = build(cfg)
+    assert names_of(model, nn.Conv2d) == names_of(model, PWSConv2d)
+    assert {c.gamma for c in model.modules() if isinstance(c, PWSConv2d)} == {1e-3}
+    model.eval()
+    with torch.no_grad():
+        maps = model.extract_feat(torch.randn(1, 3, 320, 320))
+    assert [m.shape[-1] for m in maps] == [40, 20, 10, 5, 3]
+    generator = TASK_UTILS.build(cfg.model.bbox_head.anchor_generator)
+    assert generator.num_base_priors == [9] * 5
+    # 4 * stride * 2^(0, 1/3, 2/3) for the ratio 1
+    square = generator.base_anchors[0][3:6]
+    sides = square[:, 2] - square[:, 0]
+    expected = torch.tensor([32.0, 32 * 2 ** (1 / 3), 32 * 2 ** (2 / 3)])
+    torch.testing.assert_close(sides, expected)
+    assert 'custom_hooks' not in cfg or not any(
+        hook.type == 'PWSAlphaInitHook' for hook in cfg.custom_hooks
+    )
+
+
+def schedule(cfg):
+    steps = [s for s in cfg.param_scheduler if s.type == 'MultiStepLR']
+    return cfg.train_cfg.max_epochs, steps[0].milestones, steps[0].gamma
+
+
+@pytest.mark.parametrize('name', HEADLINES)
+def test_settings_of_the_paper(name):
+    cfg = load(f'configs/{name}.py')
+    optimizer = cfg.optim_wrapper.optimizer
+    assert (optimizer.type, optimizer.momentum) == ('SGD', 0.9)
+    assert cfg.auto_scale_lr.base_batch_size == 16
+    assert cfg.train_dataloader.dataset.type == 'CocoDataset', 'no repeated data set'
+    if name.startswith('ssd'):
+        assert (optimizer.lr, optimizer.weight_decay) == (1e-2, 5e-4)
+        assert cfg.train_dataloader.batch_size == 16
+        assert len(cfg.param_scheduler) == 1, 'no warm-up'
+        expected = (80, [30, 50, 70]) if '1x' in name else (150, [60, 100, 140])
+    else:
+        assert (optimizer.lr, optimizer.weight_decay) == (0.02, 1e-4)
+        assert cfg.train_dataloader.batch_size == 2
+        warm_up = cfg.param_scheduler[0]
+        assert (warm_up.type, warm_up.start_factor, warm_up.end) == (
+            'LinearLR',
+            0.001,
+            500,
+        )
+        expected = (12, [8, 11])
+    assert schedule(cfg) == (*expected, 0.1)
+    hooks = [hook.type for hook in cfg.get('custom_hooks', [])]
+    assert ('PWSAlphaInitHook' in hooks) == ('mask_rcnn' in name and 'pws' in name)
+
+
+def test_controls_differ_in_the_norm_alone():
+    def parameters(name, *without):
+        return {
+            n: tuple(p.shape)
+            for n, p in model_of(name).named_parameters()
+            if not n.endswith(('bias', 'alpha')) and not any(w in n for w in without)
+        }
+
+    assert parameters('ssd320_vgg16_pws_1x') == parameters('ssd320_vgg16_bn_1x', 'bn')
+    pws = parameters('mask_rcnn_r50_fpn_pws_1x', 'gn1')
+    bn = parameters('mask_rcnn_r50_fpn_bn_1x', 'bn', 'downsample.1')
+    assert pws == bn
+
+
+def test_only_custom_imports_are_needed(tmp_path):
+    """What the README tells a user to write."""
+    path = tmp_path / 'retinanet.py'
+    path.write_text(
+        "_base_ = 'mmdet::retinanet/retinanet_r50_fpn_1x_coco.py'\n"
+        "custom_imports = dict(imports=['pws_mmdet'])\n"
+        "conv_cfg = dict(type='PWS', gamma=1e-3)\n"
+        'model = dict(neck=dict(conv_cfg=conv_cfg),\n'
+        '             bbox_head=dict(conv_cfg=conv_cfg))\n'
+    )
+    model = build(Config.fromfile(path))
+    assert len(names_of(model.neck, PWSConv2d)) == 8
+    assert len(names_of(model.bbox_head, PWSConv2d)) == 8
+    assert pws_mmdet.__version__
+
+
+def test_metafile_names_every_config():
+    import yaml
+
+    metafile = yaml.safe_load((ROOT / 'configs/metafile.yml').read_text())
+    named = {model['Config'] for model in metafile['Models']}
+    assert named == {f'configs/{name}.py' for name in HEADLINES}
+    for model in metafile['Models']:
+        assert model['In Collection'] in {c['Name'] for c in metafile['Collections']}
+    index = yaml.safe_load((ROOT / 'model-index.yml').read_text())
+    assert all((ROOT / path).is_file() for path in index['Import'])

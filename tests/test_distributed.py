@@ -1,0 +1,136 @@
+"""Two processes compute what one computes on the same pictures."""
+
+import copy
+import socket
+
+import pytest
+import torch
+import torch.distributed as dist
+from conftest import ROOT
+from mmdet.models.task_modules.samplers import RandomSampler
+from mmdet.registry import MODELS
+from mmdet.testing import demo_mm_inputs
+from mmengine.config import Config
+from mmengine.model import MMDistributedDataParallel
+from mmengine.registry import init_default_scope
+from torch import nn
+
+import pws_mmdet  # noqa: F401
+from pws_mmdet import PWSSSDHead
+
+
+def build(name):
+    """A small detector whose loss is a mean over pictures, and its pictures."""
+    torch.manual_seed(0)
+    init_default_scope('mmdet')
+    cfg = Config.fromfile(ROOT / f'configs/mini/{name}_pws_digits.py').model
+    if name.startswith('mask'):
+        # As many samples in every picture: exactly one of them positive, and the
+        # first ones instead of random ones.
+        cfg.train_cfg.rcnn.sampler.update(num=16, pos_fraction=1 / 16)
+        RandomSampler.random_choice = lambda self, gallery, num: gallery[:num]
+    else:
+        # SSD divides by the number of positives in the batch of a process.
+        stock = PWSSSDHead.get_targets
+
+        def get_targets(self, anchor_list, *args, **kwargs):
+            *targets, _ = stock(self, anchor_list, *args, **kwargs)
+            return (*targets, 10 * len(anchor_list))
+
+        PWSSSDHead.get_targets = get_targets
+    model = MODELS.build(cfg)
+    model.init_weights()
+    inputs = demo_mm_inputs(
+        4, [[3, 96, 96]] * 4, num_items=[2, 1, 3, 2], num_classes=10, with_mask=True
+    )
+    return model, inputs
+
+
+def gradients(model, wrapped, inputs, pictures):
+    inputs = {key: [values[i] for i in pictures] for key, values in inputs.items()}
+    inputs = model.data_preprocessor(copy.deepcopy(inputs), True)
+    loss, _ = model.parse_losses(wrapped(**inputs, mode='loss'))
+    loss.backward()
+    return {name: p.grad for name, p in model.named_parameters()}
+
+
+def detector_worker(rank, port, name, path):
+    address = f'tcp://127.0.0.1:{port}'
+    dist.init_process_group('gloo', init_method=address, rank=rank, world_size=2)
+    torch.set_num_threads(1)
+    model, inputs = build(name)
+    wrapped = MMDistributedDataParallel(model, find_unused_parameters=False)
+    grads = gradients(model, wrapped, inputs, range(2 * rank, 2 * rank + 2))
+    if rank == 0:
+        torch.save(grads, path)
+    dist.destroy_process_group()
+
+
+def free_port():
+    with socket.socket() as s:
+        s.bind(('127.0.0.1', 0))
+        return s.getsockname()[1]
+
+
+@pytest.fixture
+def stock_classes(monkeypatch):
+    """Undo after the test what :func:`build` changes."""
+    monkeypatch.setattr(RandomSampler, 'random_choice', RandomSampler.random_choice)
+    monkeypatch.setattr(PWSSSDHead, 'get_targets', PWSSSDHead.get_targets)
+
+
+@pytest.mark.parametrize('name', ['mask_rcnn_r18_fpn', 'ssd96_vgg16'])
+def test_gradients_of_detectors(name, tmp_path, stock_classes):
+    path = tmp_path / 'gradients.pth'
+    args = (free_port(), name, path)
+    torch.multiprocessing.spawn(detector_worker, args, nprocs=2)
+    two = torch.load(path)
+    model, inputs = build(name)
+    one = gradients(model, model, inputs, range(4))
+    assert all(grad is not None for grad in one.values())
+    for key, grad in one.items():
+        scale = grad.abs().max().item()
+        torch.testing.assert_close(
+            two[key],
+            grad,
+            rtol=1e-3,
+            atol=1e-4 * scale + 1e-7,
+            msg=lambda m, k=key: k + m,
+        )
+
+
+def layer_worker(rank, port, path):
+    address = f'tcp://127.0.0.1:{port}'
+    dist.init_process_group('gloo', init_method=address, rank=rank, world_size=2)
+    net, x = layers()
+    wrapped = nn.parallel.DistributedDataParallel(net)
+    train(net, wrapped, x[2 * rank : 2 * rank + 2])
+    if rank == 0:
+        torch.save(net.state_dict(), path)
+    dist.destroy_process_group()
+
+
+def layers():
+    torch.manual_seed(0)
+    convs = [pws_mmdet.PWSConv2d(3, 8, 3), nn.ReLU(), pws_mmdet.PWSConv2d(8, 4, 3)]
+    net = nn.Sequential(*convs).double()
+    return net, torch.randn(4, 3, 9, 9, dtype=torch.float64)
+
+
+def train(net, forward, x):
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9)
+    for _ in range(5):
+        forward(x).square().mean().backward()  # a mean over pictures
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+def test_weights_of_layers(tmp_path):
+    path = tmp_path / 'weights.pth'
+    torch.multiprocessing.spawn(layer_worker, (free_port(), path), nprocs=2)
+    net, x = layers()
+    before = copy.deepcopy(net.state_dict())
+    train(net, net, x)
+    for key, value in torch.load(path).items():
+        assert not torch.equal(value, before[key])
+        torch.testing.assert_close(value, net.state_dict()[key])

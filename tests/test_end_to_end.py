@@ -1,0 +1,88 @@
+"""From pictures to a COCO AP table."""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def coco_mini():
+    folder = Path(os.environ.get('PWS_DATA_ROOT', 'data')).resolve() / 'coco_mini'
+    if not folder.is_dir():
+        pytest.skip(
+            f'the pictures of COCO are not in {folder} (PWS_DATA_ROOT names it)'
+        )
+    return folder
+
+
+HEADLINES = {
+    'mask_rcnn_r50_fpn_pws_1x': [
+        'model.backbone.init_cfg=None',
+        'model.backbone.frozen_stages=-1',
+        'train_dataloader.batch_size=1',
+    ],
+    'ssd320_vgg16_pws_1x': ['train_dataloader.batch_size=2'],
+}
+
+
+@pytest.mark.parametrize('name', HEADLINES)
+def test_headline_configs_on_real_pictures(name, run, root, coco_mini, tmp_path):
+    """A few steps and pictures; --cfg-options is all that adapts the config."""
+    config = root / f'configs/{name}.py'
+    options = [
+        f'{loader}_dataloader.dataset.data_root={coco_mini}/'
+        for loader in ('train', 'val', 'test')
+    ]
+    options += [
+        f'{evaluator}_evaluator.ann_file={coco_mini}/annotations/instances_val2017.json'
+        for evaluator in ('val', 'test')
+    ]
+    options += [
+        'train_dataloader.dataset.indices=4',
+        'val_dataloader.dataset.indices=3',
+        'test_dataloader.dataset.indices=3',
+        'val_dataloader.batch_size=1',
+        'test_dataloader.batch_size=1',
+        'train_cfg.max_epochs=1',
+        'train_cfg.val_interval=1',
+        'default_hooks.checkpoint.interval=1',
+        'default_hooks.logger.interval=1',
+        'randomness.seed=0',
+    ]
+    options += HEADLINES[name]
+    log = run(
+        sys.executable, root / 'tools/train.py', config, '--cfg-options', *options
+    ).stdout
+    assert 'Epoch(train) [1][2/' in log.replace('  ', ' ')
+    assert 'nan' not in log.split('Epoch(train)', 1)[1].split('Saving')[0]
+    assert 'coco/bbox_mAP' in log
+    checkpoint = tmp_path / f'work_dirs/{name}/epoch_1.pth'
+    log = run(
+        *(sys.executable, root / 'tools/test.py', config, checkpoint),
+        *('--show-dir', 'pictures', '--cfg-options', *options),
+    ).stdout
+    assert 'coco/bbox_mAP' in log
+    assert ('coco/segm_mAP' in log) == name.startswith('mask_rcnn')
+    assert len(list(tmp_path.rglob('pictures/*.jpg'))) == 3
+
+
+def test_demo(run, root, tmp_path):
+    """A norm-free Mask R-CNN learns to find and segment digits."""
+    log = run(root / 'tools/demo.sh', timeout=2400).stdout
+    table, pictures = log.rsplit('pictures of detections', 1)
+    folder = tmp_path / pictures.split(': ', 1)[1].strip()
+    assert len(list(folder.glob('*.png'))) == 100
+    results = [
+        json.loads(path.read_text())
+        for path in tmp_path.glob('work_dirs/demo/test/*/*.json')
+    ]
+    assert len(results) == 1
+    for name, metric in (('box', 'bbox'), ('mask', 'segm')):
+        ap = results[0][f'coco/{metric}_mAP']
+        assert ap >= 0.60, name
+        assert f'\n{name:6}{ap:8.3f}' in table

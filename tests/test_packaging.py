@@ -1,0 +1,52 @@
+"""The wheel works where there is no checkout."""
+
+import subprocess
+import sys
+import zipfile
+
+import pytest
+
+pytestmark = pytest.mark.slow
+
+
+def test_wheel(root, run, tmp_path):
+    status = ['git', '-C', str(root), 'status', '--porcelain', '--ignored']
+    before = subprocess.run(status, capture_output=True, text=True).stdout
+    run(
+        *(sys.executable, '-m', 'pip', 'wheel', '--no-deps', '--no-build-isolation'),
+        *('-w', tmp_path, root),
+    )
+    after = subprocess.run(status, capture_output=True, text=True).stdout
+    left = set(after.splitlines()) - set(before.splitlines())
+    assert not [
+        line for line in left if '.mim' in line and 'pws_mmdet/.mim' not in before
+    ]
+    (wheel,) = tmp_path.glob('pws_mmdet-*.whl')
+    site = tmp_path / 'site'
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(site)
+    mim = site / 'pws_mmdet/.mim'
+    for name in (
+        'model-index.yml',
+        'configs/metafile.yml',
+        'configs/mask_rcnn_r50_fpn_pws_1x.py',
+        'configs/_base_/digits.py',
+        'tools/train.py',
+        'tools/dist_train.sh',
+        'tools/dataset_converters/digits_to_coco.py',
+    ):
+        assert (mim / name).is_file(), name
+    code = """
+import pws_mmdet
+from mmengine.config import Config
+from mmengine.hub import get_config
+assert pws_mmdet.__file__.startswith(SITE), pws_mmdet.__file__
+cfg = get_config('pws_mmdet::mini/ssd96_vgg16_pws_digits.py')
+assert cfg.model.backbone.type == 'PWSVGG'
+cfg = Config.fromfile(SITE + '/pws_mmdet/.mim/configs/mask_rcnn_r50_fpn_pws_1x.py')
+assert cfg.model.backbone.type == 'PWSResNet'
+"""
+    code = code.replace('SITE', repr(str(site)))
+    run(sys.executable, '-c', code, PYTHONPATH=str(site))
+    usage = run(sys.executable, mim / 'tools/train.py', '--help', PYTHONPATH=str(site))
+    assert 'usage: train.py' in usage.stdout

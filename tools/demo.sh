@@ -1,0 +1,36 @@
+#!/usr/bin/env bash
+# Train and test a norm-free Mask R-CNN on handwritten digits, through the same
+# programs that train it on COCO. Minutes on two CPU cores. Writes data/digits and
+# work_dirs/demo below the current folder.
+set -euo pipefail
+tools=$(cd "$(dirname "$0")" && pwd)
+
+config=$tools/../configs/mini/mask_rcnn_r18_fpn_pws_digits.py
+work_dir=work_dirs/demo
+python=${PYTHON:-python}
+processes=$("$python" -c 'import torch; print(min(torch.cuda.device_count() or 2, 2))')
+
+[ -d data/digits/annotations ] ||
+    "$python" "$tools/dataset_converters/digits_to_coco.py" data/digits --size 192
+
+rm -rf "$work_dir"
+"$tools/dist_train.sh" "$config" "$processes" --work-dir "$work_dir"
+"$tools/dist_test.sh" "$config" "$(cat "$work_dir/last_checkpoint")" "$processes" \
+    --work-dir "$work_dir/test" --show-dir pictures
+
+"$python" - "$work_dir/test" <<'PY'
+import glob
+import json
+import os
+import sys
+
+folder = max(glob.glob(f'{sys.argv[1]}/*/'), key=os.path.getmtime)
+with open(glob.glob(f'{folder}*.json')[0], encoding='utf-8') as file:
+    values = json.load(file)
+columns = ('mAP', 'mAP_50', 'mAP_75', 'mAP_s', 'mAP_m')
+print('\n      ' + ''.join(f'{c.replace("mAP", "AP"):>8}' for c in columns))
+for name, metric in (('box', 'bbox'), ('mask', 'segm')):
+    cells = (f'{values[f"coco/{metric}_{c}"]:8.3f}' for c in columns)
+    print(f'{name:6}' + ''.join(cells))
+print(f'\npictures of detections, ground truth on the left: {folder}pictures/')
+PY
