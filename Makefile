@@ -15,7 +15,7 @@ install: ## everything that is needed, into .venv
 	@tools/install.sh
 
 demo: install ## train and test a small norm-free detector
-	tools/demo.sh
+	PYTHON=python tools/demo.sh
 
 test: install ## all tests: the quick ones first, then the programs from end to end
 	$(PY) -m pytest tests -m "not slow"
@@ -29,5 +29,5 @@ lint: install ## style of the code
 
 clean: ## remove what builds and the demo leave behind
 	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
-	rm -rf work_dirs/demo
+	rm -rf work_dirs/demo data/digits
 	find configs pws_mmdet tests tools -name __pycache__ -prune -exec rm -rf {} +

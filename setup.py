@@ -44,7 +44,7 @@ setup(
     version=version(),
     description='Norm-free detectors for MMDetection: '
     'Parametric Weights Standardization',
-    long_description=read('README.md') if (ROOT / 'README.md').exists() else '',
+    long_description=read('README.md'),
     long_description_content_type='text/markdown',
     license='Apache-2.0',
     classifiers=[
@@ -61,6 +61,7 @@ setup(
     # torch at hand. `import pws_mmdet` checks the modules and says what to install.
     install_requires=[
         'numpy',
+        'packaging',
         'pycocotools',
         'setuptools<81',  # mmengine imports its pkg_resources at run time
         'torch>=2.0',

@@ -14,7 +14,10 @@ from typing import Any
 import torch
 from packaging.version import Version
 
-INSTALL = 'pip install mmengine==0.10.7 && mim install mmcv==2.1.0 && pip install mmdet==3.3.0'
+INSTALL = (
+    'pip install mmengine==0.10.7 && mim install mmcv==2.1.0 && '
+    'pip install mmdet==3.3.0'
+)
 # The forks onedl-mmcv, onedl-mmengine and onedl-mmdetection import under the same
 # names: the imported modules count, not the distributions.
 MINIMUM_VERSIONS = dict(mmengine='0.7.1', mmcv='2.0.0rc4', mmdet='3.0.0')
@@ -114,7 +117,7 @@ def load_local_checkpoint(filename: str, map_location: Any = None) -> Any:
             'Unpickling such things can run any code. If you trust the file, load it '
             'with torch.load(..., weights_only=False) and save its state_dict alone.'
         ) from None
-    except (EOFError, RuntimeError) as e:
+    except (EOFError, OSError, RuntimeError) as e:
         raise RuntimeError(
             f'{filename} is not a readable checkpoint; is it truncated? ({e})'
         ) from e

@@ -45,7 +45,7 @@ def digits(tmp_path_factory, load_program):
     """A few pictures of digits in COCO's layout; the path of their folder."""
     folder = tmp_path_factory.mktemp('data') / 'digits'
     program = load_program('tools/dataset_converters/digits_to_coco.py')
-    program.convert(folder, num_train=12, num_val=6)
+    program.convert(folder, num_train=12, num_val=6, size=96)
     return folder
 
 

@@ -100,7 +100,7 @@ def test_getattr_reaches_the_statistics_only(tmp_path, owner, name):
 
     path = str(tmp_path / 'getattr.pth')
     torch.save(Getattr(), path)
-    with pytest.raises(RuntimeError, match=f'getattr.*{name}.*is not allowed'):
+    with pytest.raises(RuntimeError, match='getattr.pth was not loaded'):
         CheckpointLoader.load_checkpoint(path)
 
 

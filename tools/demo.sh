@@ -11,7 +11,7 @@ python=${PYTHON:-python}
 processes=$("$python" -c 'import torch; print(min(torch.cuda.device_count() or 2, 2))')
 
 [ -d data/digits/annotations ] ||
-    "$python" "$tools/dataset_converters/digits_to_coco.py" data/digits --size 192
+    "$python" "$tools/dataset_converters/digits_to_coco.py" data/digits
 
 rm -rf "$work_dir"
 "$tools/dist_train.sh" "$config" "$processes" --work-dir "$work_dir"

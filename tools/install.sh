@@ -26,7 +26,7 @@ fail() { say "$@" >&2; exit 1; }
 pip() { "$python" -m pip --disable-pip-version-check "$@"; }
 # mmengine and the build of mmcv import pkg_resources, which later setuptools lack;
 # torch would bring those in.
-get() { pip install -q 'setuptools<81' "$@"; }
+get() { say "pip install $*"; pip install -q 'setuptools<81' "$@"; }
 # From /, so that nothing in the current folder passes for an installed module.
 py() { (cd / && exec "$python" -W ignore "$@"); }
 
@@ -144,7 +144,6 @@ install_torch() {
     local wanted
     py -c 'import torch' 2>/dev/null && return
     read -ra wanted <<<"${PWS_TORCH:-torch==2.13.0}"
-    say "installing ${wanted[*]}"
     if ! nvidia-smi >/dev/null 2>&1; then
         if [[ -n ${PWS_TORCH_INDEX:-} ]]; then
             # Torch alone: the index need not carry what torch depends on.
@@ -171,7 +170,6 @@ print(*{*found().get("mmcv", [])} - {"mmcv"})')
     compgen -G "$folder/mmcv-*.whl" >/dev/null || build_mmcv "$folder"
     exec 9>&-
 
-    say "installing mmcv from $folder"
     wheel=$(compgen -G "$folder/mmcv-*.whl")
     pip install -q --no-deps --force-reinstall "$wheel" # even over one for another torch
     get "$wheel"
@@ -260,5 +258,5 @@ install_torch
 has mmengine 0.10.7 || get 'mmengine>=0.10.7,<1.0'
 install_mmcv
 has mmdet 3.3 || get 'mmdet==3.3.0'
-get --no-build-isolation -e "${root}[tests]"
+PYTHONWARNINGS=ignore get --no-build-isolation -e "${root}[tests]"
 verify | tee "$stamp"

@@ -45,11 +45,11 @@ model = dict(
 
 train_dataloader = dict(batch_size=4)
 
-max_epochs = 16
-train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=max_epochs, val_interval=8)
+max_epochs = 4
+train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=max_epochs, val_interval=2)
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.001, by_epoch=False, begin=0, end=50),
-    dict(type='MultiStepLR', milestones=[11, 14], gamma=0.1),
+    dict(type='CosineAnnealingLR', T_max=max_epochs, convert_to_iter_based=True),
 ]
 optim_wrapper = dict(
     type='OptimWrapper',
@@ -58,7 +58,7 @@ optim_wrapper = dict(
 )
 default_hooks = dict(
     logger=dict(interval=10),
-    checkpoint=dict(interval=4, max_keep_ckpts=1),
+    checkpoint=dict(max_keep_ckpts=1),
     sampler_seed=dict(type='EpochSeedHook'),
 )
 custom_hooks = [dict(type='PWSAlphaInitHook')]

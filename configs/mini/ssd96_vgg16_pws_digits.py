@@ -69,16 +69,16 @@ train_dataloader = dict(batch_size=16)
 val_evaluator = dict(metric='bbox')
 test_evaluator = val_evaluator
 
-train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=30, val_interval=10)
-param_scheduler = [dict(type='MultiStepLR', milestones=[20, 27], gamma=0.1)]
+train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=8, val_interval=4)
+param_scheduler = [dict(type='MultiStepLR', milestones=[3, 5, 7], gamma=0.1)]
 optim_wrapper = dict(
     type='OptimWrapper',
     optimizer=dict(type='SGD', lr=1e-2, momentum=0.9, weight_decay=5e-4),
     paramwise_cfg=dict(custom_keys={'.alpha': dict(decay_mult=0.0)}),
 )
 default_hooks = dict(
-    logger=dict(interval=5),
-    checkpoint=dict(interval=10, max_keep_ckpts=1),
+    logger=dict(interval=10),
+    checkpoint=dict(max_keep_ckpts=1),
     sampler_seed=dict(type='EpochSeedHook'),
 )
 auto_scale_lr = dict(enable=False, base_batch_size=16)

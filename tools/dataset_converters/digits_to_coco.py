@@ -24,13 +24,13 @@ SPLITS = ('train2017', 'val2017')
 ANNOTATIONS = tuple(f'annotations/instances_{split}.json' for split in SPLITS)
 
 VAL_STRIDE = 5  # every fifth digit of a class is kept for validation
-SCALES = (1 / 5, 1 / 2)  # height of a digit over the side of the picture
-MAX_OVERLAP = 0.2  # of the smaller of two boxes
+SCALES = (1 / 4, 1 / 2)  # height of a digit over the side of the picture
+MAX_OVERLAP = 0.1  # of the smaller of two boxes
 MIN_CONTRAST = 70  # between the luma of a digit and of what lies behind it
 PLACEMENT_TRIES = 50
 MAX_DIGITS = 20  # more would hardly find room
 LEAST = dict(num_train=1, num_val=1, size=32, max_digits=1, seed=0)
-STROKE_LEVEL = 0.45  # lower would close the holes of sixes, higher break zeros
+STROKE_LEVEL = 0.4  # lower would close the holes of sixes, higher break zeros
 LUMA_BGR = np.array([0.114, 0.587, 0.299])
 
 # BGR pixels, and the index and visible mask of each digit in them
@@ -115,8 +115,7 @@ def draw_picture(
     count = rng.integers(min(2, max_digits), max_digits + 1)
     chosen = rng.choice(pool, count, replace=False)
     for index in chosen:
-        # Log-uniform, so that no octave of scale is favoured.
-        height = round(size * np.exp(rng.uniform(*np.log(SCALES))))
+        height = round(size * rng.uniform(*SCALES))
         alpha = draw_digit(images[index], height)
         box = place(alpha.shape, boxes, size, rng)
         if box is None:
@@ -219,9 +218,9 @@ def check_arguments(out_dir: str | Path, force: bool, **numbers: int) -> None:
 
 def convert(
     out_dir: str | Path,
-    num_train: int = 400,
+    num_train: int = 1600,
     num_val: int = 100,
-    size: int = 96,
+    size: int = 192,
     max_digits: int = 4,
     seed: int = 0,
     force: bool = False,
@@ -304,9 +303,9 @@ def main() -> None:
     )
     parser.add_argument('out_dir', help='directory to write the data set into')
     for option, default, text in [
-        ('--num-train', 400, 'number of train pictures'),
+        ('--num-train', 1600, 'number of train pictures'),
         ('--num-val', 100, 'number of val pictures'),
-        ('--size', 96, 'side of the square pictures in pixels'),
+        ('--size', 192, 'side of the square pictures in pixels'),
         ('--max-digits', 4, 'most digits in a picture'),
         ('--seed', 0, 'seed of all randomness'),
     ]:
