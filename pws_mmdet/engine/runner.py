@@ -88,14 +88,23 @@ class PWSRunner(Runner):
         )
 
     def build_train_loop(self, loop: BaseLoop | dict) -> BaseLoop:
-        loop = super().build_train_loop(loop)
-        dataset = loop.dataloader.dataset
-        if len(dataset) == 0:
+        loader = self._train_dataloader
+        dataset = loader['dataset'] if isinstance(loader, dict) else {}
+        try:
+            loop = super().build_train_loop(loop)
+            is_empty = len(loop.dataloader.dataset) == 0
+        except ValueError as e:
+            # how MMEngine fails to pack the records of an empty data set
+            if 'need at least one array to concatenate' not in str(e):
+                raise
+            is_empty = True
+        if is_empty:
             raise ValueError(
-                'The training set is empty: no picture of '
-                f'{getattr(dataset, "ann_file", dataset)} is left after filter_cfg='
-                f'{getattr(dataset, "filter_cfg", None)}. Has it annotations of the '
-                f'classes {dataset.metainfo.get("classes")}?'
+                'The training set is empty: no picture is left of '
+                f'{dataset.get("ann_file", dataset)} after '
+                f'filter_cfg={dataset.get("filter_cfg")}. Has the file annotations, '
+                'and of the classes that metainfo names '
+                f'({dataset.get("metainfo", {}).get("classes")})?'
             )
         return loop
 

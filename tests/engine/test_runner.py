@@ -26,10 +26,8 @@ class Net(BaseModel):
 
 class Data(Dataset):
     opened = 0
-    metainfo = dict(classes=('cat', 'dog'))
-    ann_file = 'train.json'
 
-    def __init__(self, length=4):
+    def __init__(self, length=4, **annotations):
         self.length = length
         Data.opened += 1
 
@@ -99,9 +97,8 @@ def test_weights_named_by_url_are_left_to_the_loader(runner):
 
 
 def test_an_empty_training_set_is_an_error(runner):
-    loader = dict(
-        dataset=dict(type=Data, length=0), sampler=dict(type='DefaultSampler')
-    )
+    annotations = dict(ann_file='train.json', metainfo=dict(classes=('cat', 'dog')))
+    loader = dict(dataset=dict(type=Data, length=0, **annotations))
     with pytest.raises(ValueError, match=r"empty.*train\.json.*\('cat', 'dog'\)"):
         runner(Net(), loader=loader).train()
 
