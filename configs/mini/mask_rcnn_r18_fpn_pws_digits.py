@@ -33,6 +33,7 @@ model = dict(
             conv_out_channels=64,
             num_classes=10,
             conv_cfg=head_conv_cfg,
+            loss_mask=dict(loss_weight=2.0),  # so that few epochs suffice
         ),
     ),
     train_cfg=dict(
@@ -46,7 +47,9 @@ model = dict(
 train_dataloader = dict(batch_size=4)
 
 max_epochs = 4
-train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=max_epochs, val_interval=2)
+train_cfg = dict(
+    type='EpochBasedTrainLoop', max_epochs=max_epochs, val_interval=max_epochs
+)
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.001, by_epoch=False, begin=0, end=50),
     dict(type='CosineAnnealingLR', T_max=max_epochs, convert_to_iter_based=True),

@@ -42,13 +42,17 @@ class PWSAlphaInitHook(Hook):
     def __init__(self, exclude: Sequence[str] = (r'layer\d+\.\d+\.conv[23]$',)) -> None:
         self.exclude = [re.compile(pattern) for pattern in exclude]
         self.loaded: set[PWSConv2d] = set()
+        self.handles = []
         self.is_done = False
 
     def before_run(self, runner: Runner) -> None:
         # Comes before MMEngine initializes or loads anything. Only the keys that
         # reach a layer tell whether its alpha was loaded.
         for conv in _pws_layers(runner).values():
-            conv._register_load_state_dict_pre_hook(self._note_loaded, with_module=True)
+            handle = conv._register_load_state_dict_pre_hook(
+                self._note_loaded, with_module=True
+            )
+            self.handles.append(handle)
 
     def _note_loaded(self, conv: PWSConv2d, state_dict: dict, prefix: str, *_) -> None:
         alpha = state_dict.get(prefix + 'alpha')
@@ -60,6 +64,8 @@ class PWSAlphaInitHook(Hook):
         if self.is_done:
             return
         self.is_done = True
+        for handle in self.handles:
+            handle.remove()
         if runner.iter > 0:  # resumed
             return
         layers = {

@@ -218,7 +218,7 @@ def check_arguments(out_dir: str | Path, force: bool, **numbers: int) -> None:
 
 def convert(
     out_dir: str | Path,
-    num_train: int = 1280,
+    num_train: int = 1440,
     num_val: int = 100,
     size: int = 192,
     max_digits: int = 4,
@@ -303,7 +303,7 @@ def main() -> None:
     )
     parser.add_argument('out_dir', help='directory to write the data set into')
     for option, default, text in [
-        ('--num-train', 1280, 'number of train pictures'),
+        ('--num-train', 1440, 'number of train pictures'),
         ('--num-val', 100, 'number of val pictures'),
         ('--size', 192, 'side of the square pictures in pixels'),
         ('--max-digits', 4, 'most digits in a picture'),
