@@ -15,7 +15,8 @@ processes=$("$python" -c 'import torch; print(min(torch.cuda.device_count() or 2
 
 rm -rf "$work_dir"
 "$tools/dist_train.sh" "$config" "$processes" --work-dir "$work_dir"
-"$tools/dist_test.sh" "$config" "$(cat "$work_dir/last_checkpoint")" "$processes" \
+# one process: of several, MMDetection lets only the first draw pictures
+"$python" "$tools/test.py" "$config" "$(cat "$work_dir/last_checkpoint")" \
     --work-dir "$work_dir/test" --show-dir pictures
 
 "$python" - "$work_dir/test" <<'PY'
