@@ -9,6 +9,7 @@ from mmdet.registry import MODELS, TASK_UTILS
 from mmdet.testing import demo_mm_inputs
 from mmengine.config import Config
 from mmengine.optim import build_optim_wrapper
+from mmengine.registry import init_default_scope
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -216,6 +217,21 @@ def test_only_custom_imports_are_needed(tmp_path):
     assert len(names_of(model.neck, PWSConv2d)) == 8
     assert len(names_of(model.bbox_head, PWSConv2d)) == 8
     assert pws_mmdet.__version__
+
+
+def test_imagenet_classifier_makes_the_backbone_of_mask_rcnn():
+    pytest.importorskip('mmpretrain', reason='mmpretrain is not installed')
+    cfg = load('configs/imagenet/resnet50_pws_in1k.py')
+    init_default_scope(cfg.default_scope)
+    model = MODELS.build(cfg.model)
+    init_default_scope('mmdet')
+    assert names_of(model, *NORMALIZING) == ['backbone.gn1', 'backbone.out_norm']
+    prefix = 'backbone.'
+    keys = {k for k in model.state_dict() if 'out_norm' not in k}
+    backbone = model_of('mask_rcnn_r50_fpn_pws_1x').backbone.state_dict()
+    assert {k.removeprefix(prefix) for k in keys if k.startswith(prefix)} == set(
+        backbone
+    )
 
 
 def test_metafile_names_every_config():
