@@ -1,7 +1,8 @@
 import pytest
 import torch
+from conftest import ROOT
 from mmcv.cnn.bricks.conv_module import ConvModule
-from mmengine.config import ConfigDict
+from mmengine.config import Config
 from mmengine.structures import InstanceData
 from torch import nn
 
@@ -11,38 +12,13 @@ CHANNELS = (8, 16)
 
 
 def make_head(**kwargs):
+    cfg = Config.fromfile(ROOT / 'configs/mini/ssd96_vgg16_pws_digits.py').model
     return PWSSSDHead(
         num_classes=3,
         in_channels=CHANNELS,
-        anchor_generator=dict(
-            type='AnchorGenerator',
-            octave_base_scale=2,
-            scales_per_octave=3,
-            ratios=[0.5, 1.0, 2.0],
-            strides=[8, 16],
-        ),
-        train_cfg=dict(
-            assigner=dict(
-                type='MaxIoUAssigner',
-                pos_iou_thr=0.5,
-                neg_iou_thr=0.4,
-                min_pos_iou=0.0,
-                ignore_iof_thr=-1,
-                gt_max_assign_all=False,
-            ),
-            sampler=dict(type='PseudoSampler'),
-            smoothl1_beta=1.0,
-            allowed_border=-1,
-            pos_weight=-1,
-            neg_pos_ratio=3,
-        ),
-        test_cfg=ConfigDict(
-            nms_pre=1000,
-            nms=dict(type='nms', iou_threshold=0.45),
-            min_bbox_size=0,
-            score_thr=0.02,
-            max_per_img=200,
-        ),
+        anchor_generator=dict(cfg.bbox_head.anchor_generator, strides=[8, 16]),
+        train_cfg=cfg.train_cfg,
+        test_cfg=cfg.test_cfg,
         **kwargs,
     )
 
