@@ -74,8 +74,7 @@ def allow_mmengine_checkpoints() -> None:
     import numpy as np
     from mmengine.logging import HistoryBuffer
 
-    multiarray = getattr(np, '_core', np.core if hasattr(np, 'core') else None)
-    multiarray = multiarray.multiarray
+    numpy_core = np._core if Version(np.__version__).major >= 2 else np.core
     allowed = [
         HistoryBuffer,
         (_getattr_of_history_buffer, 'builtins.getattr'),
@@ -86,7 +85,7 @@ def allow_mmengine_checkpoints() -> None:
     ]
     for core in ('numpy._core', 'numpy.core'):  # numpy 2, numpy 1
         for name in ('_reconstruct', 'scalar'):
-            function = getattr(multiarray, name)
+            function = getattr(numpy_core.multiarray, name)
             allowed.append((function, f'{core}.multiarray.{name}'))
     torch.serialization.add_safe_globals(allowed)
     mmengine_checkpoint.CheckpointLoader.register_scheme(
