@@ -7,12 +7,26 @@ check_versions()
 allow_mmengine_checkpoints()
 
 # Importing registers the types with MMEngine, and needs the checks before it.
-from .engine import EpochSeedHook, PWSAlphaInitHook, PWSRunner  # noqa: E402
-from .layers import NoNorm, PWSConv2d, standardize_weight  # noqa: E402
+from .engine import (  # noqa: E402
+    DivergenceError,
+    DivergenceHook,
+    EpochSeedHook,
+    PWSAlphaInitHook,
+    PWSRunner,
+)
+from .evaluation import FMeasureMetric  # noqa: E402
+from .layers import (  # noqa: E402
+    NoNorm,
+    PWSConv2d,
+    standardize_weight,
+)
 from .models import PWSVGG, PWSResNet, PWSSSDHead  # noqa: E402
 
 __all__ = [
+    'DivergenceError',
+    'DivergenceHook',
     'EpochSeedHook',
+    'FMeasureMetric',
     'NoNorm',
     'PWSAlphaInitHook',
     'PWSConv2d',

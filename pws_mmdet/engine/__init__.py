@@ -1,6 +1,14 @@
 from .alpha_decay import warn_of_decayed_alpha
 from .alpha_init_hook import PWSAlphaInitHook
+from .divergence_hook import DivergenceError, DivergenceHook
 from .epoch_seed_hook import EpochSeedHook
 from .runner import PWSRunner
 
-__all__ = ['EpochSeedHook', 'PWSAlphaInitHook', 'PWSRunner', 'warn_of_decayed_alpha']
+__all__ = [
+    'DivergenceError',
+    'DivergenceHook',
+    'EpochSeedHook',
+    'PWSAlphaInitHook',
+    'PWSRunner',
+    'warn_of_decayed_alpha',
+]

@@ -1,0 +1,5 @@
+_base_ = 'ssd96_vgg16_normal_digits.py'
+
+norm_cfg = dict(type='AnySizeIN', requires_grad=True)
+
+model = dict(backbone=dict(norm_cfg=norm_cfg), neck=dict(norm_cfg=norm_cfg))

@@ -1,0 +1,3 @@
+from .f_measure import FMeasureMetric
+
+__all__ = ['FMeasureMetric']
