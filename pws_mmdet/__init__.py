@@ -1,10 +1,15 @@
 """Norm-free detectors for MMDetection: Parametric Weights Standardization."""
 
-from .compat import allow_mmengine_checkpoints, check_versions
+from .compat import (
+    allow_broken_torchvision,
+    allow_mmengine_checkpoints,
+    check_versions,
+)
 from .version import __version__
 
 check_versions()
 allow_mmengine_checkpoints()
+allow_broken_torchvision()
 
 # Importing registers the types with MMEngine, and needs the checks before it.
 from .engine import (  # noqa: E402
@@ -16,24 +21,38 @@ from .engine import (  # noqa: E402
 )
 from .evaluation import FMeasureMetric  # noqa: E402
 from .layers import (  # noqa: E402
+    AnySizeInstanceNorm2d,
     NoNorm,
     PWSConv2d,
+    SwitchableNorm2d,
+    WNConv2d,
     standardize_weight,
 )
-from .models import PWSVGG, PWSResNet, PWSSSDHead  # noqa: E402
+from .models import (  # noqa: E402
+    PWSVGG,
+    ConvPoolCNN,
+    PWSCifarResNet,
+    PWSResNet,
+    PWSSSDHead,
+)
 
 __all__ = [
+    'ConvPoolCNN',
     'DivergenceError',
     'DivergenceHook',
+    'AnySizeInstanceNorm2d',
     'EpochSeedHook',
     'FMeasureMetric',
     'NoNorm',
     'PWSAlphaInitHook',
+    'PWSCifarResNet',
     'PWSConv2d',
     'PWSResNet',
     'PWSRunner',
     'PWSSSDHead',
     'PWSVGG',
+    'SwitchableNorm2d',
+    'WNConv2d',
     '__version__',
     'standardize_weight',
 ]

@@ -2,6 +2,7 @@
 
 import copy
 import socket
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from mmdet.models.task_modules.samplers import RandomSampler
 from mmdet.registry import MODELS
 from mmdet.testing import demo_mm_inputs
 from mmengine.config import Config
+from mmengine.hooks import SyncBuffersHook
 from mmengine.model import MMDistributedDataParallel
 from mmengine.registry import init_default_scope
 from torch import nn
@@ -134,3 +136,35 @@ def test_weights_of_layers(tmp_path):
     for key, value in torch.load(path).items():
         assert not torch.equal(value, before[key])
         torch.testing.assert_close(value, net.state_dict()[key])
+
+
+def switchable_norm_worker(rank, port, path):
+    address = f'tcp://127.0.0.1:{port}'
+    dist.init_process_group('gloo', init_method=address, rank=rank, world_size=2)
+    torch.manual_seed(rank)
+    convs = [nn.Conv2d(3, 8, 3, bias=False), nn.Conv2d(8, 4, 3)]
+    net = nn.Sequential(convs[0], pws_mmdet.SwitchableNorm2d(8), nn.ReLU(), convs[1])
+    before = net.state_dict()['1.mean_weight'].clone()
+    wrapped = nn.parallel.DistributedDataParallel(net, broadcast_buffers=True)
+    train(net, wrapped, torch.randn(2, 3, 9, 9) + rank)
+    assert not torch.equal(net[1].mean_weight, before)
+    own = copy.deepcopy(net.state_dict())
+    runner = SimpleNamespace(model=wrapped)
+    SyncBuffersHook().after_train_epoch(runner)
+    torch.save((own, net.state_dict()), f'{path}.{rank}')
+    dist.destroy_process_group()
+
+
+def test_running_statistics_of_switchable_norm(tmp_path):
+    path = tmp_path / 'states.pth'
+    torch.multiprocessing.spawn(switchable_norm_worker, (free_port(), path), nprocs=2)
+    (own, averaged), (other, others_averaged) = (
+        torch.load(f'{path}.{rank}') for rank in range(2)
+    )
+    for key, value in averaged.items():
+        assert torch.equal(value, others_averaged[key])
+        if 'running' in key:
+            assert not torch.equal(own[key], other[key])
+            torch.testing.assert_close(value, (own[key] + other[key]) / 2)
+        else:
+            assert torch.equal(own[key], other[key])

@@ -1,5 +1,18 @@
+from .instance_norm import AnySizeInstanceNorm2d
 from .no_norm import NoNorm
 from .pws_conv import PWSConv2d
+from .reparam_conv import ReparamConv2d
 from .standardize import standardize_weight
+from .switchable_norm import SwitchableNorm2d
+from .wn_conv import WNConv2d, normalize_weight
 
-__all__ = ['NoNorm', 'PWSConv2d', 'standardize_weight']
+__all__ = [
+    'AnySizeInstanceNorm2d',
+    'NoNorm',
+    'PWSConv2d',
+    'ReparamConv2d',
+    'SwitchableNorm2d',
+    'WNConv2d',
+    'normalize_weight',
+    'standardize_weight',
+]

@@ -1,24 +1,17 @@
 import math
 import weakref
 
-import torch
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
+from .reparam_conv import ReparamConv2d
 from .standardize import standardize_weight
 
 ALPHA_MODES = ('channel', 'layer', 'fixed')
 
 
-class _StandardizedConv2d(nn.Conv2d):
-    # MMEngine's ``init_cfg=dict(layer='Conv2d')`` re-initializes the DIRECT
-    # subclasses of nn.Conv2d. One class in between keeps the initialization of
-    # PWSConv2d safe from it.
-    pass
-
-
 @MODELS.register_module(name=['PWS', 'PWSConv', 'PWSConv2d'], force=True)
-class PWSConv2d(_StandardizedConv2d):
+class PWSConv2d(ReparamConv2d):
     r"""2D convolution with Parametric Weights Standardization (PWS).
 
     .. math:: Y_o = \alpha_o\, X \otimes \hat W_o + \beta_o
@@ -63,23 +56,12 @@ class PWSConv2d(_StandardizedConv2d):
 
     def __init__(
         self,
-        in_channels: int,
-        out_channels: int,
-        kernel_size: int | tuple[int, int],
-        stride: int | tuple[int, int] = 1,
-        padding: int | tuple[int, int] | str = 0,
-        dilation: int | tuple[int, int] = 1,
-        groups: int = 1,
-        bias: bool = True,
-        padding_mode: str = 'zeros',
-        *,
+        *args,
         gamma: float = 1e-4,
         relative_gamma: bool = False,
         scale: bool = True,
         alpha: str = 'channel',
-        beta: bool = True,
-        device=None,
-        dtype=None,
+        **kwargs,
     ) -> None:
         if alpha not in ALPHA_MODES:
             raise ValueError(f'alpha must be one of {ALPHA_MODES}, got {alpha!r}')
@@ -87,58 +69,35 @@ class PWSConv2d(_StandardizedConv2d):
             raise ValueError(f'gamma must be a positive number, got {gamma!r}')
         if not (math.isfinite(gamma) and gamma > 0):
             raise ValueError(f'gamma must be positive and finite, got {gamma}')
-        if groups < 1 or in_channels % groups or out_channels % groups:
-            raise ValueError(
-                'in_channels and out_channels must be divisible by groups, got '
-                f'in_channels={in_channels}, out_channels={out_channels}, '
-                f'groups={groups}'
-            )
         # nn.Conv2d calls reset_parameters before alpha can exist
-        super().__init__(
-            in_channels,
-            out_channels,
-            kernel_size,
-            stride,
-            padding,
-            dilation,
-            groups,
-            beta,
-            padding_mode,
-            device=device,
-            dtype=dtype,
-        )
+        super().__init__(*args, **kwargs)
         n = self.weight[0].numel()
         if n < 2:
             raise ValueError(
                 'kernel_size * in_channels / groups must leave at least 2 weights '
                 'per filter, or it has no variance; got '
-                f'kernel_size={self.kernel_size}, in_channels={in_channels}, '
-                f'groups={groups}'
+                f'kernel_size={self.kernel_size}, in_channels={self.in_channels}, '
+                f'groups={self.groups}'
             )
         self.gamma = gamma * 2 / n if relative_gamma else float(gamma)
         self.scale = scale
         self.alpha_mode = alpha
         per_layer = alpha == 'layer'
-        factory = dict(device=device, dtype=dtype)
-        if beta and per_layer:
-            self.bias = nn.Parameter(torch.zeros(1, **factory))
+        if per_layer and self.bias is not None:
+            self.bias = nn.Parameter(self.weight.new_zeros(1))
         if alpha == 'fixed':
             self.register_parameter('alpha', None)
         else:
-            shape = 1 if per_layer else out_channels
-            self.alpha = nn.Parameter(torch.ones(shape, **factory))
+            size = 1 if per_layer else self.out_channels
+            self.alpha = nn.Parameter(self.weight.new_ones(size))
         self.instances.add(self)
 
     def reset_parameters(self) -> None:
         """W He normal (fan_in), alpha 1, beta 0."""
+        super().reset_parameters()
         nn.init.kaiming_normal_(self.weight, mode='fan_in', nonlinearity='relu')
         if getattr(self, 'alpha', None) is not None:
             nn.init.ones_(self.alpha)
-        if self.bias is not None:
-            nn.init.zeros_(self.bias)
-
-    # ConvModule re-initializes every conv that has no method of this name.
-    init_weights = reset_parameters
 
     def standardized_weight(self) -> Tensor:
         """The filters of the equivalent plain convolution, alpha included.
@@ -147,13 +106,6 @@ class PWSConv2d(_StandardizedConv2d):
             Shape and dtype of ``weight``.
         """
         return standardize_weight(self.weight, self.alpha, self.gamma, self.scale)
-
-    def expanded_bias(self) -> Tensor | None:
-        """The bias of the equivalent plain convolution, (c_out,), or None."""
-        return None if self.bias is None else self.bias.expand(self.out_channels)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self._conv_forward(x, self.standardized_weight(), self.expanded_bias())
 
     def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
         # The checkpoints of the paper's authors hold alpha as (O, 1, 1, 1).
@@ -168,12 +120,10 @@ class PWSConv2d(_StandardizedConv2d):
         super().__setstate__(state)
         self.instances.add(self)
 
-    def extra_repr(self) -> str:
+    def extra_options(self) -> str:
         options = f', gamma={self.gamma:g}'
         if not self.scale:
             options += ', scale=False'
         if self.alpha_mode != 'channel':
             options += f", alpha='{self.alpha_mode}'"
-        if self.bias is None:
-            options += ', beta=False'
-        return super().extra_repr().replace(', bias=False', '') + options
+        return options

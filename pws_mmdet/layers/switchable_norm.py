@@ -1,0 +1,103 @@
+import torch
+from mmengine.registry import MODELS
+from torch import Tensor, nn
+
+
+@MODELS.register_module(name=['SN', 'SwitchableNorm2d'], force=True)
+class SwitchableNorm2d(nn.Module):
+    r"""Switchable normalization (SN), a baseline of the paper.
+
+    .. math:: y = weight\, \frac{x - \sum_k w_k \mu_k}
+              {\sqrt{\sum_k w'_k \sigma_k^2 + eps}} + bias
+
+    where k runs over the statistics of IN (a channel of a picture), LN (a
+    picture) and BN (a channel of the batch), w = softmax(mean_weight) and
+    w' = softmax(var_weight). They start at 1/3 each. Input and output are
+    (N, num_features, H, W), from a batch of 1 and maps of 1x1 on. The
+    statistics are computed in fp32 (fp64 for fp64 input), also under autocast
+    and for half-precision input; the output has the dtype of the input.
+
+    In eval mode, running averages take the place of BN's statistics. In a
+    distributed training they are those of one process, as BN's are, until
+    MMEngine's SyncBuffersHook averages them. ``running_var`` is the average of
+    the biased variance, which a batch of one value has, too; BN's is unbiased.
+
+    It is no subclass of torch's BN, lest tools that fuse or replace BN take it
+    for one. Hence neither ``norm_eval`` of MMDetection's ResNet nor
+    ``paramwise_cfg=dict(norm_decay_mult=...)`` has an effect on it;
+    ``frozen_stages`` and ``requires_grad=False`` in a ``norm_cfg`` have.
+
+    Args:
+        num_features: Channels of the input.
+        eps: Added to the variance, inside the root.
+        momentum: Share of the new batch in the running averages.
+
+    Raises:
+        ValueError: If an input does not have the shape (N, num_features, H, W).
+
+    Source: Luo et al. 2019; Tables 1, 2 and 4.
+    """
+
+    _abbr_ = 'sn'  # MMCV's prefix of the attribute: sn1, sn2, ...
+
+    def __init__(
+        self, num_features: int, eps: float = 1e-5, momentum: float = 0.1
+    ) -> None:
+        super().__init__()
+        self.num_features = num_features
+        self.eps = eps
+        self.momentum = momentum
+        self.weight = nn.Parameter(torch.ones(num_features))
+        self.bias = nn.Parameter(torch.zeros(num_features))
+        self.mean_weight = nn.Parameter(torch.ones(3))
+        self.var_weight = nn.Parameter(torch.ones(3))
+        self.register_buffer('running_mean', torch.zeros(num_features))
+        self.register_buffer('running_var', torch.ones(num_features))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.dim() != 4 or x.shape[1] != self.num_features:
+            raise ValueError(
+                f'SwitchableNorm2d expects an input (N, {self.num_features}, H, W), '
+                f'got the shape {tuple(x.shape)}'
+            )
+        dtype = x.dtype
+        if dtype != torch.float64:
+            x = x.float()
+        var, mean = torch.var_mean(x, dim=(2, 3), unbiased=False)
+        picture_var, picture_mean = _merge(var, mean, dim=1)
+        # An empty batch, as of a head without RoIs, has no statistics.
+        if self.training and x.numel():
+            batch_var, batch_mean = _merge(var, mean, dim=0)
+            with torch.no_grad():
+                for running, batch in (
+                    (self.running_mean, batch_mean),
+                    (self.running_var, batch_var),
+                ):
+                    running.lerp_(batch[0].to(running.dtype), self.momentum)
+        else:
+            batch_var, batch_mean = self.running_var, self.running_mean
+        mean = _mix(self.mean_weight, mean, picture_mean, batch_mean)
+        var = _mix(self.var_weight, var, picture_var, batch_var)
+        scale = self.weight * (var + self.eps).rsqrt()
+        shift = self.bias - mean * scale
+        # the only pass over the map besides that of var_mean
+        y = torch.addcmul(shift[..., None, None], x, scale[..., None, None])
+        return y.to(dtype)
+
+    def extra_repr(self) -> str:
+        return f'{self.num_features}, eps={self.eps}, momentum={self.momentum}'
+
+
+def _merge(var: Tensor, mean: Tensor, dim: int) -> tuple[Tensor, Tensor]:
+    """Statistics of all values from those of equally large parts along ``dim``.
+
+    Var = E[Var of a part] + Var[mean of a part]: a sum, in which nothing cancels.
+    """
+    var_of_mean, mean = torch.var_mean(mean, dim, unbiased=False, keepdim=True)
+    return var.mean(dim, keepdim=True) + var_of_mean, mean
+
+
+def _mix(logits: Tensor, *statistics: Tensor) -> Tensor:
+    """Sum of (N, C), (N, 1) and (1, C) statistics, weighted by a softmax."""
+    weights = logits.to(statistics[0].dtype).softmax(0)
+    return sum(w * s for w, s in zip(weights, statistics, strict=True))
