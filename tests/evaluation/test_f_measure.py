@@ -1,0 +1,301 @@
+import json
+import shutil
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from mmdet.registry import DATASETS, MODELS
+from mmdet.structures import DetDataSample
+from mmengine.config import Config
+from mmengine.dataset import pseudo_collate
+from mmengine.evaluator import Evaluator
+from mmengine.registry import METRICS
+from mmengine.structures import InstanceData
+
+from pws_mmdet import FMeasureMetric
+
+BOX = (0, 0, 10, 10)
+SHIFTED = (5, 0, 15, 10)  # IoU 1/3 with BOX, half of its area in BOX
+FAR = (50, 50, 60, 60)
+
+
+def picture(pred, gt, ignored=None):
+    """One picture as MMEngine's evaluator hands it over."""
+
+    def pack(objects, *names):
+        columns = zip(*objects, strict=True) if objects else [()] * len(names)
+        data = dict(zip(names, map(torch.tensor, columns), strict=True))
+        return data | dict(bboxes=data['bboxes'].float().view(-1, 4))
+
+    sample = dict(
+        pred_instances=pack(pred, 'bboxes', 'labels', 'scores'),
+        gt_instances=pack(gt, 'bboxes', 'labels'),
+    )
+    if ignored is not None:
+        sample['ignored_instances'] = pack(ignored, 'bboxes', 'labels')
+    return sample
+
+
+def evaluate(*pictures, **kwargs):
+    metric = FMeasureMetric(**kwargs)
+    metric.process(None, pictures)
+    result = metric.evaluate(len(pictures))
+    return tuple(result[f'box/{key}'] for key in ('precision', 'recall', 'f_measure'))
+
+
+@pytest.mark.parametrize(
+    'pred, gt, expected',
+    [
+        ([(BOX, 0, 0.9)], [(BOX, 0)], (1, 1, 1)),
+        ([(BOX, 0, 0.9)], [(BOX, 1)], (0, 0, 0)),
+        ([(SHIFTED, 0, 0.9)], [(BOX, 0)], (0, 0, 0)),
+        ([(BOX, 0, 0.49)], [(BOX, 0)], (0, 0, 0)),
+        ([(BOX, 0, 0.5)], [(BOX, 0)], (1, 1, 1)),
+        ([(BOX, 0, 0.9), (FAR, 0, 0.9)], [(BOX, 0)], (1 / 2, 1, 2 / 3)),
+        ([(BOX, 0, 0.9)], [(BOX, 0), (FAR, 0), (FAR, 1)], (1, 1 / 3, 1 / 2)),
+        ([], [(BOX, 0)], (0, 0, 0)),
+        ([(BOX, 0, 0.9)], [], (0, 0, 0)),
+        ([], [], (0, 0, 0)),
+    ],
+    ids=[
+        'perfect',
+        'wrong class',
+        'low IoU',
+        'low score',
+        'score at the threshold',
+        'a detection too many',
+        'two objects missed',
+        'no detections',
+        'no objects',
+        'empty picture',
+    ],
+)
+def test_by_hand(pred, gt, expected):
+    assert evaluate(picture(pred, gt)) == pytest.approx(expected)
+
+
+def test_duplicates_are_false_positives():
+    pred = [(BOX, 0, 0.9), (BOX, 0, 0.8), (BOX, 0, 0.7)]
+    assert evaluate(picture(pred, [(BOX, 0)])) == pytest.approx((1 / 3, 1, 1 / 2))
+    # but two objects in one place are found by two detections
+    found = evaluate(picture(pred[:2], [(BOX, 0), (BOX, 0)]))
+    assert found == (1, 1, 1)
+
+
+def test_the_higher_score_chooses_first():
+    left, right = (0, 0, 10, 10), (4, 0, 14, 10)
+    middle = (1, 0, 11, 10)  # IoU 9/11 with left, 7/13 with right
+    objects = [(left, 0), (right, 0)]
+    # The middle one takes the left object, and nothing is left for the other.
+    first = [(middle, 0, 0.9), (left, 0, 0.8)]
+    assert evaluate(picture(first, objects)) == (0.5, 0.5, 0.5)
+    # The other way round it makes do with the right one.
+    second = [(middle, 0, 0.8), (left, 0, 0.9)]
+    assert evaluate(picture(second, objects)) == (1, 1, 1)
+
+
+def test_thresholds():
+    sample = picture([(SHIFTED, 0, 0.3)], [(BOX, 0)])
+    assert evaluate(sample, score_thr=0.3, iou_thr=0.33) == (1, 1, 1)
+    assert evaluate(sample, score_thr=0.3, iou_thr=0.34) == (0, 0, 0)
+    assert evaluate(sample, score_thr=0.31, iou_thr=0.33) == (0, 0, 0)
+
+
+def test_class_agnostic():
+    sample = picture([(BOX, 0, 0.9), (FAR, 3, 0.9)], [(BOX, 1), (FAR, 2)])
+    assert evaluate(sample) == (0, 0, 0)
+    assert evaluate(sample, class_agnostic=True) == (1, 1, 1)
+
+
+def test_pictures_are_counted_together():
+    # Means over pictures or classes would be 1/2 and 3/4.
+    first = picture([(BOX, 0, 0.9)], [(BOX, 0)])
+    second = picture([(FAR, 1, 0.9)] * 3, [(BOX, 1)] * 2)
+    assert evaluate(first, second) == pytest.approx((1 / 4, 1 / 3, 2 / 7))
+
+
+def test_no_match_across_pictures():
+    first, second = picture([(BOX, 0, 0.9)], []), picture([], [(BOX, 0)])
+    assert evaluate(first, second) == (0, 0, 0)
+
+
+class TestIgnored:
+    def test_neither_counted_nor_punished(self):
+        inside = (50, 50, 55, 55)
+        pred = [(BOX, 0, 0.9), (FAR, 0, 0.9), (FAR, 0, 0.8), (inside, 0, 0.7)]
+        assert evaluate(picture(pred, [(BOX, 0)], [(FAR, 0)])) == (1, 1, 1)
+        assert evaluate(picture([], [], [(FAR, 0)])) == (0, 0, 0)
+
+    def test_of_another_class_or_place_excuses_nothing(self):
+        pred = [(BOX, 0, 0.9), (FAR, 0, 0.9)]
+        expected = pytest.approx((1 / 2, 1, 2 / 3))
+        assert evaluate(picture(pred, [(BOX, 0)], [(FAR, 1)])) == expected
+        assert evaluate(picture(pred, [(BOX, 0)], [((80, 0, 90, 9), 0)])) == expected
+        sample = picture(pred, [(BOX, 0)], [(FAR, 1)])
+        assert evaluate(sample, class_agnostic=True) == (1, 1, 1)
+
+    def test_a_match_counts_in_it_too(self):
+        assert evaluate(picture([(BOX, 0, 0.9)], [(BOX, 0)], [(BOX, 0)])) == (1, 1, 1)
+
+
+def iou(a, b):
+    width = min(a[2], b[2]) - max(a[0], b[0])
+    height = min(a[3], b[3]) - max(a[1], b[1])
+    if width <= 0 or height <= 0:
+        return 0
+    area_a, area_b = ((c[2] - c[0]) * (c[3] - c[1]) for c in (a, b))
+    return width * height / (area_a + area_b - width * height)
+
+
+def reference(pictures, iou_thr, score_thr):
+    """All detections of all pictures in one list, as VOC's evaluation goes."""
+    pool = [(s, i, box, c) for i, (p, _) in enumerate(pictures) for box, c, s in p]
+    truths = {(i, j): t for i, (_, gt) in enumerate(pictures) for j, t in enumerate(gt)}
+    objects, detections, matches = len(truths), 0, 0
+    for score, i, box, label in sorted(pool, reverse=True):
+        if score < score_thr:
+            break
+        detections += 1
+        rivals = [
+            (iou(box, truth), -key[1], key)
+            for key, (truth, truth_label) in truths.items()
+            if key[0] == i and truth_label == label
+        ]
+        if rivals and max(rivals)[0] >= iou_thr:
+            del truths[max(rivals)[2]]
+            matches += 1
+    precision = matches / detections if detections else 0
+    recall = matches / objects if objects else 0
+    total = precision + recall
+    return precision, recall, 2 * precision * recall / total if total else 0
+
+
+# So few pixels that most boxes overlap, many by just a threshold.
+coordinate = st.integers(0, 6)
+box = st.builds(
+    lambda x, y, w, h: (x, y, x + w, y + h),
+    *(coordinate, coordinate),
+    *(st.integers(1, 6), st.integers(1, 6)),
+)
+label = st.integers(0, 1)
+detection = st.tuples(box, label, st.integers(0, 16))
+random_pictures = st.lists(
+    st.tuples(
+        st.lists(detection, max_size=6, unique_by=lambda d: d[2]),
+        st.lists(st.tuples(box, label), max_size=5),
+    ),
+    min_size=1,
+    max_size=3,
+)
+
+
+@given(
+    pictures=random_pictures,
+    iou_thr=st.sampled_from([0.25, 0.5, 0.75]),
+    score_thr=st.sampled_from([0, 0.25, 0.5]),
+    random=st.randoms(),
+)
+@settings(deadline=None, max_examples=60)
+def test_random_boxes(pictures, iou_thr, score_thr, random):
+    pictures = [([(b, c, s / 16) for b, c, s in p], gt) for p, gt in pictures]
+    thresholds = dict(iou_thr=iou_thr, score_thr=score_thr)
+    result = evaluate(*(picture(*p) for p in pictures), **thresholds)
+    assert result == pytest.approx(reference(pictures, **thresholds))
+
+    # The order of pictures and of detections does not matter.
+    shuffled = [(random.sample(p, len(p)), gt) for p, gt in pictures]
+    random.shuffle(shuffled)
+    assert evaluate(*(picture(*p) for p in shuffled), **thresholds) == result
+
+
+@pytest.mark.parametrize(
+    'kwargs',
+    [
+        dict(iou_thr=0),
+        dict(iou_thr=1.1),
+        dict(iou_thr=float('nan')),
+        dict(score_thr=-0.1),
+        dict(score_thr=50),
+    ],
+    ids=str,
+)
+def test_bad_thresholds(kwargs):
+    (name,) = kwargs
+    with pytest.raises(ValueError, match=f'{name} must be in'):
+        FMeasureMetric(**kwargs)
+
+
+def test_pictures_that_pad_a_distributed_run_do_not_count():
+    metric = METRICS.build(dict(type='FMeasureMetric'))
+    metric.process(None, [picture([(BOX, 0, 0.9)], [(BOX, 0)])])
+    metric.process(None, [picture([(FAR, 0, 0.9)], [(BOX, 0)])])
+    assert metric.evaluate(1)['box/f_measure'] == 1
+
+
+def test_no_pictures():
+    assert evaluate() == (0, 0, 0)
+
+
+@pytest.fixture
+def data(root, digits, tmp_path):
+    """The config of the digits, enlarged by the pipeline, and its annotations."""
+    folder = shutil.copytree(digits, tmp_path / 'digits')
+    path = folder / 'annotations/instances_val2017.json'
+    content = json.loads(path.read_text())
+    content['annotations'][0]['iscrowd'] = 1
+    path.write_text(json.dumps(content))
+    cfg = Config.fromfile(root / 'configs/_base_/digits.py')
+    cfg.val_dataloader.dataset.data_root = str(folder)
+    cfg.val_evaluator.update(ann_file=str(path), metric='bbox')
+    for transform in cfg.val_dataloader.dataset.pipeline:
+        if transform['type'] == 'Resize':
+            transform['scale'] = (160, 64)
+    return cfg, content['annotations']
+
+
+def validate(cfg, annotations, evaluator):
+    """Validate a detector that finds what the annotations say."""
+    dataset = DATASETS.build(cfg.val_dataloader.dataset)
+    preprocessor = MODELS.build(dict(type='DetDataPreprocessor'))
+    evaluator = Evaluator(evaluator)
+    evaluator.dataset_meta = dataset.metainfo
+    for i in range(len(dataset)):
+        batch = preprocessor(pseudo_collate([dataset[i]]))
+        (sample,) = batch['data_samples']
+        found = [a for a in annotations if a['image_id'] == sample.img_id]
+        boxes = torch.tensor([a['bbox'] for a in found]).float()
+        boxes[:, 2:] += boxes[:, :2]
+        sample.pred_instances = InstanceData(
+            bboxes=boxes,
+            labels=torch.tensor([a['category_id'] - 1 for a in found]),
+            scores=torch.ones(len(found)),
+        )
+        evaluator.process([sample], batch)
+    return evaluator.evaluate(len(dataset))
+
+
+def test_with_pipeline_preprocessor_and_evaluator(data):
+    """Resized pictures, a crowd, and CocoMetric beside."""
+    cfg, annotations = data
+    evaluator = [cfg.val_evaluator, dict(type='FMeasureMetric')]
+    result = validate(cfg, annotations, evaluator)
+    assert result['coco/bbox_mAP'] == pytest.approx(1)
+    assert result['box/precision'] == result['box/recall'] == 1
+    # The crowd is not an object: without its detection nothing is missed.
+    assert validate(cfg, annotations[1:], evaluator[1:])['box/recall'] == 1
+    result = validate(cfg, annotations[2:], evaluator[1:])
+    assert result['box/recall'] == 1 - 1 / (len(annotations) - 1)
+    assert result['box/precision'] == 1
+
+
+def test_missing_ground_truth_is_an_error_that_helps(data):
+    cfg, annotations = data
+    dataset = cfg.val_dataloader.dataset
+    dataset.pipeline = [t for t in dataset.pipeline if t['type'] != 'LoadAnnotations']
+    with pytest.raises(ValueError, match='LoadAnnotations.* between Resize and'):
+        validate(cfg, annotations, dict(type='FMeasureMetric'))
+    # without PackDetInputs
+    sample = DetDataSample(pred_instances=InstanceData()).to_dict()
+    with pytest.raises(ValueError, match='LoadAnnotations'):
+        FMeasureMetric().process(None, [sample])
