@@ -3,6 +3,7 @@
 import fnmatch
 import json
 import os
+import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -95,9 +96,11 @@ class Table:
             raise TableError(f'{name} has no scale {scale!r}, but {scales}.')
         self._scale_spec = spec['scales'][scale]
         self.title: str = spec['title']
+        self.data: str = self._scale_spec['data']
         self.head: list[str] = spec['head']
         self.figures: list[str] = spec.get('figures', [])
         self.metrics = [Metric(**metric) for metric in self._scale_spec['metrics']]
+        self.decimals: int = spec.get('decimals', 1)
         self.columns: dict[str, dict] = spec.get('columns', {'': dict(label='')})
         self.rows: dict[str, dict] = {
             key: row
@@ -171,7 +174,7 @@ class Table:
             flags=tuple(self._scale_spec.get('flags', ())),
         )
 
-    def paper(self, row: str, column: str, figure: str) -> float | str | None:
+    def paper(self, row: str, column: str, figure: str) -> str | None:
         """What the paper measured: a number, 'NaN', or None where it has none."""
         of_columns = self.rows[row].get('paper')
         if of_columns is None:
@@ -180,7 +183,8 @@ class Table:
         if not isinstance(figures, list):
             figures = [figures]
         index = self.figures.index(figure)
-        return figures[index] if index < len(figures) else None
+        figure = figures[index] if index < len(figures) else None
+        return f'{figure:.{self.decimals}f}' if isinstance(figure, float) else figure
 
 
 def text(value: Any) -> str:
@@ -214,3 +218,18 @@ def write_record(path: str | Path, record: dict) -> None:
         file.flush()
         os.fsync(file.fileno())
     part.replace(path)
+
+
+def revision(root: str | Path) -> str:
+    """The commit of a checkout, with '+' if its code differs from it."""
+
+    def git(*arguments):
+        return subprocess.run(
+            ['git', '-C', root, *arguments], capture_output=True, text=True, check=True
+        ).stdout.strip()
+
+    try:
+        changed = git('status', '--porcelain', 'pws_mmdet', 'configs', 'tools')
+        return git('rev-parse', '--short=10', 'HEAD') + ('+' if changed else '')
+    except (OSError, subprocess.CalledProcessError):
+        return 'unknown'

@@ -63,11 +63,15 @@ class Program:
         return record is not None and not record['outcome'].startswith('failed')
 
     def data_options(self, run: tables.Run) -> dict[str, str]:
-        """The options that put --data in the run's config."""
+        """Check the run's config and data; the options that put --data in it."""
         from mmengine.config import Config
+
+        from pws_mmdet.engine.data_check import check_data
 
         cfg = Config.fromfile(ROOT / run.config)
         options = dict(find_data(cfg, self.data)) if self.data else {}
+        cfg.merge_from_dict(options)
+        check_data(cfg)
         return options
 
     def train(self, run: tables.Run, data_options: dict[str, str]) -> dict | None:
@@ -254,7 +258,7 @@ def describe_environment() -> dict:
     gpu = torch.cuda.get_device_name() if gpus else None
     hardware = dict(cpu=cpu_model(), cores=len(os.sched_getaffinity(0)))
     return dict(
-        revision=revision(),
+        revision=tables.revision(ROOT),
         versions=versions,
         hardware=dict(hardware, gpu=gpu, gpus=gpus),
     )
@@ -266,21 +270,6 @@ def cpu_model() -> str:
             if line.startswith('model name'):
                 return line.split(':', 1)[1].strip()
     return platform.processor() or platform.machine()
-
-
-def revision() -> str:
-    """The commit of the code, with '+' if the code differs from it."""
-
-    def git(*arguments):
-        return subprocess.run(
-            ['git', '-C', ROOT, *arguments], capture_output=True, text=True, check=True
-        ).stdout.strip()
-
-    try:
-        changed = git('status', '--porcelain', 'pws_mmdet', 'configs', 'tools')
-        return git('rev-parse', '--short=10', 'HEAD') + ('+' if changed else '')
-    except (OSError, subprocess.CalledProcessError):
-        return 'unknown'
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
