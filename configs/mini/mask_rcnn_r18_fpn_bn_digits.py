@@ -1,11 +1,10 @@
-_base_ = 'mask_rcnn_r18_fpn_pws_digits.py'
+# Not pretrained, so BN is trained, and in FPN and mask head, too.
+_base_ = '../_base_/mask_rcnn_r18_fpn_digits.py'
 
 norm_cfg = dict(type='BN', requires_grad=True)
 
 model = dict(
     backbone=dict(conv_cfg=None, norm_cfg=norm_cfg),
-    neck=dict(conv_cfg=None, norm_cfg=norm_cfg),
-    roi_head=dict(mask_head=dict(conv_cfg=None, norm_cfg=norm_cfg)),
+    neck=dict(norm_cfg=norm_cfg),
+    roi_head=dict(mask_head=dict(norm_cfg=norm_cfg)),
 )
-
-custom_hooks = []

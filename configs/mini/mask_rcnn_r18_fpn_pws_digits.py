@@ -1,68 +1,14 @@
-# A Mask R-CNN without any layer that normalizes, small enough for a laptop's CPU:
-# 2 processes x 4 images
-_base_ = [
-    'mmdet::_base_/models/mask-rcnn_r50_fpn.py',
-    'mmdet::_base_/default_runtime.py',
-    '../_base_/digits.py',
-]
+# Without any layer that normalizes
+_base_ = '../_base_/mask_rcnn_r18_fpn_digits.py'
 
 conv_cfg = dict(type='PWS', gamma=1e-4)
 head_conv_cfg = dict(type='PWS', gamma=0.1, relative_gamma=True)
-norm_cfg = dict(type='NoNorm')
 
 model = dict(
-    backbone=dict(
-        _delete_=True,
-        type='PWSResNet',
-        depth=18,
-        base_channels=32,
-        conv_cfg=conv_cfg,
-        norm_cfg=norm_cfg,
-        stem_norm_cfg=None,
-        norm_eval=False,
-    ),
-    neck=dict(in_channels=[32, 64, 128, 256], out_channels=64, conv_cfg=head_conv_cfg),
-    rpn_head=dict(in_channels=64, feat_channels=64, anchor_generator=dict(scales=[4])),
-    roi_head=dict(
-        bbox_roi_extractor=dict(out_channels=64),
-        bbox_head=dict(in_channels=64, fc_out_channels=256, num_classes=10),
-        mask_roi_extractor=dict(out_channels=64),
-        mask_head=dict(
-            num_convs=2,
-            in_channels=64,
-            conv_out_channels=64,
-            num_classes=10,
-            conv_cfg=head_conv_cfg,
-            loss_mask=dict(loss_weight=2.0),  # so that few epochs suffice
-        ),
-    ),
-    train_cfg=dict(
-        rpn=dict(sampler=dict(num=128)),
-        rpn_proposal=dict(nms_pre=400, max_per_img=200),
-        rcnn=dict(sampler=dict(num=64)),
-    ),
-    test_cfg=dict(rpn=dict(nms_pre=200, max_per_img=100)),
+    backbone=dict(conv_cfg=conv_cfg),
+    neck=dict(conv_cfg=head_conv_cfg),
+    roi_head=dict(mask_head=dict(conv_cfg=head_conv_cfg)),
 )
 
-train_dataloader = dict(batch_size=4)
-
-max_epochs = 4
-train_cfg = dict(
-    type='EpochBasedTrainLoop', max_epochs=max_epochs, val_interval=max_epochs
-)
-param_scheduler = [
-    dict(type='LinearLR', start_factor=0.001, by_epoch=False, begin=0, end=50),
-    dict(type='CosineAnnealingLR', T_max=max_epochs, convert_to_iter_based=True),
-]
-optim_wrapper = dict(
-    type='OptimWrapper',
-    optimizer=dict(type='SGD', lr=2e-2, momentum=0.9, weight_decay=1e-4),
-    paramwise_cfg=dict(custom_keys={'.alpha': dict(decay_mult=0.0)}),
-)
-default_hooks = dict(
-    logger=dict(interval=10),
-    checkpoint=dict(max_keep_ckpts=1),
-    sampler_seed=dict(type='EpochSeedHook'),
-)
-custom_hooks = [dict(type='PWSAlphaInitHook')]
-auto_scale_lr = dict(enable=False, base_batch_size=8)
+optim_wrapper = dict(paramwise_cfg=dict(custom_keys={'.alpha': dict(decay_mult=0.0)}))
+custom_hooks = [*_base_.custom_hooks, dict(type='PWSAlphaInitHook')]

@@ -1,0 +1,7 @@
+# Plain convolutions, without any normalization
+_base_ = '../_base_/digits_imagefolder.py'
+
+model = dict(
+    backbone=dict(type='ConvPoolCNN', width=0.25, conv_cfg=dict(type='Conv2d')),
+    head=dict(in_channels=48),
+)

@@ -1,0 +1,11 @@
+_base_ = 'mask_rcnn_r18_fpn_gn_digits.py'
+
+model = dict(
+    roi_head=dict(
+        bbox_head=dict(
+            type='Shared4Conv1FCBBoxHead',
+            conv_out_channels=64,
+            norm_cfg={{_base_.norm_cfg}},
+        )
+    )
+)

@@ -1,0 +1,10 @@
+# 8 groups: a quarter of the usual 32 for networks of a half or a quarter of the width
+_base_ = '../_base_/mask_rcnn_r18_fpn_digits.py'
+
+norm_cfg = dict(type='GN', num_groups=8, requires_grad=True)
+
+model = dict(
+    backbone=dict(conv_cfg=None, norm_cfg=norm_cfg),
+    neck=dict(norm_cfg=norm_cfg),
+    roi_head=dict(mask_head=dict(norm_cfg=norm_cfg)),
+)

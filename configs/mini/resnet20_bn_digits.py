@@ -1,0 +1,3 @@
+_base_ = 'resnet20_normal_digits.py'
+
+model = dict(backbone=dict(norm_cfg=dict(type='BN')))

@@ -1,0 +1,12 @@
+_base_ = '../_base_/ssd96_r18_digits.py'
+
+conv_cfg = dict(type='PWS', gamma=1e-3)
+
+model = dict(
+    backbone=dict(conv_cfg=conv_cfg),
+    neck=dict(conv_cfg=conv_cfg),
+    bbox_head=dict(conv_cfg=conv_cfg),
+)
+
+optim_wrapper = dict(paramwise_cfg=dict(custom_keys={'.alpha': dict(decay_mult=0.0)}))
+custom_hooks = [*_base_.custom_hooks, dict(type='PWSAlphaInitHook')]
