@@ -404,7 +404,7 @@ def test_table_of_records(make_table, tmp_path, capsys):
         'torch 2.13.0',
         'a-b4-s0 diverged at iteration 5',
         'b-b2-s0 detected nothing',
-        'other revisions than this one, unknown: aaaa (6 runs)',
+        'Revisions of the code, others than this one: aaaa (6 runs)',
     ):
         assert words in markdown, words
 
@@ -415,7 +415,43 @@ def test_an_own_revision_goes_without_saying(make_table, tmp_path, capsys, monke
     assert (
         make_table.main(['small', '--scale', 'mini', '--records', str(tmp_path)]) == 0
     )
-    assert 'other revisions' not in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert 'Revisions of the code: aaaa (1 runs)' in out
+
+
+def test_a_table_goes_to_its_place_in_a_page(make_table, tmp_path, capsys):
+    write(tmp_path, record('a', 'b2', 0, 0.1))
+    page = tmp_path / 'page.md'
+    arguments = ['small', '--scale', 'mini', '--records', str(tmp_path)]
+    arguments += ['--markdown', str(page)]
+    page.write_text('Before.\n')
+    assert make_table.main(arguments) == 2
+    assert '<!-- small-mini -->' in capsys.readouterr().err
+    page.write_text('Before.\n<!-- small-mini -->\nold\n<!-- /small-mini -->\nAfter.\n')
+    for _ in range(2):
+        assert make_table.main(arguments) == 0
+        text = page.read_text()
+        assert text.startswith('Before.\n<!-- small-mini -->\n**Small**')
+        assert text.endswith('\n<!-- /small-mini -->\nAfter.\n')
+        assert text.count('| A |') == 1 and 'old' not in text
+
+
+RESULTS = ROOT / 'docs/results'
+PUBLISHED = sorted(path.name for path in RESULTS.glob('records/*'))
+
+
+@pytest.mark.parametrize('folder', PUBLISHED)
+def test_published_tables_are_those_of_the_records(load_program, folder, tmp_path):
+    name, scale = folder.split('-')
+    program = load_program('tools/analysis_tools/make_table.py')
+    page = tmp_path / 'page.md'
+    page.write_text((RESULTS / f'{name}.md').read_text())
+    sheet = tmp_path / 'table.csv'
+    arguments = [name, '--scale', scale, '--records', str(RESULTS / 'records')]
+    arguments += ['--markdown', str(page), '--csv', str(sheet)]
+    assert program.main(arguments) == 0
+    assert page.read_text() == (RESULTS / f'{name}.md').read_text()
+    assert sheet.read_text() == (RESULTS / f'{folder}.csv').read_text()
 
 
 def test_no_records(make_table, tmp_path, capsys):

@@ -11,16 +11,17 @@ import torch
 pytestmark = pytest.mark.slow
 
 SSD = 'configs/mini/ssd96_vgg16_pws_digits.py'
+MASK_RCNN = 'configs/mini/mask_rcnn_r18_fpn_pws_digits.py'
 HEADLINE = 'configs/mask_rcnn_r50_fpn_pws_1x.py'
 
 
-def options(data, epochs=1, **kwargs):
+def options(data, epochs=1, evaluator='evaluator.0', **kwargs):
     values = {
         'train_dataloader.dataset.data_root': f'{data}/',
         'val_dataloader.dataset.data_root': f'{data}/',
         'test_dataloader.dataset.data_root': f'{data}/',
-        'val_evaluator.ann_file': f'{data}/annotations/instances_val2017.json',
-        'test_evaluator.ann_file': f'{data}/annotations/instances_val2017.json',
+        f'val_{evaluator}.ann_file': f'{data}/annotations/instances_val2017.json',
+        f'test_{evaluator}.ann_file': f'{data}/annotations/instances_val2017.json',
         'train_dataloader.batch_size': 2,
         'train_cfg.max_epochs': epochs,
         'train_cfg.val_interval': epochs,
@@ -229,15 +230,15 @@ def test_annotations_without_a_box(train, data):
 
 
 @pytest.mark.parametrize(
-    'config', [SSD, 'configs/mini/mask_rcnn_r18_fpn_pws_digits.py']
+    'config, evaluator', [(SSD, 'evaluator.0'), (MASK_RCNN, 'evaluator')]
 )
-def test_empty_ground_truth_trains(train, data, config):
+def test_empty_ground_truth_trains(train, data, config, evaluator):
     path = data / 'annotations/instances_train2017.json'
     content = json.loads(path.read_text())
     boxes = [a for a in content['annotations'] if a['image_id'] == 1]
     path.write_text(json.dumps({**content, 'annotations': boxes}))
     key = 'train_dataloader.dataset.filter_cfg.filter_empty_gt'
-    log = train(config, *options(data, **{key: False})).stdout
+    log = train(config, *options(data, 1, evaluator, **{key: False})).stdout
     assert 'Saving checkpoint at 1 epochs' in log
     assert (
         'nan' not in log.lower().split('saving checkpoint')[0].split('epoch(train)')[-1]
@@ -261,3 +262,29 @@ def test_a_hostile_checkpoint_is_refused(run, root, digits, tmp_path):
     assert process.returncode != 0
     assert 'hostile.pth was not loaded: it holds' in process.stdout
     assert not (tmp_path / 'executed').exists()
+
+
+def test_a_table_from_its_runs(run, root, digits):
+    """Two of Table 1's runs, and the table of their records."""
+    options = ['table1', '--scale', 'mini']
+    command = [sys.executable, root / 'tools/misc/run_table.py', *options]
+    command += ['--rows', 'pws-b8', 'bn-b8', '--data', digits, '--jobs', 2]
+    log = run(*command).stdout
+    assert '[2/2]' in log and 'finished, AP ' in log
+    assert '2 runs, 2 of them done' in run(*command).stdout
+    program = root / 'tools/analysis_tools/make_table.py'
+    table = run(sys.executable, program, *options).stdout
+    for row, figure in (('PWS', '77.66'), ('BN', '76.74')):
+        line = next(line for line in table.splitlines() if f'| {row} |' in line)
+        paper, ap50, ap = line.split('|')[-4:-1]
+        assert paper.strip() == figure and float(ap50) >= float(ap) >= 0
+    program = root / 'tools/analysis_tools/plot_curves.py'
+    records = [f'work_dirs/tables/table1-mini/{m}-b8-s0.json' for m in ('pws', 'bn')]
+    run(sys.executable, program, *records, '-o', 'curves.png')
+
+
+def test_a_divergence_is_an_outcome(train, digits):
+    lr = {'optim_wrapper.optimizer.lr': 1e10}
+    process = train(SSD, *options(digits, **lr), check=False)
+    assert process.returncode != 0
+    assert 'DivergenceError: Training diverged at iteration ' in process.stdout

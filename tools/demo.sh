@@ -5,7 +5,7 @@
 set -euo pipefail
 tools=$(cd "$(dirname "$0")" && pwd)
 
-config=$tools/../configs/mini/mask_rcnn_r18_fpn_pws_digits.py
+config=$tools/../configs/mini/mask_rcnn_r18_fpn_pws_digits_demo.py
 work_dir=work_dirs/demo
 python=${PYTHON:-python}
 processes=$("$python" -c 'import torch; print(min(torch.cuda.device_count() or 2, 2))')

@@ -110,12 +110,13 @@ def make_notes(table: tables.Table, records: list[dict], revision: str) -> list[
     )
     notes.append(f'Versions: {"; ".join(versions)}.')
     revisions = collections.Counter(record['revision'] for record in records)
-    if set(revisions) != {revision}:
-        counts = ', '.join(f'{name} ({n} runs)' for name, n in revisions.items())
-        notes.append(
-            f'The records were written by other revisions than this one, {revision}: '
-            f'{counts}. A "+" marks code that differed from the commit.'
-        )
+    counts = ', '.join(f'{name} ({n} runs)' for name, n in revisions.items())
+    # The table does not name its own revision, which changes when it is committed.
+    others = set(revisions) != {revision}
+    notes.append(
+        f'Revisions of the code{", others than this one" if others else ""}: '
+        f'{counts}; a "+" marks code that differed from the commit.'
+    )
     for record in records:
         if record['outcome'] != 'finished':
             notes.append(f'{record["run"]} {record["outcome"]}.')
@@ -147,6 +148,33 @@ def to_markdown(table: tables.Table, rows: list[list[str]], notes: list[str]) ->
     return '\n'.join([*lines, '', *(f'* {note}' for note in notes)]) + '\n'
 
 
+def put(path: Path, name: str, markdown: str) -> None:
+    """Write a table to a page, or in the place of the one that the page has.
+
+    Args:
+        path: The page; one that exists marks the place by the comments
+            ``<!-- name -->`` and ``<!-- /name -->``.
+        name: Of the table.
+        markdown: The table.
+
+    Raises:
+        ValueError: If the page exists and has no such place.
+    """
+    begin, end = f'<!-- {name} -->\n', f'<!-- /{name} -->\n'
+    before, after = '', ''
+    if path.exists():
+        page = path.read_text(encoding='utf-8')
+        before, found, rest = page.partition(begin)
+        _, found_end, after = rest.partition(end)
+        if not found or not found_end:
+            raise ValueError(
+                f'{path} exists and has no place for the table: put the lines '
+                f'{begin.strip()} and {end.strip()} into it, or name a new file'
+            )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f'{before}{begin}{markdown}{end}{after}', encoding='utf-8')
+
+
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -159,7 +187,11 @@ def main(argv: list[str] | None = None) -> int:
         default=Path('work_dirs/tables'),
         help='folder that run_table.py wrote to',
     )
-    parser.add_argument('--markdown', type=Path, help='file; without it, printed')
+    parser.add_argument(
+        '--markdown',
+        type=Path,
+        help='new page, or one with a marked place; else it is printed',
+    )
     parser.add_argument('--csv', type=Path, help='file with the same cells')
     args = parser.parse_args(argv)
     try:
@@ -180,8 +212,11 @@ def main(argv: list[str] | None = None) -> int:
         table, rows, make_notes(table, records, tables.revision(ROOT))
     )
     if args.markdown:
-        args.markdown.parent.mkdir(parents=True, exist_ok=True)
-        args.markdown.write_text(markdown, encoding='utf-8')
+        try:
+            put(args.markdown, f'{table.name}-{table.scale}', markdown)
+        except ValueError as e:
+            print(f'make_table.py: {e}', file=sys.stderr)
+            return 2
     else:
         print(markdown, end='')
     if args.csv:

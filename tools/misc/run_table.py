@@ -76,6 +76,8 @@ class Program:
 
     def train(self, run: tables.Run, data_options: dict[str, str]) -> dict | None:
         """Train one run to its end; its record, or None if another process does."""
+        if self.stopped:
+            return None
         work_dir = self.out / run.folder / run.name
         work_dir.mkdir(parents=True, exist_ok=True)
         arguments = run.arguments()
