@@ -6,8 +6,10 @@ Version guards, safe checkpoints, and MMDetection's programs run in place.
 import os.path as osp
 import pickle
 import runpy
+import sys
 import urllib.error
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ INSTALL = (
     'pip install mmengine==0.10.7 && mim install mmcv==2.1.0 && '
     'pip install mmdet==3.3.0'
 )
+INSTALL_PRETRAIN = "pip install -e '.[pretrain]'"
 # The forks onedl-mmcv, onedl-mmengine and onedl-mmdetection import under the same
 # names: the imported modules count, not the distributions.
 MINIMUM_VERSIONS = dict(mmengine='0.7.1', mmcv='2.0.0rc4', mmdet='3.0.0')
@@ -146,6 +149,63 @@ def load_url(url: str, *args, **kwargs) -> Any:
             'network connection and name its path instead, for example '
             '--cfg-options model.backbone.init_cfg.checkpoint=PATH'
         ) from e
+
+
+# torch forgets the operators that are declared here with this object.
+_torchvision_operators: torch.library.Library | None = None
+
+
+def allow_broken_torchvision() -> None:
+    """Let MMDetection import a torchvision whose compiled part cannot be loaded.
+
+    The wheels of the Python package index are compiled for a CUDA build of torch.
+    Beside another build the rest of torchvision does not import either, only
+    because it describes two operators of that part to torch, which does not know
+    them. Once they are declared it does, and mmpretrain, which needs its
+    transforms, works. To call the operators stays an error of torchvision's own.
+
+    Nothing is imported unless mmpretrain is installed; where it is, MMDetection
+    imports it. A torchvision that works is left alone.
+    """
+    global _torchvision_operators
+    if not all(_is_installed(name) for name in ('mmpretrain', 'torchvision')):
+        return
+    try:
+        import_module('torchvision')
+        return
+    except RuntimeError as e:
+        if 'operator torchvision::' not in str(e):
+            raise
+    for name in [n for n in sys.modules if n.split('.')[0] == 'torchvision']:
+        del sys.modules[name]  # half imported
+    _torchvision_operators = torch.library.Library('torchvision', 'DEF')
+    for name in ('nms', 'qnms'):
+        _torchvision_operators.define(
+            f'{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor'
+        )
+    import_module('torchvision')
+
+
+def _is_installed(name: str) -> bool:
+    # find_spec raises a ValueError for a module that tests have put in place
+    return sys.modules.get(name) is not None or find_spec(name) is not None
+
+
+def import_mmpretrain() -> None:
+    """Import mmpretrain, which the classification configs are made of.
+
+    Raises:
+        ImportError: If it or what it needs is missing, with what to install.
+    """
+    allow_broken_torchvision()
+    for name in ('torchvision', 'mmpretrain'):
+        try:
+            import_module(name)
+        except ImportError as e:
+            raise ImportError(
+                'The classification configs need mmpretrain and torchvision, and '
+                f'importing {name} failed ({e}): {INSTALL_PRETRAIN}'
+            ) from e
 
 
 def run_mmdet_tool(name: str) -> None:
