@@ -70,23 +70,23 @@ def check_data(cfg: Mapping) -> None:
 
     Raises:
         FileNotFoundError: If anything is missing. It names all that is, the
-            option that asks for it, and how to get it.
+            options that ask for it, and how to get it.
     """
-    missing: dict[str, str] = {}
+    missing = defaultdict(list)
     for split in ('train', 'val', 'test'):
         loader = cfg.get(f'{split}_dataloader')
         if isinstance(loader, Mapping):
             option = f'{split}_dataloader.dataset'
             for path, name in _missing_of_dataset(loader.get('dataset'), option):
-                missing.setdefault(path, name)
+                missing[path].append(name)
         evaluator = cfg.get(f'{split}_evaluator')
         for path, name in _missing_of_evaluator(evaluator, f'{split}_evaluator'):
-            missing.setdefault(path, name)
+            missing[path].append(name)
     if missing:
-        paths = [f'    {path}  ({option})' for path, option in missing.items()]
+        lines = [f'    {path}  ({", ".join(names)})' for path, names in missing.items()]
         raise FileNotFoundError(
             'The data that the config names is not there. Missing:\n'
-            + '\n'.join(paths)
+            + '\n'.join(lines)
             + f'\n{_ways_to_get(missing)}'
             'If it lies elsewhere, set the options in brackets, or data_root beside '
             'them, with --cfg-options.'

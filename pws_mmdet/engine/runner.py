@@ -8,6 +8,9 @@ from mmengine.registry import RUNNERS
 from mmengine.runner import BaseLoop, Runner, find_latest_checkpoint
 from torch import nn
 
+from ..compat import INSTALL_PRETRAIN
+from .data_check import check_data, check_pictures
+
 
 @RUNNERS.register_module(force=True)
 class PWSRunner(Runner):
@@ -15,6 +18,8 @@ class PWSRunner(Runner):
 
     * Missing pretrained weights stop a training before any data is read. A
       resumed training and a test do without them.
+    * Missing files and folders of the data stop a training or a test before
+      anything is read, missing pictures before the first step.
     * A training set without a single picture is an error.
     * Distributed runs on a machine without a GPU use gloo.
     * The text of a config that a checkpoint carries is not executed on resuming.
@@ -48,7 +53,23 @@ class PWSRunner(Runner):
 
     def train(self) -> nn.Module:
         self._check_pretrained()
+        check_data(
+            dict(
+                train_dataloader=self._train_dataloader,
+                val_dataloader=self._val_dataloader,
+                val_evaluator=self._val_evaluator,
+            )
+        )
         return super().train()
+
+    def test(self) -> dict:
+        check_data(
+            dict(
+                test_dataloader=self._test_dataloader,
+                test_evaluator=self._test_evaluator,
+            )
+        )
+        return super().test()
 
     def _check_pretrained(self) -> None:
         resumes = self._resume and (
@@ -79,12 +100,12 @@ class PWSRunner(Runner):
             '* Train from scratch, with nothing frozen (and, for a result, for '
             'longer):\n'
             f'    {train} {option}.init_cfg=None {option}.frozen_stages=-1\n'
-            '* Pretrain a norm-free ResNet-50 on ImageNet (in data/imagenet, needs '
-            'mmpretrain):\n'
+            '* Pretrain a norm-free ResNet-50 on ImageNet (in data/imagenet), with '
+            f'mmpretrain ({INSTALL_PRETRAIN}):\n'
             '    tools/dist_train.sh configs/imagenet/resnet50_pws_in1k.py 8\n'
-            f'    {train} {option}.init_cfg.checkpoint='
-            'work_dirs/resnet50_pws_in1k/epoch_100.pth '
-            f'{option}.init_cfg.prefix=backbone.'
+            '    python tools/model_converters/publish_backbone.py '
+            f'work_dirs/resnet50_pws_in1k/epoch_100.pth {path}\n'
+            f'    tools/dist_train.sh {config} 8'
         )
 
     def build_train_loop(self, loop: BaseLoop | dict) -> BaseLoop:
@@ -106,6 +127,17 @@ class PWSRunner(Runner):
                 'and of the classes that metainfo names '
                 f'({dataset.get("metainfo", {}).get("classes")})?'
             )
+        check_pictures(loop.dataloader.dataset)
+        return loop
+
+    def build_val_loop(self, loop: BaseLoop | dict) -> BaseLoop:
+        loop = super().build_val_loop(loop)
+        check_pictures(loop.dataloader.dataset)
+        return loop
+
+    def build_test_loop(self, loop: BaseLoop | dict) -> BaseLoop:
+        loop = super().build_test_loop(loop)
+        check_pictures(loop.dataloader.dataset)
         return loop
 
     def load_checkpoint(self, *args, **kwargs) -> dict:

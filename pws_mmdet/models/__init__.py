@@ -1,4 +1,4 @@
-from .backbones import PWSVGG, PWSResNet
+from .backbones import PWSVGG, ConvPoolCNN, PWSCifarResNet, PWSResNet
 from .dense_heads import PWSSSDHead
 
-__all__ = ['PWSResNet', 'PWSSSDHead', 'PWSVGG']
+__all__ = ['ConvPoolCNN', 'PWSCifarResNet', 'PWSResNet', 'PWSSSDHead', 'PWSVGG']

@@ -1,4 +1,5 @@
+from .cifar import ConvPoolCNN, PWSCifarResNet
 from .pws_resnet import PWSResNet
 from .pws_vgg import PWSVGG
 
-__all__ = ['PWSResNet', 'PWSVGG']
+__all__ = ['ConvPoolCNN', 'PWSCifarResNet', 'PWSResNet', 'PWSVGG']

@@ -79,6 +79,10 @@ class PWSResNet(ResNet):
     the code of the paper's authors.
     """
 
+    # by depth, and the least depth that has bottlenecks
+    blocks_per_stage = {d: blocks for d, (_, blocks) in ResNet.arch_settings.items()}
+    bottlenecks_from: float = 50
+
     def __init__(
         self,
         depth: int,
@@ -91,7 +95,7 @@ class PWSResNet(ResNet):
         base_width: int = 4,
         **kwargs,
     ) -> None:
-        if groups > 1 and depth < 50:
+        if groups > 1 and depth < self.bottlenecks_from:
             raise ValueError(
                 f'groups must be 1 for depth {depth}: only the bottlenecks of '
                 f'depth 50, 101 and 152 can be grouped, got groups={groups}'
@@ -113,8 +117,8 @@ class PWSResNet(ResNet):
             else (BasicBlock, Bottleneck)
         )
         self.arch_settings = {
-            d: (bottleneck if d >= 50 else basic, stages)
-            for d, (_, stages) in ResNet.arch_settings.items()
+            d: (bottleneck if d >= self.bottlenecks_from else basic, blocks)
+            for d, blocks in self.blocks_per_stage.items()
         }
         self._default_init = kwargs.get('init_cfg') is None
         super().__init__(depth, conv_cfg=conv_cfg, norm_cfg=norm_cfg, **kwargs)

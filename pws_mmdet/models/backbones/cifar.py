@@ -1,0 +1,158 @@
+import math
+
+from mmcv.cnn import ConvModule, build_conv_layer
+from mmdet.utils import OptMultiConfig
+from mmengine.model import BaseModule
+from mmengine.registry import MODELS
+from torch import Tensor, nn
+
+from .pws_resnet import PWSResNet
+
+PLAIN = ('Conv', 'Conv2d')
+
+
+@MODELS.register_module(force=True)
+class PWSCifarResNet(PWSResNet):
+    """ResNet for pictures of 32x32: depth 6m + 2, three stages of m basic blocks.
+
+    A stem of 3x3 and stride 1 without pooling, then stages of ``base_channels``
+    times 1, 2 and 4. The output is one map (N, 4 base_channels, H / 4, W / 4),
+    sizes rounded up. The original parameter-free shortcuts are 1x1 convolutions
+    here where the shape changes, as in every ResNet of MMDetection.
+
+    With the defaults every convolution is a PWS one and nothing normalizes. All
+    rows of Table 4 have the original order of layers, convolution, norm, ReLU,
+    so that they differ in the norm alone.
+
+    Args:
+        depth: 20, 32, 44, 56 or 110.
+        base_channels: Channels of the first stage; fewer for small networks.
+        conv_cfg: Convolution layers; None or ``dict(type='Conv2d')`` for plain ones.
+        norm_cfg: Norm layer after each convolution. None is ``NoNorm``, with the
+            bias that the blocks withhold from plain convolutions.
+        stem_norm_cfg, pre_activation: As of :class:`PWSResNet`.
+        norm_eval, zero_init_residual: As of ``ResNet``, off as in the original.
+        **kwargs: As of :class:`PWSResNet`, but for the number, strides and
+            dilations of the stages, the outputs and ``deep_stem``.
+
+    Raises:
+        ValueError: If the depth is unknown.
+
+    Source: He et al. 2016 ("Deep Residual Learning", section 4.2); Table 4.
+    """
+
+    blocks_per_stage = {6 * m + 2: (m, m, m) for m in (3, 5, 7, 9, 18)}
+    bottlenecks_from = math.inf
+
+    def __init__(
+        self,
+        depth: int,
+        base_channels: int = 16,
+        conv_cfg: dict | None = dict(type='PWS', gamma=1e-3),
+        norm_cfg: dict | None = None,
+        stem_norm_cfg: dict | None = None,
+        pre_activation: bool = False,
+        norm_eval: bool = False,
+        zero_init_residual: bool = False,
+        **kwargs,
+    ) -> None:
+        if depth not in self.blocks_per_stage:
+            raise ValueError(
+                f'depth must be one of {tuple(self.blocks_per_stage)}, got {depth}'
+            )
+        is_plain = conv_cfg is None or conv_cfg['type'] in PLAIN
+        super().__init__(
+            depth,
+            base_channels=base_channels,
+            conv_cfg=conv_cfg,
+            norm_cfg=norm_cfg or dict(type='NoNorm', bias=is_plain),
+            stem_norm_cfg=stem_norm_cfg,
+            pre_activation=pre_activation,
+            norm_eval=norm_eval,
+            zero_init_residual=zero_init_residual,
+            num_stages=3,
+            strides=(1, 2, 2),
+            dilations=(1, 1, 1),
+            out_indices=(2,),
+            deep_stem=False,
+            **kwargs,
+        )
+
+    def _make_stem_layer(self, in_channels: int, stem_channels: int) -> None:
+        super()._make_stem_layer(in_channels, stem_channels)
+        self.conv1 = build_conv_layer(
+            self.conv_cfg, in_channels, stem_channels, 3, padding=1, bias=False
+        )
+        self.maxpool = nn.Identity()
+
+
+@MODELS.register_module(force=True)
+class ConvPoolCNN(BaseModule):
+    """ConvPool-CNN-C without dropout, up to its classifier.
+
+    Twice three 3x3 convolutions and a 3x3 max pooling of stride 2, then one 3x3
+    convolution without padding, which leaves 6x6 of 32x32 as in the original, and
+    one of 1x1. The output is a map (N, 192 width, H / 4 - 2, W / 4 - 2), H / 4
+    rounded up.
+
+    Global average pooling and a linear layer complete it. The original has the
+    linear layer, as a 1x1 convolution, before the pooling: both are linear, and
+    the same function in either order. (Its ReLU between them is left out, as
+    usual: it would keep scores from being negative.)
+
+    Args:
+        width: Multiplier of all channels, for small networks.
+        conv_cfg: As of :class:`PWSCifarResNet`.
+        norm_cfg: Norm layers after each convolution; None for none.
+        in_channels: Channels of the pictures.
+        init_cfg: Initialization. The default is Kaiming normal (fan_in) for
+            plain convolutions and does not touch those that compute their filters.
+
+    Raises:
+        ValueError: If ``width`` leaves a layer without channels.
+
+    Source: Springenberg et al. 2015, Table 2 (ConvPool-CNN-C); Table 4.
+    """
+
+    def __init__(
+        self,
+        width: float = 1.0,
+        conv_cfg: dict | None = dict(type='PWS', gamma=1e-3),
+        norm_cfg: dict | None = None,
+        in_channels: int = 3,
+        init_cfg: OptMultiConfig = dict(
+            type='Kaiming',
+            layer='Conv2d',
+            mode='fan_in',
+            nonlinearity='relu',
+            distribution='normal',
+        ),
+    ) -> None:
+        super().__init__(init_cfg)
+        if int(96 * width) < 1:
+            raise ValueError(f'width must leave at least one channel, got {width}')
+
+        def conv(channels: int, kernel_size: int = 3, padding: int = 1) -> ConvModule:
+            nonlocal in_channels
+            module = ConvModule(
+                in_channels,
+                int(channels * width),
+                kernel_size,
+                padding=padding,
+                conv_cfg=conv_cfg,
+                norm_cfg=norm_cfg,
+            )
+            in_channels = module.out_channels
+            return module
+
+        self.layers = nn.Sequential(
+            *(conv(96) for _ in range(3)),
+            nn.MaxPool2d(3, 2, padding=1),
+            *(conv(192) for _ in range(3)),
+            nn.MaxPool2d(3, 2, padding=1),
+            conv(192, padding=0),
+            conv(192, kernel_size=1, padding=0),
+        )
+
+    def forward(self, x: Tensor) -> tuple[Tensor]:
+        return (self.layers(x),)
