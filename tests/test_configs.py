@@ -1,6 +1,7 @@
 """Every config builds, holds what it says, and trains a step."""
 
 import copy
+import functools
 
 import pytest
 import torch
@@ -15,11 +16,13 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 import pws_mmdet
 from pws_mmdet import PWSConv2d
+from pws_mmdet.layers import SwitchableNorm2d, WNConv2d
 
 CONFIGS = sorted(
     str(path.relative_to(ROOT))
     for path in (ROOT / 'configs').rglob('*.py')
-    if path.parent.name not in ('_base_', 'imagenet')
+    if path.parent.name != '_base_'
+    and not path.stem.startswith(('convpool', 'resnet'))  # classifiers
 )
 NORMALIZING = (_BatchNorm, nn.GroupNorm, nn.LayerNorm, nn.InstanceNorm2d)
 HEADLINES = """
@@ -27,10 +30,22 @@ mask_rcnn_r50_fpn_pws_1x mask_rcnn_r50_fpn_bn_1x mask_rcnn_r50_fpn_gn_1x
 mask_rcnn_r50_fpn_4conv_pws_1x mask_rcnn_r50_fpn_4conv_gn_1x
 ssd320_vgg16_pws_1x ssd320_vgg16_bn_1x ssd320_vgg16_pws_2x ssd320_vgg16_bn_2x
 """.split()
+VOC_VGG = [
+    f'voc/ssd320_vgg16_{norm}_voc'
+    for norm in ('pws', 'bn', 'gn', 'in', 'sn', 'wn', 'normal')
+]
+VOC_R50 = ['voc/ssd320_r50_pws_voc', 'voc/ssd320_r50_bn_voc']
+VOC = VOC_VGG + VOC_R50
+STARTING_POINTS = ['faster_rcnn_r50_fpn_pws_1x', 'retinanet_r50_fpn_pws_1x']
+
+
+@functools.cache
+def read(name):
+    return Config.fromfile(ROOT / name)
 
 
 def load(name):
-    return Config.fromfile(ROOT / name)
+    return copy.deepcopy(read(name))
 
 
 def build(cfg):
@@ -48,7 +63,29 @@ def names_of(model, *classes):
 
 
 def test_all_headlines_are_there():
-    assert {f'configs/{name}.py' for name in HEADLINES} <= set(CONFIGS)
+    names = HEADLINES + VOC + STARTING_POINTS
+    assert {f'configs/{name}.py' for name in names} <= set(CONFIGS)
+
+
+def halve(cfg):
+    """Half of the channels of an SSD, which makes a step four times as fast."""
+    halves = tuple(c // 2 for c in cfg.model.neck.out_channels)
+    cfg.model.neck.in_channels = halves[: len(cfg.model.neck.in_channels)]
+    cfg.model.neck.out_channels = cfg.model.bbox_head.in_channels = halves
+    if 'r50' in cfg.filename:
+        cfg.model.backbone.base_channels = 32
+    else:
+        cfg.model.backbone.width = 0.5
+    return cfg
+
+
+def half_model_of(name):
+    return build(halve(load(f'configs/{name}.py')))
+
+
+def num_classes(cfg):
+    heads = cfg.model.get('bbox_head') or cfg.model.roi_head.bbox_head
+    return heads.num_classes
 
 
 @pytest.mark.parametrize('name', CONFIGS)
@@ -57,7 +94,9 @@ def test_builds_and_trains_a_step(name):
     assert cfg.custom_imports.imports == ['pws_mmdet']
     assert cfg.auto_scale_lr.base_batch_size > 0 and not cfg.auto_scale_lr.enable
     size = 320 if 'ssd320' in name else 96
-    if 'mask' in name:  # fewer regions: this is no test of their number
+    if size == 320 and name != 'configs/voc/ssd320_vgg16_pws_voc.py':
+        halve(cfg)
+    if 'rcnn' in name:  # fewer regions: this is no test of their number
         cfg.model.train_cfg.rpn_proposal.max_per_img = 50
         cfg.model.train_cfg.rcnn.sampler.num = 16
     model = build(cfg)
@@ -67,7 +106,7 @@ def test_builds_and_trains_a_step(name):
         2,
         [[3, size, size]] * 2,
         num_items=[2, 0],  # one picture without ground truth
-        num_classes=10 if 'digits' in name else 80,
+        num_classes=num_classes(cfg),
         with_mask='mask' in name,
     )
     wrapper = build_optim_wrapper(model, cfg.optim_wrapper)
@@ -87,7 +126,7 @@ def test_builds_and_trains_a_step(name):
 def test_norm_free(name):
     model = build(load(name))
     norms = names_of(model, *NORMALIZING)
-    assert norms == (['backbone.gn1'] if 'mask_rcnn_r50' in name else [])
+    assert norms == (['backbone.gn1'] if '_r50_' in name else [])
     if norms:
         assert model.backbone.gn1.num_groups == 1
 
@@ -134,6 +173,34 @@ def test_where_pws_is_in_mask_rcnn():
         assert conv.gamma == pytest.approx(0.1 * 2 / (9 * 256))
         assert not any(p.requires_grad for p in model.backbone.layer1.parameters())
         assert all(p.requires_grad for p in model.backbone.layer2.parameters())
+
+
+def test_where_pws_is_in_the_starting_points():
+    """Backbone, FPN and head convs, at the gammas of Mask R-CNN; not the predictors."""
+    for name, predictors in (
+        ('faster_rcnn', ['rpn_head.rpn_conv', 'rpn_head.rpn_cls', 'rpn_head.rpn_reg']),
+        ('retinanet', ['bbox_head.retina_cls', 'bbox_head.retina_reg']),
+    ):
+        cfg = load(f'configs/{name}_r50_fpn_pws_1x.py')
+        model = build(cfg)
+        convs = {
+            n: m
+            for n, m in model.named_modules()
+            if isinstance(m, nn.Conv2d) and n not in predictors
+        }
+        assert names_of(model, PWSConv2d) == list(convs)
+        assert all(p in dict(model.named_modules()) for p in predictors)
+        backbone = {c.gamma for n, c in convs.items() if n.startswith('backbone')}
+        assert backbone == {1e-4}
+        for conv_name, conv in convs.items():
+            if not conv_name.startswith('backbone'):
+                n = conv.weight[0].numel()
+                assert conv.gamma == pytest.approx(0.1 * 2 / n), conv_name
+        mask_rcnn = load('configs/mask_rcnn_r50_fpn_pws_1x.py')
+        assert cfg.model.backbone == mask_rcnn.model.backbone
+        assert cfg.custom_hooks == mask_rcnn.custom_hooks
+        assert schedule(cfg) == schedule(mask_rcnn)
+        assert cfg.optim_wrapper.optimizer.lr == (0.01 if name == 'retinanet' else 0.02)
 
 
 def test_ssd_is_pws_everywhere_with_the_papers_anchors():
@@ -189,6 +256,135 @@ def test_settings_of_the_paper(name):
     assert ('PWSAlphaInitHook' in hooks) == ('mask_rcnn' in name and 'pws' in name)
 
 
+@pytest.mark.parametrize('name', VOC)
+def test_settings_of_the_paper_on_voc(name):
+    cfg = load(f'configs/{name}.py')
+    optimizer = cfg.optim_wrapper.optimizer
+    assert (optimizer.type, optimizer.lr) == ('SGD', 1e-2)
+    assert (optimizer.momentum, optimizer.weight_decay) == (0.9, 5e-4)
+    assert schedule(cfg) == (240, [90, 170], 0.1)
+    assert len(cfg.param_scheduler) == 1, 'no warm-up'
+    assert not cfg.auto_scale_lr.enable, 'the same learning rate for all batches'
+    loader = cfg.train_dataloader
+    assert loader.batch_size == 16
+    # batches of 2 would leave BN a last one of a single picture: 1 value at 1x1
+    assert loader.drop_last
+    assert loader.dataset.type == 'ConcatDataset', 'no repeated data set'
+    for dataset, year in zip(loader.dataset.datasets, (2007, 2012), strict=True):
+        assert dataset.type == 'VOCDataset'
+        assert dataset.ann_file == f'VOC{year}/ImageSets/Main/trainval.txt'
+        assert dataset.data_prefix.sub_data_root == f'VOC{year}/'
+        transforms = [transform.type for transform in dataset.pipeline]
+        distortion = ['PhotoMetricDistortion', 'Expand', 'MinIoURandomCrop']
+        assert transforms[2:5] == distortion
+        assert dataset.pipeline[5].scale == (320, 320)
+    for split in ('val', 'test'):
+        dataset = cfg[f'{split}_dataloader'].dataset
+        assert dataset.ann_file == 'VOC2007/ImageSets/Main/test.txt'
+        voc_metric, f_measure = cfg[f'{split}_evaluator']
+        assert (voc_metric.type, voc_metric.eval_mode) == ('VOCMetric', '11points')
+        assert f_measure.type == 'FMeasureMetric'
+    assert cfg.train_cfg.val_interval == 10
+    hooks = [hook.type for hook in cfg.custom_hooks]
+    assert 'DivergenceHook' in hooks
+    assert ('PWSAlphaInitHook' in hooks) == ('r50_pws' in name)
+    test_cfg = cfg.model.test_cfg
+    assert (test_cfg.nms.iou_threshold, test_cfg.max_per_img) == (0.45, 200)
+    assigner = cfg.model.train_cfg.assigner
+    assert (assigner.pos_iou_thr, assigner.neg_iou_thr) == (0.5, 0.4)
+
+
+@pytest.mark.parametrize('name', ['voc/ssd320_vgg16_bn_voc', 'voc/ssd320_r50_bn_voc'])
+def test_levels_and_anchors_on_voc(name):
+    cfg = load(f'configs/{name}.py')
+    model = build(cfg).eval()
+    with torch.no_grad():
+        maps = model.extract_feat(torch.zeros(1, 3, 320, 320))
+    assert [m.shape[2:] for m in maps] == [(n, n) for n in (40, 20, 10, 5, 3, 1)]
+    first = [512, 1024, 512] if 'vgg' in name else [512, 1024, 2048]
+    assert [m.shape[1] for m in maps] == [*first, 256, 256, 256]
+    extra = [
+        (m.in_channels, m.out_channels, m.stride[0], m.padding[0])
+        for m in model.neck.modules()
+        if isinstance(m, nn.Conv2d) and m.kernel_size == (3, 3)
+    ]
+    expected = [(256, 512, 2, 1), (128, 256, 2, 1), (128, 256, 1, 0), (128, 256, 1, 0)]
+    assert extra == expected[-len(extra) :]
+
+    generator = TASK_UTILS.build(cfg.model.bbox_head.anchor_generator)
+    levels = generator.grid_priors([m.shape[2:] for m in maps], device='cpu')
+    edges = [32, 64, 118.4, 172.8, 227.2, 281.6, 336]
+    for level, (low, high, stride) in enumerate(
+        zip(edges, edges[1:], (8, 16, 32, 64, 107, 320), strict=False)
+    ):
+        ratios = [2] if level in (0, 4, 5) else [2, 3]
+        sides = {(low, low), ((low * high) ** 0.5,) * 2}
+        for ratio in ratios:
+            wide, narrow = low * ratio**0.5, low / ratio**0.5
+            sides |= {(wide, narrow), (narrow, wide)}
+        priors = levels[level][: len(sides)]
+        found = priors[:, 2:] - priors[:, :2]
+        torch.testing.assert_close(
+            torch.tensor(sorted(found.tolist())), torch.tensor(sorted(sides))
+        )
+        centers = (priors[:, 2:] + priors[:, :2]) / 2
+        torch.testing.assert_close(centers, torch.full_like(centers, stride / 2))
+        assert len(levels[level]) == len(sides) * maps[level].shape[2:].numel()
+
+
+def test_pws_on_voc():
+    """Everywhere, predictors included, at the gamma of the tables' learning rate."""
+    for name in ('vgg16', 'r50'):
+        model = half_model_of(f'voc/ssd320_{name}_pws_voc')
+        assert names_of(model, nn.Conv2d) == names_of(model, PWSConv2d)
+        assert {c.gamma for c in model.modules() if isinstance(c, PWSConv2d)} == {1e-3}
+
+
+def test_rows_on_voc_differ_in_the_norm_alone():
+    def convolutions(name):
+        return {
+            n: (m.in_channels, m.out_channels, m.kernel_size, m.stride, m.padding)
+            for n, m in models[name].named_modules()
+            if isinstance(m, nn.Conv2d)
+        }
+
+    for names in (VOC_VGG, VOC_R50):
+        models = {name: half_model_of(name) for name in names}
+        for name in names:
+            assert convolutions(name) == convolutions(names[0]), name
+            config = load(f'configs/{name}.py').to_dict()
+            first = load(f'configs/{names[0]}.py').to_dict()
+            for cfg in (config, first):
+                for part in ('conv_cfg', 'norm_cfg'):
+                    for owner in ('backbone', 'neck', 'bbox_head'):
+                        cfg['model'][owner].pop(part, None)
+                    cfg.pop(part, None)
+                cfg['optim_wrapper'].pop('paramwise_cfg', None)
+                cfg.pop('custom_hooks')
+            assert config == first, name
+
+    kinds = dict(
+        bn=_BatchNorm,
+        gn=nn.GroupNorm,
+        sn=SwitchableNorm2d,
+        wn=WNConv2d,
+        normal=(),
+        **{'in': nn.InstanceNorm2d},
+    )
+    for kind, cls in kinds.items():
+        model = half_model_of(f'voc/ssd320_vgg16_{kind}_voc')
+        extra_convs = names_of(model.neck, nn.Conv2d)
+        normalized = names_of(model.backbone, nn.Conv2d) + extra_convs
+        found = names_of(model, *NORMALIZING, SwitchableNorm2d, WNConv2d)
+        assert len(found) == (len(normalized) if cls else 0), kind
+        assert found == (names_of(model, cls) if cls else [])
+        assert not any(n.startswith('bbox_head') for n in found)
+        biased = all(
+            m.bias is not None for m in model.modules() if isinstance(m, nn.Conv2d)
+        )
+        assert biased == (kind in ('wn', 'normal')), kind
+
+
 def test_controls_differ_in_the_norm_alone():
     def parameters(name, *without):
         return {
@@ -239,7 +435,11 @@ def test_metafile_names_every_config():
 
     metafile = yaml.safe_load((ROOT / 'configs/metafile.yml').read_text())
     named = {model['Config'] for model in metafile['Models']}
-    assert named == {f'configs/{name}.py' for name in HEADLINES}
+    assert {name for name in CONFIGS if '/mini/' not in name} <= named
+    assert all((ROOT / path).is_file() for path in named)
+    for model in metafile['Models']:
+        has_results = 'Results' in model
+        assert has_results != (model['Name'] in STARTING_POINTS), model['Name']
     for model in metafile['Models']:
         assert model['In Collection'] in {c['Name'] for c in metafile['Collections']}
     index = yaml.safe_load((ROOT / 'model-index.yml').read_text())

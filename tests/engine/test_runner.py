@@ -63,6 +63,8 @@ def test_missing_weights_stop_training_before_data_is_read(runner):
         'model.backbone.init_cfg=None model.backbone.frozen_stages=-1',
         'tools/dist_train.sh configs/imagenet/resnet50_pws_in1k.py 8',
         'tools/dist_train.sh configs/mask_rcnn_r50_fpn_pws_1x.py 8',
+        'publish_backbone.py work_dirs/resnet50_pws_in1k/epoch_100.pth '
+        'checkpoints/none.pth',
     ):
         assert way in message
 

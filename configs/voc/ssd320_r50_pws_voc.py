@@ -1,0 +1,13 @@
+_base_ = '../_base_/ssd320_r50_voc0712.py'
+
+conv_cfg = dict(type='PWS', gamma=1e-3)
+
+model = dict(
+    backbone=dict(conv_cfg=conv_cfg),
+    neck=dict(conv_cfg=conv_cfg),
+    bbox_head=dict(conv_cfg=conv_cfg),
+)
+
+optim_wrapper = dict(paramwise_cfg=dict(custom_keys={'.alpha': dict(decay_mult=0.0)}))
+# the variance adds up along the identity paths: let each branch start at one of 2
+custom_hooks = [*_base_.custom_hooks, dict(type='PWSAlphaInitHook')]

@@ -1,0 +1,14 @@
+# Other rows of Table 2 change the conv_cfg of model.backbone, model.neck and
+# model.bbox_head: gamma, scale=False, or alpha='fixed'.
+_base_ = '../_base_/ssd320_voc0712.py'
+
+# the paper's gamma for a learning rate of 1e-2; for 1e-3 it is 1e-5
+conv_cfg = dict(type='PWS', gamma=1e-3)
+
+model = dict(
+    backbone=dict(conv_cfg=conv_cfg),
+    neck=dict(conv_cfg=conv_cfg),
+    bbox_head=dict(conv_cfg=conv_cfg),
+)
+
+optim_wrapper = dict(paramwise_cfg=dict(custom_keys={'.alpha': dict(decay_mult=0.0)}))

@@ -1,0 +1,320 @@
+import copy
+import functools
+import json
+import os
+import shutil
+import xml.etree.ElementTree as ET
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from conftest import ROOT
+from mmdet.registry import DATASETS
+from mmengine.config import Config
+
+from pws_mmdet import PWSRunner
+from pws_mmdet.engine.data_check import DOWNLOAD, check_data, check_pictures
+
+VOC_SPLITS = {
+    'VOC2007': dict(trainval=['000001', '000002', '000003'], test=['000004', '000005']),
+    'VOC2012': dict(trainval=['2008_000001', '2008_000002']),
+}
+
+
+def write_picture(folder, name):
+    """A picture with one dog, as Pascal VOC stores it."""
+    picture = np.zeros((80, 100, 3), np.uint8)
+    picture[20:60, 30:70] = 255
+    annotation = ET.Element('annotation')
+    size = ET.SubElement(annotation, 'size')
+    for key, value in dict(width=100, height=80, depth=3).items():
+        ET.SubElement(size, key).text = str(value)
+    dog = ET.SubElement(annotation, 'object')
+    ET.SubElement(dog, 'name').text = 'dog'
+    box = ET.SubElement(dog, 'bndbox')
+    for key, value in dict(xmin=31, ymin=21, xmax=70, ymax=60).items():
+        ET.SubElement(box, key).text = str(value)
+    cv2.imwrite(str(folder / f'JPEGImages/{name}.jpg'), picture)
+    ET.ElementTree(annotation).write(folder / f'Annotations/{name}.xml')
+
+
+@pytest.fixture
+def workplace(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(Config, 'pretty_text', '')  # for logs; it takes seconds
+    return tmp_path
+
+
+@pytest.fixture
+def voc(workplace):
+    """Five pictures to train on and two to test on, where the configs expect them."""
+    devkit = workplace / 'data/VOCdevkit'
+    for year, splits in VOC_SPLITS.items():
+        folder = devkit / year
+        for part in ('Annotations', 'ImageSets/Main', 'JPEGImages'):
+            (folder / part).mkdir(parents=True)
+        for split, names in splits.items():
+            (folder / f'ImageSets/Main/{split}.txt').write_text('\n'.join(names) + '\n')
+            for name in names:
+                write_picture(folder, name)
+    return devkit
+
+
+@pytest.fixture
+def coco(workplace, digits):
+    """The form of COCO 2017 in data/coco."""
+    return Path(shutil.copytree(digits, workplace / 'data/coco'))
+
+
+@functools.cache
+def read(name):
+    return Config.fromfile(ROOT / f'configs/{name}.py')
+
+
+def load(name):
+    return copy.deepcopy(read(name))
+
+
+COCO_CONFIG = 'ssd320_vgg16_pws_1x'
+VOC_CONFIG = 'voc/ssd320_vgg16_bn_voc'
+DIGITS_CONFIG = 'mini/ssd96_vgg16_pws_digits'
+
+
+def message_of(function, *args):
+    with pytest.raises(FileNotFoundError) as error:
+        function(*args)
+    return str(error.value)
+
+
+def runner_of(cfg, folder):
+    cfg.update(work_dir=str(folder / 'work_dir'), log_level='WARNING')
+    for loader in (cfg.train_dataloader, cfg.val_dataloader, cfg.test_dataloader):
+        loader.update(batch_size=2, num_workers=0, persistent_workers=False)
+    return PWSRunner.from_cfg(cfg)
+
+
+def slim(cfg):
+    """The SSD of VOC with a sixteenth of its channels."""
+    channels = (32, 64, 32, 16, 16, 16)
+    cfg.model.backbone.width = 1 / 16
+    cfg.model.neck.update(in_channels=channels[:2], out_channels=channels)
+    cfg.model.bbox_head.in_channels = channels
+    cfg.model.test_cfg.nms_pre = 10
+    return cfg
+
+
+def test_complete_data_passes(voc, coco):
+    check_data(load(VOC_CONFIG))
+    check_data(load(COCO_CONFIG))
+
+
+def test_everything_that_lacks_is_in_one_error(workplace):
+    message = message_of(check_data, load(COCO_CONFIG))
+    for path, option in (
+        ('data/coco/annotations/instances_train2017.json', 'dataset.ann_file'),
+        ('data/coco/train2017/', 'dataset.data_prefix.img'),
+    ):
+        assert f'{path}  (train_dataloader.{option})' in message
+    assert message.count('instances_val2017.json  (') == 1
+    assert f'{DOWNLOAD} coco2017 --save-dir data/coco\n' in message
+    assert 'ln -s FOLDER data/coco\n' in message
+
+    message = message_of(check_data, load(VOC_CONFIG))
+    for i, path in enumerate(('VOC2007/', 'VOC2012/')):
+        option = f'(train_dataloader.dataset.datasets.{i}.'
+        path = f'data/VOCdevkit/{path}'
+        assert f'{path}ImageSets/Main/trainval.txt  {option}ann_file)' in message
+        assert f'{path}  {option}data_prefix.sub_data_root' in message
+    assert f'{DOWNLOAD} voc2007 --save-dir data\n' in message
+    assert f'{DOWNLOAD} voc2012 --save-dir data\n' in message
+    assert 'ln -s FOLDER data/VOCdevkit\n' in message
+    assert 'coco' not in message
+
+
+def test_the_program_that_the_error_names_is_there():
+    program = Path(DOWNLOAD.split()[1])
+    text = program.read_text()
+    for part in ('--dataset-name', '--save-dir', '--unzip', 'coco2017', 'voc2012'):
+        assert part in text
+
+
+def test_following_the_error_makes_the_data(workplace, digits):
+    cfg = load(DIGITS_CONFIG)
+    message = message_of(check_data, cfg)
+    assert 'python tools/dataset_converters/digits_to_coco.py data/digits\n' in message
+    assert 'coco2017' not in message
+    (workplace / 'data').mkdir()
+    (workplace / 'data/digits').symlink_to(digits)  # which that program drew
+    check_data(cfg)
+
+
+@pytest.mark.parametrize('part', ['ImageSets', 'Annotations', 'JPEGImages'])
+def test_a_folder_of_voc_is_missing(voc, part):
+    shutil.rmtree(voc / f'VOC2012/{part}')
+    message = message_of(check_data, load(VOC_CONFIG))
+    assert f'data/VOCdevkit/VOC2012/{part}/' in message
+    assert 'VOC2007/' not in message.split('Download')[0].split('expected')[0]
+
+
+@pytest.mark.parametrize('name', ['Annotations/000002.xml', 'JPEGImages/000002.jpg'])
+def test_one_file_of_voc_is_missing(voc, name):
+    (voc / 'VOC2007' / name).unlink()
+    folder, name = name.split('/')
+    message = message_of(check_data, load(VOC_CONFIG))
+    assert f'data/VOCdevkit/VOC2007/{folder}/: 1 of 3 files, {name}  (' in message
+
+
+def test_wrapped_data_sets_and_lists_of_evaluators(coco):
+    cfg = load(COCO_CONFIG)
+    dataset = copy.deepcopy(cfg.train_dataloader.dataset)
+    dataset.ann_file = 'none.json'
+    cfg.train_dataloader.dataset = dict(
+        type='RepeatDataset',
+        times=2,
+        dataset=dict(
+            type='MultiImageMixDataset',
+            pipeline=[],
+            dataset=dict(type='ConcatDataset', datasets=[dataset]),
+        ),
+    )
+    cfg.val_evaluator = [dict(type='CocoMetric', ann_file='neither.json')]
+    message = message_of(check_data, cfg)
+    option = 'train_dataloader.dataset.dataset.dataset.datasets.0.ann_file'
+    assert f'data/coco/none.json  ({option})' in message
+    assert 'neither.json  (val_evaluator.0.ann_file)' in message
+
+
+def test_what_others_read_is_left_alone(workplace):
+    here = dict(type='CocoDataset', data_root='none', ann_file='none.json')
+    datasets = [
+        dict(here, backend_args=dict(backend='petrel')),
+        dict(here, pipeline=[dict(type='LoadImageFromFile', backend_args=dict(a=1))]),
+        dict(here, data_root='s3://bucket', data_prefix=dict(img='train/')),
+        dict(here, type='CocoCaptionDataset'),
+        dict(here, type='unknown'),
+    ]
+    for dataset in datasets:
+        check_data(dict(train_dataloader=dict(dataset=dataset)))
+    evaluator = dict(type='CocoMetric', ann_file='http://host/val.json')
+    check_data(dict(val_evaluator=evaluator, val_dataloader=None))
+    with pytest.raises(FileNotFoundError, match=r'none/none\.json'):
+        check_data(dict(train_dataloader=dict(dataset=here)))
+
+
+def test_pictures_that_the_annotations_name(coco):
+    names = sorted(os.listdir(coco / 'train2017'))
+    lost = [*names[:4], names[-1]]
+    for name in lost:
+        (coco / 'train2017' / name).unlink()
+    cfg = load(COCO_CONFIG)
+    check_data(cfg)
+    dataset = cfg.train_dataloader.dataset
+    dataset.update(pipeline=[], metainfo=load(DIGITS_CONFIG).metainfo)
+    wrapped = dict(type='RepeatDataset', times=2, dataset=dataset)
+    for cfg in (dataset, wrapped):
+        message = message_of(check_pictures, DATASETS.build(cfg))
+        expected = f'data/coco/train2017/: 5 of 12 files, {", ".join(lost[:3])}, ...'
+        assert expected in message
+        assert f'{DOWNLOAD} coco2017 --save-dir data/coco\n' in message
+    check_pictures(DATASETS.build(dict(dataset, indices=[5, 6])))
+
+
+def test_records_without_a_path_and_remote_pictures_pass(coco):
+    dataset = DATASETS.build(
+        dict(
+            type='CocoDataset',
+            data_root='data/coco',
+            ann_file='annotations/instances_train2017.json',
+            data_prefix=dict(img='s3://bucket/train2017/'),
+            metainfo=dict(classes=('one',)),
+            serialize_data=False,
+        )
+    )
+    check_pictures(dataset)
+    for record in dataset.data_list:
+        del record['img_path']
+    check_pictures(dataset)
+    check_pictures(range(3))
+
+
+@pytest.fixture
+def drawn(workplace, digits):
+    """The digits, where the small configs expect them."""
+    return Path(shutil.copytree(digits, workplace / 'data/digits'))
+
+
+def test_training_stops_before_anything_is_read(drawn, monkeypatch):
+    """MMDetection would load the training set before it finds the other missing."""
+    runner = runner_of(load(DIGITS_CONFIG), drawn)
+    monkeypatch.setattr('mmdet.datasets.CocoDataset.load_data_list', None)
+    (drawn / 'annotations/instances_val2017.json').unlink()
+    message = message_of(runner.train)
+    path = 'data/digits/annotations/instances_val2017.json'
+    options = 'val_dataloader.dataset.ann_file, val_evaluator.0.ann_file'
+    assert f'Missing:\n    {path}  ({options})\n' in message
+
+
+def test_training_stops_before_the_first_step(drawn):
+    runner = runner_of(load(DIGITS_CONFIG), drawn)
+    name = sorted(os.listdir(drawn / 'val2017'))[0]
+    (drawn / 'val2017' / name).unlink()
+    message = message_of(runner.train)
+    assert f'data/digits/val2017/: 1 of 6 files, {name}\n' in message
+    assert runner.iter == 0
+
+
+def test_testing_needs_the_test_set_alone(voc):
+    cfg = slim(load(VOC_CONFIG))
+    cfg.pop('train_dataloader')
+    for key in ('train_cfg', 'optim_wrapper', 'param_scheduler'):
+        cfg.pop(key)
+    shutil.rmtree(voc / 'VOC2012')
+    cfg.work_dir, cfg.log_level = str(voc / 'work_dir'), 'WARNING'
+    cfg.test_dataloader.update(num_workers=0, persistent_workers=False)
+    runner = PWSRunner.from_cfg(cfg)
+    assert 'pascal_voc/mAP' in runner.test()
+    (voc / 'VOC2007/ImageSets/Main/test.txt').unlink()
+    assert '(test_dataloader.dataset.ann_file)' in message_of(
+        PWSRunner.from_cfg(cfg).test
+    )
+
+
+def test_voc_config_trains_and_evaluates(voc):
+    """Five pictures in batches of two: BN could not train on the last one alone."""
+    cfg = slim(load(VOC_CONFIG))
+    cfg.train_cfg.update(max_epochs=1, val_interval=1)
+    runner = runner_of(cfg, voc)
+    runner.train()
+    assert runner.iter == 2
+    scalars = runner.message_hub.log_scalars
+    for key in ('pascal_voc/mAP', 'box/f_measure'):
+        assert 0 <= scalars[f'val/{key}'].current() <= 1
+
+
+def test_real_pictures_in_the_form_of_voc():
+    """BCCD: blood cells, in folders of its own naming."""
+    folder = Path(os.environ.get('PWS_DATA_ROOT', 'data')).resolve() / 'bccd'
+    if not folder.is_dir():
+        pytest.skip(f'the pictures of BCCD are not in {folder} (PWS_DATA_ROOT)')
+    dataset = dict(
+        type='VOCDataset',
+        data_root=f'{folder}/',
+        ann_file='voc_splits/test.txt',
+        data_prefix=dict(sub_data_root=''),
+        ann_subdir='voc_annotations',
+        img_subdir='images',
+        metainfo=dict(classes=('WBC', 'RBC', 'Platelets')),
+        pipeline=[],
+    )
+    check_data(dict(val_dataloader=dict(dataset=dataset)))
+    cells = DATASETS.build(dataset)
+    check_pictures(cells)
+    names = (folder / 'voc_splits/test.txt').read_text().split()
+    assert [cells.get_data_info(i)['img_id'] for i in range(len(cells))] == names
+    truth = json.loads((folder / 'annotations/instances_test.json').read_text())
+    boxes = sum(len(cells.get_data_info(i)['instances']) for i in range(len(cells)))
+    assert boxes >= len(truth['annotations']) > 0  # without those of no area
+    dataset['img_subdir'] = 'JPEGImages'
+    message = message_of(check_data, dict(val_dataloader=dict(dataset=dataset)))
+    assert f'JPEGImages/: {len(names)} of {len(names)} files, {names[0]}.jpg' in message
