@@ -12,7 +12,9 @@ train_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='LoadAnnotations', with_bbox=True),
     dict(type='Resize', scale=scale, keep_ratio=False),
-    dict(type='RandomFlip', prob=0.75, direction=['horizontal', 'vertical', 'diagonal']),
+    dict(
+        type='RandomFlip', prob=0.75, direction=['horizontal', 'vertical', 'diagonal']
+    ),
     dict(type='PackDetInputs'),
 ]
 test_pipeline = [

@@ -207,6 +207,11 @@ def check_arguments(out_dir: str | Path, force: bool, **numbers: int) -> None:
         raise ValueError(
             f'max_digits must be at most {MAX_DIGITS}, not {numbers["max_digits"]}'
         )
+    check_out_dir(out_dir, force)
+
+
+def check_out_dir(out_dir: str | Path, force: bool) -> None:
+    """Raise an error if a data set must not be written to a path."""
     out_dir = Path(out_dir)
     if out_dir.exists() and not out_dir.is_dir():
         raise NotADirectoryError(f'{out_dir} is not a directory')

@@ -22,6 +22,7 @@ import statistics
 import subprocess
 import sys
 import threading
+import warnings
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
@@ -68,7 +69,9 @@ class Program:
 
         from pws_mmdet.engine.data_check import check_data
 
-        cfg = Config.fromfile(ROOT / run.config)
+        with warnings.catch_warnings():  # MMEngine's use of pkg_resources, each time
+            warnings.simplefilter('ignore')
+            cfg = Config.fromfile(ROOT / run.config)
         options = dict(find_data(cfg, self.data)) if self.data else {}
         cfg.merge_from_dict(options)
         check_data(cfg)
