@@ -1,8 +1,11 @@
 # PWS_NO_VENV=1 uses the active environment instead of .venv.
+# .venv/pretrain is .venv with mmpretrain besides.
 ifeq ($(PWS_NO_VENV),1)
 PY := python
+PRETRAIN_PY := python
 else
 PY := .venv/bin/python
+PRETRAIN_PY := .venv/pretrain/bin/python
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 endif
 
@@ -17,12 +20,12 @@ install: ## everything that is needed, into .venv
 demo: install ## train and test a small norm-free detector
 	PYTHON=python tools/demo.sh
 
-test: install ## all tests: the quick ones first, then the programs from end to end
-	$(PY) -m pytest tests -m "not slow"
+test: test-quick ## all tests: the quick ones first, then the programs from end to end
 	$(PY) -m pytest tests -m slow
 
-test-quick: install ## the quick tests only
-	$(PY) -m pytest tests -m "not slow"
+test-quick: ## the quick tests only
+	@tools/install.sh --pretrain
+	$(PRETRAIN_PY) -m pytest tests -m "not slow"
 
 lint: install ## style of the code
 	ruff check .

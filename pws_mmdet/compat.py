@@ -20,7 +20,10 @@ INSTALL = (
     'pip install mmengine==0.10.7 && mim install mmcv==2.1.0 && '
     'pip install mmdet==3.3.0'
 )
-INSTALL_PRETRAIN = "pip install -e '.[pretrain]'"
+# torchvision goes with one torch; pip would take the latest of both.
+INSTALL_PRETRAIN = (
+    f"pip install -e '.[pretrain]' torch=={torch.__version__.split('+')[0]}"
+)
 # The forks onedl-mmcv, onedl-mmengine and onedl-mmdetection import under the same
 # names: the imported modules count, not the distributions.
 MINIMUM_VERSIONS = dict(mmengine='0.7.1', mmcv='2.0.0rc4', mmdet='3.0.0')

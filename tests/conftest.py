@@ -11,6 +11,8 @@ from mmengine.logging import MMLogger
 from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
 
+import pws_mmdet  # noqa: F401  MMDetection may not import before it
+
 ROOT = Path(__file__).parents[1]
 
 torch.set_num_threads(min(torch.get_num_threads(), 4))

@@ -1,4 +1,5 @@
 import http.server
+import importlib
 import pickle
 import sys
 import threading
@@ -7,6 +8,7 @@ import types
 import numpy as np
 import pytest
 import torch
+from mmengine.config import Config
 from mmengine.logging import HistoryBuffer
 from mmengine.runner import CheckpointLoader
 
@@ -153,3 +155,83 @@ def test_downloads(tmp_path, server, monkeypatch):
     assert not witness.exists()
     with pytest.raises(ConnectionError, match=r'none\.pth could not be downloaded'):
         load(f'{server}/none.pth', 'cpu')
+
+
+@pytest.fixture
+def torchvision(tmp_path, monkeypatch):
+    """Put a package in the place of torchvision; mmpretrain counts as installed."""
+    for name in [n for n in sys.modules if n.split('.')[0] == 'torchvision']:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, 'mmpretrain', types.ModuleType('mmpretrain'))
+    monkeypatch.syspath_prepend(tmp_path)
+
+    def write(text):
+        (tmp_path / 'torchvision').mkdir()
+        (tmp_path / 'torchvision/__init__.py').write_text(text)
+        (tmp_path / 'torchvision/part.py').write_text('')
+
+    yield write
+    for name in [n for n in sys.modules if n.split('.')[0] == 'torchvision']:
+        del sys.modules[name]
+
+
+class TestTorchvision:
+    def test_one_that_works_is_left_alone(self, torchvision, monkeypatch):
+        torchvision('import torchvision.part')
+        monkeypatch.setattr(torch.library, 'Library', None)
+        compat.allow_broken_torchvision()
+        module = sys.modules['torchvision']
+        compat.allow_broken_torchvision()
+        assert sys.modules['torchvision'] is module
+
+    def test_without_mmpretrain_it_is_not_imported(self, torchvision, monkeypatch):
+        torchvision('import torchvision.part')
+        monkeypatch.setitem(sys.modules, 'mmpretrain', None)
+        compat.allow_broken_torchvision()
+        assert 'torchvision' not in sys.modules
+
+    def test_other_errors_are_not_hidden(self, torchvision):
+        torchvision("raise RuntimeError('CUDA versions differ')")
+        with pytest.raises(RuntimeError, match='CUDA versions differ'):
+            compat.allow_broken_torchvision()
+
+    def test_one_without_its_compiled_part_is_imported(
+        self, torchvision, run, tmp_path
+    ):
+        torchvision(
+            'import torch, torchvision.part\n'
+            'for name in ("nms", "qnms"):\n'
+            '    torch.library.register_fake("torchvision::" + name)(lambda *x: x[0])\n'
+        )
+        (tmp_path / 'mmpretrain.py').write_text('')
+        code = (  # in a process of its own, in which no operator is declared yet
+            'import sys, importlib.util as util\n'
+            f'spec = util.spec_from_file_location("compat", {compat.__file__!r})\n'
+            'compat = util.module_from_spec(spec)\n'
+            'spec.loader.exec_module(compat)\n'
+            'sys.path.insert(0, ".")\n'
+            'compat.allow_broken_torchvision()\n'
+            'assert "torchvision.part" in sys.modules\n'
+        )
+        run(sys.executable, '-W', 'ignore', '-c', code)
+
+
+class TestMmpretrain:
+    @pytest.mark.parametrize('name', ['mmpretrain', 'torchvision'])
+    def test_missing(self, monkeypatch, name):
+        monkeypatch.setitem(sys.modules, name, None)
+        with pytest.raises(ImportError, match=rf'{name} failed.*install -e .*pretrain'):
+            compat.import_mmpretrain()
+
+    def test_a_config_says_so_in_the_end(self, monkeypatch, root):
+        """MMEngine has another text for every ImportError of custom_imports."""
+        monkeypatch.delitem(sys.modules, 'pws_mmdet.pretrain', raising=False)
+        monkeypatch.setitem(sys.modules, 'mmpretrain', None)
+        with pytest.raises(RuntimeError, match=r'pip install -e .*pretrain'):
+            Config.fromfile(root / 'configs/imagenet/resnet50_pws_in1k.py')
+
+    def test_installed(self):
+        pytest.importorskip('mmpretrain', reason='the extra `pretrain` is missing')
+        importlib.import_module('pws_mmdet.pretrain')
+        transforms = importlib.import_module('mmpretrain.datasets.transforms')
+        assert transforms.RandomCrop

@@ -6,6 +6,8 @@
 #
 #   tools/install.sh            into .venv, which is made if need be
 #   tools/install.sh --check    only name the system packages that are missing
+#   tools/install.sh --pretrain besides, mmpretrain for the classification configs,
+#                               into .venv/pretrain, which sees all that .venv has
 #
 #   PYTHON=python3.12        the interpreter that .venv is made from
 #   PWS_NO_VENV=1            into the active environment (its `python`) instead
@@ -30,12 +32,14 @@ get() { say "pip install $*"; pip install -q 'setuptools<81' "$@"; }
 # From /, so that nothing in the current folder passes for an installed module.
 py() { (cd / && exec "$python" -W ignore "$@"); }
 
+purelib() { py -c 'import sysconfig; print(sysconfig.get_path("purelib"))'; }
+
 # Whatever pip does touches site-packages: when that and the files that say what
 # to install are older than the last success, nothing is left to do.
 up_to_date() {
     local site
     [[ -x $python && -f $stamp ]] || return
-    site=$(py -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
+    site=$(purelib)
     [[ $(<"$stamp") == *" in $site" && $stamp -nt $site &&
         $stamp -nt $root/setup.py && $stamp -nt $root/tools/install.sh ]]
 }
@@ -232,6 +236,28 @@ show_progress() {
     [[ ! -t 1 ]] || echo
 }
 
+# MMDetection imports mmpretrain, and that torchvision, wherever they are installed;
+# and torchvision of the package index, compiled for CUDA, does not import beside a
+# CPU build of torch. In a place of its own it gets in the way of nothing else.
+install_pretrain() {
+    local overlay=$root/.venv/pretrain site torch
+    torch=$(py -c 'import torch; print(torch.__version__.split("+")[0])')
+    # torchvision goes with one torch, and pip would take the latest of both
+    set -- "torch==$torch" --no-build-isolation -e "${root}[pretrain]"
+    if [[ ${PWS_NO_VENV:-} == 1 ]]; then
+        get "$@"
+        return
+    fi
+    [[ ! $overlay/.installed -nt $stamp ]] || return 0
+    site=$(purelib)
+    "$python" -m venv --without-pip --clear "$overlay"
+    python=$overlay/bin/python
+    echo "import site; site.addsitedir('$site')" >"$(purelib)/parent.pth"
+    get "$@"
+    py -c 'import pws_mmdet.pretrain'
+    touch "$overlay/.installed"
+}
+
 if [[ ${PWS_NO_VENV:-} == 1 ]]; then
     base=$(type -P python) || fail 'PWS_NO_VENV=1, but there is no python'
     python=$base
@@ -246,6 +272,7 @@ if [[ ${1:-} == --check ]]; then
     exit
 elif up_to_date; then
     cat "$stamp"
+    [[ ${1:-} != --pretrain ]] || install_pretrain
     exit
 fi
 check_system
@@ -260,3 +287,4 @@ install_mmcv
 has mmdet 3.3 || get 'mmdet==3.3.0'
 PYTHONWARNINGS=ignore get --no-build-isolation -e "${root}[tests]"
 verify | tee "$stamp"
+[[ ${1:-} != --pretrain ]] || install_pretrain

@@ -327,11 +327,13 @@ def describe(record: dict, metrics: list[tables.Metric]) -> str:
     return f'{record["outcome"]}{figures} ({record["minutes"]} min)'
 
 
-def run_all(program: Program, runs: list[tables.Run], table: tables.Table) -> int:
-    """Train ``runs``; the number of those that failed."""
-    missing = [run for run in runs if not program.is_done(run)]
-    print(f'{len(runs)} runs, {len(runs) - len(missing)} of them done', flush=True)
-    data_options = {run: program.data_options(run) for run in missing}
+def run_all(
+    program: Program,
+    data_options: dict[tables.Run, dict[str, str]],
+    table: tables.Table,
+) -> int:
+    """Train the runs of ``data_options``; the number of those that failed."""
+    missing = list(data_options)
     failed, durations = 0, []
     with ThreadPoolExecutor(program.jobs) as pool:
         futures = {
@@ -369,6 +371,13 @@ def main(argv: list[str] | None = None) -> int:
         list_runs(runs, args.out)
         return 0
     program = Program(args.out, args.jobs, args.gpus, args.data)
+    missing = [run for run in runs if not program.is_done(run)]
+    print(f'{len(runs)} runs, {len(runs) - len(missing)} of them done', flush=True)
+    try:
+        data_options = {run: program.data_options(run) for run in missing}
+    except (FileNotFoundError, ImportError, RuntimeError) as e:
+        print(f'run_table.py: {e}', file=sys.stderr)
+        return 2
 
     def interrupt(signum, frame):
         program.stop()
@@ -377,13 +386,10 @@ def main(argv: list[str] | None = None) -> int:
     for signum in (signal.SIGINT, signal.SIGTERM):
         signal.signal(signum, interrupt)
     try:
-        failed = run_all(program, runs, table)
+        failed = run_all(program, data_options, table)
     except KeyboardInterrupt:
         print('Interrupted: the same command goes on from here.', file=sys.stderr)
         return 130
-    except (FileNotFoundError, ImportError) as e:
-        print(f'run_table.py: {e}', file=sys.stderr)
-        return 2
     if failed:
         print(
             f'{failed} runs failed; their console.log says why, and the same command '
