@@ -1,0 +1,3 @@
+_base_ = 'convpool_normal_cifar10.py'
+
+model = dict(backbone=dict(norm_cfg=dict(type='BN')))

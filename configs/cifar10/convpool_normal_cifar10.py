@@ -1,0 +1,7 @@
+# Plain convolutions, without any normalization
+_base_ = '../_base_/cifar10.py'
+
+model = dict(
+    backbone=dict(type='ConvPoolCNN', conv_cfg=dict(type='Conv2d')),
+    head=dict(in_channels=192),
+)

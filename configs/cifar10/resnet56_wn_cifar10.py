@@ -1,0 +1,4 @@
+# g starts at 1 and is trained
+_base_ = 'resnet56_normal_cifar10.py'
+
+model = dict(backbone=dict(conv_cfg=dict(type='WN', g='trained')))

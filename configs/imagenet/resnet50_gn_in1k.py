@@ -1,0 +1,7 @@
+_base_ = '../_base_/imagenet_r50.py'
+
+model = dict(
+    backbone=dict(
+        conv_cfg=None, norm_cfg=dict(type='GN', num_groups=32), pre_activation=False
+    )
+)

@@ -1,0 +1,4 @@
+# GN with one group is LN over channels and places
+_base_ = 'resnet50_gn_in1k.py'
+
+model = dict(backbone=dict(norm_cfg=dict(num_groups=1)))

@@ -1,0 +1,110 @@
+"""Tests of tools/dataset_converters/digits_to_imagefolder.py."""
+
+import sys
+
+import cv2
+import numpy as np
+import pytest
+from sklearn.datasets import load_digits
+
+
+@pytest.fixture(scope='module')
+def program(root, load_program):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(root / 'tools/dataset_converters')
+        return load_program('tools/dataset_converters/digits_to_imagefolder.py')
+
+
+@pytest.fixture(scope='module')
+def folder(program, tmp_path_factory):
+    out_dir = tmp_path_factory.mktemp('data') / 'digits'
+    program.convert(out_dir)
+    return out_dir
+
+
+def files(folder):
+    return {str(p.relative_to(folder)) for p in folder.rglob('*') if p.is_file()}
+
+
+def main(program, monkeypatch, *args):
+    monkeypatch.setattr(sys, 'argv', ['digits_to_imagefolder.py', *map(str, args)])
+    program.main()
+
+
+def test_every_digit_is_in_the_folder_of_its_class(folder):
+    targets = load_digits().target
+    assert files(folder) == {
+        f'{"train" if i < 1297 else "test"}/{target}/{i:04d}.png'
+        for i, target in enumerate(targets)
+    }
+    assert len(targets) == 1797
+
+
+def test_pictures_are_those_of_the_digits(folder):
+    digits = load_digits()
+    for i in (0, 700, 1297, 1796):
+        (path,) = folder.glob(f'*/{digits.target[i]}/{i:04d}.png')
+        picture = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+        assert picture.shape == (16, 16) and picture.dtype == np.uint8
+        small = cv2.resize(picture, (8, 8), interpolation=cv2.INTER_AREA)
+        pairs = np.corrcoef(small.ravel(), digits.images[i].ravel())
+        assert pairs[0, 1] > 0.95
+
+
+def test_own_size_is_exact(program, tmp_path):
+    digit = load_digits().images[0]
+    program.write_digit(tmp_path / '0.png', digit, 8)
+    picture = cv2.imread(str(tmp_path / '0.png'), cv2.IMREAD_GRAYSCALE)
+    assert np.array_equal(picture, (digit * 255 / 16).round())
+
+
+def test_main(program, tmp_path, monkeypatch, capsys):
+    main(program, monkeypatch, tmp_path / 'new/data', '--size', 8)
+    assert capsys.readouterr().out.splitlines() == [
+        'train: 1297 pictures',
+        'test: 500 pictures',
+        f'written to {tmp_path / "new/data"}',
+    ]
+
+
+@pytest.mark.parametrize(
+    'args, message',
+    [
+        (['--size', 7], 'size must be at least 8, not 7'),
+        ([], 'is not empty: use --force'),
+    ],
+)
+def test_bad_input(program, tmp_path, monkeypatch, capsys, args, message):
+    (tmp_path / 'notes.txt').write_text('mine')
+    with pytest.raises(SystemExit) as stop:
+        main(program, monkeypatch, tmp_path, *args)
+    assert stop.value.code == 2
+    assert message in capsys.readouterr().err
+    assert files(tmp_path) == {'notes.txt'}
+
+
+def test_force_replaces_the_splits_alone(program, folder, tmp_path):
+    for name in ('notes.txt', 'train/0/old.png'):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text('mine')
+    program.convert(tmp_path, force=True)
+    assert files(tmp_path) == files(folder) | {'notes.txt'}
+
+
+@pytest.mark.parametrize('force', [False, True])
+def test_failure_leaves_everything_as_it_was(program, tmp_path, monkeypatch, force):
+    out_dir = tmp_path / 'data'
+    if force:
+        (out_dir / 'train').mkdir(parents=True)
+        (out_dir / 'train/old.png').write_text('mine')
+    before = files(tmp_path)
+    real_imwrite = cv2.imwrite
+    monkeypatch.setattr(  # OpenCV reports a full disk by its return value only.
+        cv2,
+        'imwrite',
+        lambda path, x: 'test' not in path[-16:] and real_imwrite(path, x),
+    )
+    with pytest.raises(OSError, match='could not write'):
+        program.convert(out_dir, force=force)
+    assert files(tmp_path) == before
+    assert [path.name for path in tmp_path.iterdir()] == ['data'] * force
