@@ -1,3 +1,5 @@
+import copy
+import functools
 import importlib.util
 import logging
 import os
@@ -7,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from mmengine.config import Config
 from mmengine.logging import MMLogger
 from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
@@ -16,6 +19,16 @@ import pws_mmdet  # noqa: F401  MMDetection may not import before it
 ROOT = Path(__file__).parents[1]
 
 torch.set_num_threads(min(torch.get_num_threads(), 4))
+
+
+@functools.cache
+def _read_config(path):
+    return Config.fromfile(path)
+
+
+def load_config(path):
+    """A config of the project, read once: some take a second."""
+    return copy.deepcopy(_read_config(ROOT / path))
 
 
 @pytest.fixture(autouse=True)

@@ -1,15 +1,12 @@
 """Every classification config builds, holds what it says, and trains a step."""
 
-import copy
-import functools
 import sys
 
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, load_config
 from mmcv.transforms import Compose
-from mmengine.config import Config
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import DATASETS, MODELS, init_default_scope
 from torch import nn
@@ -44,13 +41,8 @@ CONVS = dict(wn=WNConv2d, pws=PWSConv2d)
 NORMALIZING = (*NORMS.values(), nn.LayerNorm, nn.InstanceNorm2d)
 
 
-@functools.cache
-def read(name):
-    return Config.fromfile(ROOT / f'configs/{name}.py')
-
-
 def load(name):
-    return copy.deepcopy(read(name))
+    return load_config(f'configs/{name}.py')
 
 
 def build(cfg):
@@ -272,7 +264,7 @@ def test_classifier_makes_the_backbone_of_mask_rcnn(load_program):
     model = build(load('imagenet/resnet50_pws_in1k'))
     published = program.backbone_of(model.state_dict())
     init_default_scope('mmdet')
-    cfg = Config.fromfile(ROOT / 'configs/mask_rcnn_r50_fpn_pws_1x.py')
+    cfg = load_config('configs/mask_rcnn_r50_fpn_pws_1x.py')
     assert cfg.model.backbone.init_cfg.checkpoint == 'checkpoints/resnet50_pws_in1k.pth'
     cfg.model.backbone.init_cfg = None
     backbone = MODELS.build(cfg.model.backbone)

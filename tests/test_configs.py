@@ -1,16 +1,14 @@
 """Every config builds, holds what it says, and trains a step."""
 
 import copy
-import functools
 
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, load_config
 from mmdet.registry import MODELS, TASK_UTILS
 from mmdet.testing import demo_mm_inputs
 from mmengine.config import Config
 from mmengine.optim import build_optim_wrapper
-from mmengine.registry import init_default_scope
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -39,15 +37,6 @@ VOC = VOC_VGG + VOC_R50
 STARTING_POINTS = ['faster_rcnn_r50_fpn_pws_1x', 'retinanet_r50_fpn_pws_1x']
 
 
-@functools.cache
-def read(name):
-    return Config.fromfile(ROOT / name)
-
-
-def load(name):
-    return copy.deepcopy(read(name))
-
-
 def build(cfg):
     cfg = copy.deepcopy(cfg.model)
     cfg.backbone.init_cfg = None  # no weights at hand, and none needed
@@ -55,7 +44,7 @@ def build(cfg):
 
 
 def model_of(name):
-    return build(load(f'configs/{name}.py'))
+    return build(load_config(f'configs/{name}.py'))
 
 
 def names_of(model, *classes):
@@ -80,7 +69,7 @@ def halve(cfg):
 
 
 def half_model_of(name):
-    return build(halve(load(f'configs/{name}.py')))
+    return build(halve(load_config(f'configs/{name}.py')))
 
 
 def num_classes(cfg):
@@ -90,7 +79,7 @@ def num_classes(cfg):
 
 @pytest.mark.parametrize('name', CONFIGS)
 def test_builds_and_trains_a_step(name):
-    cfg = load(name)
+    cfg = load_config(name)
     assert cfg.custom_imports.imports == ['pws_mmdet']
     assert cfg.auto_scale_lr.base_batch_size > 0 and not cfg.auto_scale_lr.enable
     size = 320 if 'ssd320' in name else 96
@@ -124,7 +113,7 @@ def test_builds_and_trains_a_step(name):
 
 @pytest.mark.parametrize('name', [n for n in CONFIGS if 'pws' in n])
 def test_norm_free(name):
-    model = build(load(name))
+    model = build(load_config(name))
     norms = names_of(model, *NORMALIZING)
     assert norms == (['backbone.gn1'] if '_r50_' in name else [])
     if norms:
@@ -133,7 +122,7 @@ def test_norm_free(name):
 
 @pytest.mark.parametrize('name', [n for n in CONFIGS if 'pws' in n])
 def test_alpha_is_not_decayed(name):
-    cfg = load(name)
+    cfg = load_config(name)
     model = build(cfg)
     wrapper = build_optim_wrapper(model, cfg.optim_wrapper)
     weight_decay = cfg.optim_wrapper.optimizer.weight_decay
@@ -181,7 +170,7 @@ def test_where_pws_is_in_the_starting_points():
         ('faster_rcnn', ['rpn_head.rpn_conv', 'rpn_head.rpn_cls', 'rpn_head.rpn_reg']),
         ('retinanet', ['bbox_head.retina_cls', 'bbox_head.retina_reg']),
     ):
-        cfg = load(f'configs/{name}_r50_fpn_pws_1x.py')
+        cfg = load_config(f'configs/{name}_r50_fpn_pws_1x.py')
         model = build(cfg)
         convs = {
             n: m
@@ -196,7 +185,7 @@ def test_where_pws_is_in_the_starting_points():
             if not conv_name.startswith('backbone'):
                 n = conv.weight[0].numel()
                 assert conv.gamma == pytest.approx(0.1 * 2 / n), conv_name
-        mask_rcnn = load('configs/mask_rcnn_r50_fpn_pws_1x.py')
+        mask_rcnn = load_config('configs/mask_rcnn_r50_fpn_pws_1x.py')
         assert cfg.model.backbone == mask_rcnn.model.backbone
         assert cfg.custom_hooks == mask_rcnn.custom_hooks
         assert schedule(cfg) == schedule(mask_rcnn)
@@ -204,7 +193,7 @@ def test_where_pws_is_in_the_starting_points():
 
 
 def test_ssd_is_pws_everywhere_with_the_papers_anchors():
-    cfg = load('configs/ssd320_vgg16_pws_1x.py')
+    cfg = load_config('configs/ssd320_vgg16_pws_1x.py')
     model = build(cfg)
     assert names_of(model, nn.Conv2d) == names_of(model, PWSConv2d)
     assert {c.gamma for c in model.modules() if isinstance(c, PWSConv2d)} == {1e-3}
@@ -231,7 +220,7 @@ def schedule(cfg):
 
 @pytest.mark.parametrize('name', HEADLINES)
 def test_settings_of_the_paper(name):
-    cfg = load(f'configs/{name}.py')
+    cfg = load_config(f'configs/{name}.py')
     optimizer = cfg.optim_wrapper.optimizer
     assert (optimizer.type, optimizer.momentum) == ('SGD', 0.9)
     assert cfg.auto_scale_lr.base_batch_size == 16
@@ -258,7 +247,7 @@ def test_settings_of_the_paper(name):
 
 @pytest.mark.parametrize('name', VOC)
 def test_settings_of_the_paper_on_voc(name):
-    cfg = load(f'configs/{name}.py')
+    cfg = load_config(f'configs/{name}.py')
     optimizer = cfg.optim_wrapper.optimizer
     assert (optimizer.type, optimizer.lr) == ('SGD', 1e-2)
     assert (optimizer.momentum, optimizer.weight_decay) == (0.9, 5e-4)
@@ -296,7 +285,7 @@ def test_settings_of_the_paper_on_voc(name):
 
 @pytest.mark.parametrize('name', ['voc/ssd320_vgg16_bn_voc', 'voc/ssd320_r50_bn_voc'])
 def test_levels_and_anchors_on_voc(name):
-    cfg = load(f'configs/{name}.py')
+    cfg = load_config(f'configs/{name}.py')
     model = build(cfg).eval()
     with torch.no_grad():
         maps = model.extract_feat(torch.zeros(1, 3, 320, 320))
@@ -352,8 +341,8 @@ def test_rows_on_voc_differ_in_the_norm_alone():
         models = {name: half_model_of(name) for name in names}
         for name in names:
             assert convolutions(name) == convolutions(names[0]), name
-            config = load(f'configs/{name}.py').to_dict()
-            first = load(f'configs/{names[0]}.py').to_dict()
+            config = load_config(f'configs/{name}.py').to_dict()
+            first = load_config(f'configs/{names[0]}.py').to_dict()
             for cfg in (config, first):
                 for part in ('conv_cfg', 'norm_cfg'):
                     for owner in ('backbone', 'neck', 'bbox_head'):
@@ -413,21 +402,6 @@ def test_only_custom_imports_are_needed(tmp_path):
     assert len(names_of(model.neck, PWSConv2d)) == 8
     assert len(names_of(model.bbox_head, PWSConv2d)) == 8
     assert pws_mmdet.__version__
-
-
-def test_imagenet_classifier_makes_the_backbone_of_mask_rcnn():
-    pytest.importorskip('mmpretrain', reason='mmpretrain is not installed')
-    cfg = load('configs/imagenet/resnet50_pws_in1k.py')
-    init_default_scope(cfg.default_scope)
-    model = MODELS.build(cfg.model)
-    init_default_scope('mmdet')
-    assert names_of(model, *NORMALIZING) == ['backbone.gn1', 'backbone.out_norm']
-    prefix = 'backbone.'
-    keys = {k for k in model.state_dict() if 'out_norm' not in k}
-    backbone = model_of('mask_rcnn_r50_fpn_pws_1x').backbone.state_dict()
-    assert {k.removeprefix(prefix) for k in keys if k.startswith(prefix)} == set(
-        backbone
-    )
 
 
 def test_metafile_names_every_config():

@@ -12,8 +12,7 @@ import textwrap
 import time
 
 import pytest
-from conftest import ROOT
-from mmengine.config import Config
+from conftest import ROOT, load_config
 
 from pws_mmdet import tables
 
@@ -48,7 +47,7 @@ def test_options_reach_what_the_config_has(config):
     """A misspelt option would silently train another row of the table."""
     if {'table4', 'table5'} & {run.table for run in RUNS[config]}:
         pytest.importorskip('mmpretrain', reason='mmpretrain is not installed')
-    cfg = Config.fromfile(ROOT / config)
+    cfg = load_config(config)
     for key in {key for run in RUNS[config] for key in run.options}:
         *parents, name = key.split('.')
         part = cfg
@@ -340,11 +339,11 @@ def test_data_is_checked_before_the_first_run(run_table, root, capsys):
 
 def test_find_data(load_program):
     program = load_program('tools/misc/run_table.py')
-    cfg = Config.fromfile(ROOT / 'configs/mini/ssd96_vgg16_pws_digits.py')
+    cfg = load_config('configs/mini/ssd96_vgg16_pws_digits.py')
     cfg.merge_from_dict(dict(program.find_data(cfg, '/d')))
     assert cfg.train_dataloader.dataset.data_root == '/d/'
     assert cfg.val_evaluator[0].ann_file == '/d/annotations/instances_val2017.json'
-    cfg = Config.fromfile(ROOT / 'configs/voc/ssd320_vgg16_pws_voc.py')
+    cfg = load_config('configs/voc/ssd320_vgg16_pws_voc.py')
     cfg.merge_from_dict(dict(program.find_data(cfg, '/d')))
     roots = {d.data_root for d in cfg.train_dataloader.dataset.datasets}
     assert roots == {'/d/'}

@@ -71,3 +71,12 @@ def test_variance_is_transmitted():
 def test_bad_input(kwargs, message):
     with pytest.raises(ValueError, match=message):
         PWSVGG(**kwargs)
+
+
+def test_plain_convolutions_start_as_he_has_it():
+    net = PWSVGG(width=0.25, conv_cfg=None)
+    net.init_weights()
+    for name, conv in net.named_modules():
+        if isinstance(conv, nn.Conv2d) and conv.in_channels > 3:
+            expected = (2 / conv.weight[0].numel()) ** 0.5
+            assert conv.weight.std().item() == pytest.approx(expected, rel=0.05), name

@@ -76,6 +76,8 @@ class PWSVGG(BaseModule):
                 conv_cfg=conv_cfg,
                 norm_cfg=norm_cfg,
             )
+            # or else that of direct children undoes what init_cfg says
+            module.is_init = True
             in_channels = out_channels
             return module
 
