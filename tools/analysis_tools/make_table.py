@@ -13,11 +13,9 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
-if (ROOT / 'pws_mmdet').is_dir():  # in a wheel the package is installed
-    sys.path.insert(0, str(ROOT))
+from pws_mmdet import tables
 
-from pws_mmdet import tables  # noqa: E402
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def read_records(table: tables.Table, folder: Path) -> list[dict]:

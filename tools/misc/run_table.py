@@ -26,11 +26,9 @@ import warnings
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
-if (ROOT / 'pws_mmdet').is_dir():  # in a wheel the package is installed
-    sys.path.insert(0, str(ROOT))
+from pws_mmdet import tables
 
-from pws_mmdet import tables  # noqa: E402
+ROOT = Path(__file__).resolve().parents[2]
 
 DIVERGED = re.compile(r'Training diverged at (iteration \d+)')
 
@@ -128,8 +126,9 @@ class Program:
 
     def env(self, slot: int) -> dict[str, str]:
         env = dict(os.environ)
-        paths = [str(ROOT), env.get('PYTHONPATH', '')]
-        env['PYTHONPATH'] = os.pathsep.join(filter(None, paths))
+        if (ROOT / 'pws_mmdet').is_dir():  # the revision that the record names
+            paths = [str(ROOT), env.get('PYTHONPATH', '')]
+            env['PYTHONPATH'] = os.pathsep.join(filter(None, paths))
         env.setdefault('OMP_NUM_THREADS', str(self.threads))
         env['PYTHON'] = sys.executable
         devices = self.environment['hardware']['gpus']
@@ -299,7 +298,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument('--seeds', type=int, nargs='+', default=[0], metavar='SEED')
     parser.add_argument('--jobs', type=int, default=1, help='runs at the same time')
     parser.add_argument(
-        '--gpus', type=int, default=1, help='GPUs, or CPU processes, of each run'
+        '--gpus',
+        type=int,
+        default=1,
+        help="GPUs, or CPU processes, of each run; each has a batch of the config's",
     )
     parser.add_argument('--out', type=Path, default=Path('work_dirs/tables'))
     parser.add_argument(
