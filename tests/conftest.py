@@ -1,14 +1,18 @@
 import copy
+import faulthandler
 import functools
+import gc
 import importlib.util
 import logging
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 from mmengine.config import Config
 from mmengine.logging import MMLogger
 from mmengine.registry import init_default_scope
@@ -29,6 +33,26 @@ def _read_config(path):
 def load_config(path):
     """A config of the project, read once: some take a second."""
     return copy.deepcopy(_read_config(ROOT / path))
+
+
+def _process(rank, port, function, args):
+    faulthandler.dump_traceback_later(300, exit=True)  # rather than hang for ever
+    address = f'tcp://127.0.0.1:{port}'
+    dist.init_process_group('gloo', init_method=address, rank=rank, world_size=2)
+    torch.set_num_threads(1)
+    function(rank, *args)
+    # What wraps a model must be gone first: as the last to hold the group, it
+    # deadlocks with the group's threads once in a while.
+    gc.collect()
+    dist.destroy_process_group()
+
+
+def run_on_two_processes(function, *args):
+    """Call ``function(rank, *args)`` in two processes that are one group (gloo)."""
+    with socket.socket() as s:
+        s.bind(('127.0.0.1', 0))
+        port = s.getsockname()[1]
+    torch.multiprocessing.spawn(_process, (port, function, args), nprocs=2)
 
 
 @pytest.fixture(autouse=True)

@@ -1,13 +1,11 @@
 """Two processes compute what one computes on the same pictures."""
 
 import copy
-import socket
 from types import SimpleNamespace
 
 import pytest
 import torch
-import torch.distributed as dist
-from conftest import ROOT
+from conftest import ROOT, run_on_two_processes
 from mmdet.models.task_modules.samplers import RandomSampler
 from mmdet.registry import MODELS
 from mmdet.testing import demo_mm_inputs
@@ -56,22 +54,12 @@ def gradients(model, wrapped, inputs, pictures):
     return {name: p.grad for name, p in model.named_parameters()}
 
 
-def detector_worker(rank, port, name, path):
-    address = f'tcp://127.0.0.1:{port}'
-    dist.init_process_group('gloo', init_method=address, rank=rank, world_size=2)
-    torch.set_num_threads(1)
+def detector_worker(rank, name, path):
     model, inputs = build(name)
     wrapped = MMDistributedDataParallel(model, find_unused_parameters=False)
     grads = gradients(model, wrapped, inputs, range(2 * rank, 2 * rank + 2))
     if rank == 0:
         torch.save(grads, path)
-    dist.destroy_process_group()
-
-
-def free_port():
-    with socket.socket() as s:
-        s.bind(('127.0.0.1', 0))
-        return s.getsockname()[1]
 
 
 @pytest.fixture
@@ -84,8 +72,7 @@ def stock_classes(monkeypatch):
 @pytest.mark.parametrize('name', ['mask_rcnn_r18_fpn', 'ssd96_vgg16'])
 def test_gradients_of_detectors(name, tmp_path, stock_classes):
     path = tmp_path / 'gradients.pth'
-    args = (free_port(), name, path)
-    torch.multiprocessing.spawn(detector_worker, args, nprocs=2)
+    run_on_two_processes(detector_worker, name, path)
     two = torch.load(path)
     model, inputs = build(name)
     one = gradients(model, model, inputs, range(4))
@@ -101,15 +88,12 @@ def test_gradients_of_detectors(name, tmp_path, stock_classes):
         )
 
 
-def layer_worker(rank, port, path):
-    address = f'tcp://127.0.0.1:{port}'
-    dist.init_process_group('gloo', init_method=address, rank=rank, world_size=2)
+def layer_worker(rank, path):
     net, x = layers()
     wrapped = nn.parallel.DistributedDataParallel(net)
     train(net, wrapped, x[2 * rank : 2 * rank + 2])
     if rank == 0:
         torch.save(net.state_dict(), path)
-    dist.destroy_process_group()
 
 
 def layers():
@@ -129,7 +113,7 @@ def train(net, forward, x):
 
 def test_weights_of_layers(tmp_path):
     path = tmp_path / 'weights.pth'
-    torch.multiprocessing.spawn(layer_worker, (free_port(), path), nprocs=2)
+    run_on_two_processes(layer_worker, path)
     net, x = layers()
     before = copy.deepcopy(net.state_dict())
     train(net, net, x)
@@ -138,9 +122,7 @@ def test_weights_of_layers(tmp_path):
         torch.testing.assert_close(value, net.state_dict()[key])
 
 
-def switchable_norm_worker(rank, port, path):
-    address = f'tcp://127.0.0.1:{port}'
-    dist.init_process_group('gloo', init_method=address, rank=rank, world_size=2)
+def switchable_norm_worker(rank, path):
     torch.manual_seed(rank)
     convs = [nn.Conv2d(3, 8, 3, bias=False), nn.Conv2d(8, 4, 3)]
     net = nn.Sequential(convs[0], pws_mmdet.SwitchableNorm2d(8), nn.ReLU(), convs[1])
@@ -152,12 +134,11 @@ def switchable_norm_worker(rank, port, path):
     runner = SimpleNamespace(model=wrapped)
     SyncBuffersHook().after_train_epoch(runner)
     torch.save((own, net.state_dict()), f'{path}.{rank}')
-    dist.destroy_process_group()
 
 
 def test_running_statistics_of_switchable_norm(tmp_path):
     path = tmp_path / 'states.pth'
-    torch.multiprocessing.spawn(switchable_norm_worker, (free_port(), path), nprocs=2)
+    run_on_two_processes(switchable_norm_worker, path)
     (own, averaged), (other, others_averaged) = (
         torch.load(f'{path}.{rank}') for rank in range(2)
     )

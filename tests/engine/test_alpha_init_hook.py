@@ -1,11 +1,10 @@
 import contextlib
 import copy
 import math
-import socket
 
 import pytest
 import torch
-import torch.distributed as dist
+from conftest import run_on_two_processes
 from mmengine.model import BaseModel, BaseModule, MMDistributedDataParallel
 from torch import nn
 from torch.utils.data import Dataset
@@ -222,9 +221,7 @@ class FakeLoop:
         return contextlib.nullcontext()
 
 
-def worker(rank, port, folder):
-    address = f'tcp://127.0.0.1:{port}'
-    dist.init_process_group('gloo', init_method=address, rank=rank, world_size=2)
+def worker(rank, folder):
     torch.manual_seed(0)
     # One process has no RoI at all for the head.
     model = Detector()
@@ -236,14 +233,10 @@ def worker(rank, port, folder):
     hook.before_run(runner)
     hook.before_train_iter(runner, 0, dict(x=Pictures(seed=rank).pictures))
     torch.save(alphas(model), f'{folder}/{rank}.pth')
-    dist.destroy_process_group()
 
 
 def test_processes_agree(tmp_path):
-    with socket.socket() as s:
-        s.bind(('127.0.0.1', 0))
-        port = s.getsockname()[1]
-    torch.multiprocessing.spawn(worker, args=(port, str(tmp_path)), nprocs=2)
+    run_on_two_processes(worker, str(tmp_path))
     first, second = (torch.load(tmp_path / f'{rank}.pth') for rank in range(2))
     for name, alpha in first.items():
         assert torch.equal(alpha, second[name]), name
