@@ -12,10 +12,12 @@ allow_mmengine_checkpoints()
 allow_broken_torchvision()
 
 # Importing registers the types with MMEngine, and needs the checks before it.
+from .convert import fold_into_plain_convolutions, fuse_pws  # noqa: E402
 from .engine import (  # noqa: E402
     DivergenceError,
     DivergenceHook,
     EpochSeedHook,
+    FusePWSHook,
     PWSAlphaInitHook,
     PWSRunner,
 )
@@ -36,6 +38,8 @@ from .models import (  # noqa: E402
     PWSSSDHead,
 )
 
+fold_into_plain_convolutions()
+
 __all__ = [
     'ConvPoolCNN',
     'DivergenceError',
@@ -43,6 +47,7 @@ __all__ = [
     'AnySizeInstanceNorm2d',
     'EpochSeedHook',
     'FMeasureMetric',
+    'FusePWSHook',
     'NoNorm',
     'PWSAlphaInitHook',
     'PWSCifarResNet',
@@ -54,5 +59,6 @@ __all__ = [
     'SwitchableNorm2d',
     'WNConv2d',
     '__version__',
+    'fuse_pws',
     'standardize_weight',
 ]

@@ -2,12 +2,14 @@ from .alpha_decay import warn_of_decayed_alpha
 from .alpha_init_hook import PWSAlphaInitHook
 from .divergence_hook import DivergenceError, DivergenceHook
 from .epoch_seed_hook import EpochSeedHook
+from .fuse_hook import FusePWSHook
 from .runner import PWSRunner
 
 __all__ = [
     'DivergenceError',
     'DivergenceHook',
     'EpochSeedHook',
+    'FusePWSHook',
     'PWSAlphaInitHook',
     'PWSRunner',
     'warn_of_decayed_alpha',

@@ -9,7 +9,9 @@ from mmengine.runner import BaseLoop, Runner, find_latest_checkpoint
 from torch import nn
 
 from ..compat import INSTALL_PRETRAIN
+from ..layers.reparam_conv import ReparamConv2d
 from .data_check import check_data, check_pictures
+from .fuse_hook import FusePWSHook
 
 
 @RUNNERS.register_module(force=True)
@@ -21,6 +23,7 @@ class PWSRunner(Runner):
     * Missing files and folders of the data stop a training or a test before
       anything is read, missing pictures before the first step.
     * A training set without a single picture is an error.
+    * A test runs on plain convolutions: see :class:`FusePWSHook`.
     * Distributed runs on a machine without a GPU use gloo.
     * The text of a config that a checkpoint carries is not executed on resuming.
 
@@ -69,6 +72,9 @@ class PWSRunner(Runner):
                 test_evaluator=self._test_evaluator,
             )
         )
+        has_pws = any(isinstance(m, ReparamConv2d) for m in self.model.modules())
+        if has_pws and not any(isinstance(h, FusePWSHook) for h in self.hooks):
+            self.register_hook(FusePWSHook())
         return super().test()
 
     def _check_pretrained(self) -> None:

@@ -2,12 +2,14 @@ import math
 import weakref
 
 from mmengine.registry import MODELS
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from .reparam_conv import ReparamConv2d
 from .standardize import standardize_weight
 
 ALPHA_MODES = ('channel', 'layer', 'fixed')
+
+fx.wrap('standardize_weight')  # symbolic traces hold the call, not the formula
 
 
 @MODELS.register_module(name=['PWS', 'PWSConv', 'PWSConv2d'], force=True)

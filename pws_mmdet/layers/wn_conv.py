@@ -1,7 +1,7 @@
 import torch
 import torch.nn.functional as F
 from mmengine.registry import MODELS
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from .reparam_conv import ReparamConv2d
 
@@ -10,6 +10,8 @@ G_MODES = ('fixed', 'trained')
 # Bounds the gradient of W at 1e4 times that of the filters: finite in fp16, too.
 # Training stays far above it: filters start with norms of 0.05 sqrt(n).
 MIN_NORM = 1e-4
+
+fx.wrap('normalize_weight')  # symbolic traces hold the call, not the formula
 
 
 def normalize_weight(weight: Tensor, g: Tensor | None = None) -> Tensor:

@@ -1,0 +1,78 @@
+"""Convolutions that compute their filters into plain ones."""
+
+import copy
+from typing import TypeVar
+
+import torch
+from mmengine.model import is_model_wrapper
+from torch import nn
+
+from ..layers.reparam_conv import ReparamConv2d
+
+Network = TypeVar('Network', bound=nn.Module)
+
+
+@torch.no_grad()
+def to_conv2d(conv: ReparamConv2d) -> nn.Conv2d:
+    """The plain convolution that computes what a PWS (or WN) convolution does.
+
+    Args:
+        conv: Its filters, with alpha, and its beta become weight and bias, of the
+            same dtype, on the same device.
+
+    Returns:
+        An ``nn.Conv2d`` without a gradient history. Its weight requires a gradient
+        if one of W and alpha does, its bias if beta does. Forward hooks are not
+        taken over.
+    """
+    plain = nn.Conv2d(
+        conv.in_channels,
+        conv.out_channels,
+        conv.kernel_size,
+        conv.stride,
+        conv.padding,
+        conv.dilation,
+        conv.groups,
+        conv.bias is not None,
+        conv.padding_mode,
+        device='meta',  # draws no random numbers
+    )
+    of_filters = [p for name, p in conv.named_parameters() if name != 'bias']
+    plain.weight = nn.Parameter(
+        conv.standardized_weight(), any(p.requires_grad for p in of_filters)
+    )
+    if conv.bias is not None:
+        bias = conv.expanded_bias().clone()
+        plain.bias = nn.Parameter(bias, conv.bias.requires_grad)
+    return plain.train(conv.training)
+
+
+def fuse_pws(model: Network, inplace: bool = False) -> Network | nn.Conv2d:
+    """Make every PWS (and WN) convolution of a network a plain one.
+
+    The result computes the same, at the cost of plain convolutions, and none of its
+    weights follows the model's any more. Modules that are shared stay shared.
+
+    Args:
+        model: Any module. What wraps a network to train it (DDP) comes off; an
+            averaged model (EMA) stays one.
+        inplace: Replace the layers in ``model`` itself. An optimizer that was built
+            before holds parameters that are then no longer the model's.
+
+    Returns:
+        The network; without ``inplace`` a deep copy of it.
+    """
+    while is_model_wrapper(model):
+        model = model.module
+    if not inplace:
+        model = copy.deepcopy(model)
+    plain: dict[ReparamConv2d, nn.Conv2d] = {}
+    if isinstance(model, ReparamConv2d):
+        return to_conv2d(model)
+    for module in list(model.modules()):
+        for name, child in module._modules.items():
+            if isinstance(child, ReparamConv2d):
+                if child not in plain:
+                    plain[child] = to_conv2d(child)
+                module._modules[name] = plain[child]
+    return model
