@@ -5,15 +5,13 @@ is a link to the file itself, whose name ends in a part of its SHA-256.
 """
 
 import argparse
-import hashlib
-import io
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 
 from pws_mmdet.compat import load_local_checkpoint
+from pws_mmdet.convert.checkpoint import publish_checkpoint
 
 PREFIX = 'backbone.'
 # the norm layer that a PWSResNet has as a classifier only
@@ -51,11 +49,6 @@ def publish(checkpoint: str | Path, out: str | Path) -> Path:
             .pth.
         FileExistsError: If ``out`` is something else than a link.
     """
-    out = Path(out).expanduser()
-    if out.suffix != '.pth':
-        raise ValueError(f'OUT must end in .pth, got {out}')
-    if out.exists() and not out.is_symlink():
-        raise FileExistsError(f'{out} exists: move it away, or choose another name')
     content = load_local_checkpoint(str(checkpoint), map_location='cpu')
     weights = content.get('state_dict', content) if isinstance(content, dict) else {}
     backbone = backbone_of(weights)
@@ -64,22 +57,7 @@ def publish(checkpoint: str | Path, out: str | Path) -> Path:
         raise ValueError(
             f'{checkpoint} has no weights named {PREFIX}*, but {found or "none at all"}'
         )
-
-    # Into memory: a file's own name would enter its bytes, and so the hash.
-    buffer = io.BytesIO()
-    torch.save(dict(state_dict=backbone), buffer)
-    digest = hashlib.sha256(buffer.getbuffer()).hexdigest()
-    path = out.with_name(f'{out.stem}-{digest[:8]}.pth')
-    out.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f'.{path.name}.{os.getpid()}')
-    try:
-        part.write_bytes(buffer.getbuffer())
-        part.replace(path)
-        part.symlink_to(path.name)
-        part.replace(out)
-    finally:
-        part.unlink(missing_ok=True)
-    return path
+    return publish_checkpoint(dict(state_dict=backbone), out)
 
 
 def main() -> None:
