@@ -1,3 +1,4 @@
+from .bias_conv import bias_conv2d
 from .instance_norm import AnySizeInstanceNorm2d
 from .no_norm import NoNorm
 from .pws_conv import PWSConv2d
@@ -13,6 +14,7 @@ __all__ = [
     'ReparamConv2d',
     'SwitchableNorm2d',
     'WNConv2d',
+    'bias_conv2d',
     'normalize_weight',
     'standardize_weight',
 ]

@@ -1,0 +1,122 @@
+"""Turn a trained PWS detector into one of plain convolutions.
+
+OUT_DIR holds a config and a checkpoint, named as CONFIG is, for MMDetection's test
+program, init_detector and DetInferencer. The detector computes the same. Where
+MMDetection has all its parts, pws_mmdet is not needed to load it; otherwise the
+config's first line says so.
+"""
+
+import argparse
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from mmdet.registry import DATASETS
+from mmengine.config import Config, DictAction
+
+from pws_mmdet.compat import load_local_checkpoint
+from pws_mmdet.convert import fuse_detector
+
+STOCK = '# Plain convolutions, made by fuse_pws.py. MMDetection alone loads it.\n'
+NOT_STOCK = (
+    '# Needs pws_mmdet to be installed: MMDetection has no such network. Its\n'
+    '# convolutions are plain, made by fuse_pws.py.\n'
+)
+
+
+def convert(
+    config: str | Path,
+    checkpoint: str | Path,
+    out_dir: str | Path,
+    cfg_options: Mapping | None = None,
+) -> tuple[Path, Path]:
+    """Write the config and the checkpoint of the detector with plain convolutions.
+
+    Where the training had an EMAHook, MMEngine's ``state_dict`` holds the averaged
+    weights: they are the ones that are converted.
+
+    Args:
+        config: The config of the training. Pretrained weights that it names are not
+            read.
+        checkpoint: What the training wrote.
+        out_dir: A folder that does not exist, or is empty.
+        cfg_options: Changes to the config, as of MMDetection's programs.
+
+    Returns:
+        The paths of the two files.
+
+    Raises:
+        FileExistsError: If there is something else at ``out_dir``.
+        FileNotFoundError: If there is no such config or checkpoint.
+        RuntimeError: If the checkpoint is damaged or holds more than data, or the
+            network makes PWS convolutions that its config does not name.
+        ValueError: If the detector has no PWS convolution, or the checkpoint does
+            not fit the config or holds values that are not finite.
+    """
+    out_dir = Path(out_dir).expanduser().absolute()
+    if out_dir.exists() and not (out_dir.is_dir() and not any(out_dir.iterdir())):
+        raise FileExistsError(
+            f'{out_dir} exists and is not an empty folder: choose another name'
+        )
+    cfg = Config.fromfile(config)
+    if cfg_options:
+        cfg.merge_from_dict(dict(cfg_options))
+    content = load_local_checkpoint(str(checkpoint), map_location='cpu')
+    content = content if isinstance(content, dict) else {}
+    weights = content.get('state_dict', content)
+    if not all(isinstance(value, torch.Tensor) for value in weights.values()):
+        weights = {}
+    if not weights:
+        raise ValueError(f'{checkpoint} holds no weights of a network')
+    try:
+        plain_cfg, plain = fuse_detector(cfg, weights)
+    except ValueError as e:
+        raise ValueError(f'{checkpoint} with {config}: {e}') from None
+
+    text = plain_cfg.pretty_text
+    imports = plain_cfg.get('custom_imports', {}).get('imports', [])
+    header = NOT_STOCK if 'pws_mmdet' in imports else STOCK
+    meta = (content.get('meta') or {}).get('dataset_meta')
+    if meta is None:
+        dataset = {**plain_cfg.test_dataloader.dataset, 'lazy_init': True}
+        meta = DATASETS.build(dataset).metainfo
+    names = f'{Path(config).stem}.py', f'{Path(config).stem}.pth'
+    part = out_dir.with_name(f'.{out_dir.name}.{os.getpid()}')
+    part.mkdir(parents=True)
+    try:
+        (part / names[0]).write_text(header + text)
+        torch.save(
+            dict(state_dict=plain.state_dict(), meta=dict(dataset_meta=meta)),
+            part / names[1],
+        )
+        part.replace(out_dir)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+    return out_dir / names[0], out_dir / names[1]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('config', help='of the training')
+    parser.add_argument('checkpoint', help='such as work_dirs/NAME/epoch_12.pth')
+    parser.add_argument('out_dir', help='a new folder for the two files')
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=DictAction,
+        help='changes to the config, KEY=VALUE ..., such as those of the training',
+    )
+    args = parser.parse_args()
+    try:
+        config, checkpoint = convert(
+            args.config, args.checkpoint, args.out_dir, args.cfg_options
+        )
+    except (OSError, RuntimeError, ValueError) as error:
+        parser.error(str(error))
+    print(f'config:     {config}\ncheckpoint: {checkpoint}')
+
+
+if __name__ == '__main__':
+    main()
