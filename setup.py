@@ -69,6 +69,7 @@ setup(
     extras_require={
         'demo': demo,
         'mim': ['mmcv>=2.0.0rc4,<2.2.0', 'mmdet>=3.3.0,<3.4', 'mmengine>=0.10.7,<1.0'],
+        'onnx': ['onnx>=1.16', 'onnxruntime>=1.18', 'onnxscript'],
         'pretrain': ['mmpretrain>=1.2.0,<2', 'torchvision'],  # undeclared by mmpretrain
         'tests': [*demo, 'hypothesis', 'pytest', 'ruff'],
     },

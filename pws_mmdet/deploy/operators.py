@@ -1,0 +1,133 @@
+"""What detectors need beyond PyTorch's operators, in a form that can be exported.
+
+torch.export cannot look into MMCV's operators. In PyTorch these here call MMCV's; in
+an exported graph they become the operators of ONNX.
+"""
+
+from typing import Any
+
+import torch
+from mmcv.ops import nms, roi_align
+from torch import Tensor
+
+
+@torch.library.custom_op('pws_mmdet::nms_mask', mutates_args=())
+def nms_mask(boxes: Tensor, scores: Tensor, iou_threshold: float, limit: int) -> Tensor:
+    """Non-maximum suppression of the boxes of each picture.
+
+    Args:
+        boxes: (N, K, 4), as (x1, y1, x2, y2).
+        scores: (N, K); boxes with a score of 0 or less are no candidates.
+        iou_threshold: Of two boxes that overlap by more, the better one stays.
+        limit: As many boxes are kept, the best ones, in a picture.
+
+    Returns:
+        Which boxes are kept: bool, (N, K).
+    """
+    kept = torch.zeros_like(scores, dtype=torch.bool)
+    for mask, picture_boxes, picture_scores in zip(kept, boxes, scores, strict=True):
+        (candidates,) = torch.where(picture_scores > 0)
+        if len(candidates):
+            best = nms(
+                picture_boxes[candidates], picture_scores[candidates], iou_threshold
+            )[1]
+            mask[candidates[best[:limit]]] = True
+    return kept
+
+
+@nms_mask.register_fake
+def _(boxes: Tensor, scores: Tensor, iou_threshold: float, limit: int) -> Tensor:
+    return torch.empty_like(scores, dtype=torch.bool)
+
+
+@torch.library.custom_op('pws_mmdet::aligned_rois', mutates_args=())
+def aligned_rois(
+    features: Tensor,
+    boxes: Tensor,
+    pictures: Tensor,
+    height: int,
+    width: int,
+    scale: float,
+    sampling_ratio: int,
+) -> Tensor:
+    """RoIAlign with aligned=True and the average of its samples.
+
+    Args:
+        features: (N, C, H, W).
+        boxes: (R, 4), as (x1, y1, x2, y2) in pixels of the picture.
+        pictures: The index of each box's picture, int64, (R,).
+        height, width: Size of the result.
+        scale: From pixels of the picture to those of ``features``.
+        sampling_ratio: Samples in a bin, each way; 0 takes as many as fit.
+
+    Returns:
+        (R, C, height, width).
+    """
+    rois = torch.cat([pictures[:, None].to(boxes), boxes], dim=1)
+    # MMCV on a CPU reads other memory formats wrongly
+    features = features.contiguous()
+    return roi_align(
+        features, rois, (height, width), scale, sampling_ratio, 'avg', True
+    )
+
+
+@aligned_rois.register_fake
+def _(
+    features: Tensor,
+    boxes: Tensor,
+    pictures: Tensor,
+    height: int,
+    width: int,
+    scale: float,
+    sampling_ratio: int,
+) -> Tensor:
+    return features.new_empty(boxes.shape[0], features.shape[1], height, width)
+
+
+def _nms_mask_in_onnx(boxes: Any, scores: Any, iou_threshold: float, limit: int) -> Any:
+    from onnxscript import opset18 as op
+
+    kept = op.NonMaxSuppression(
+        boxes,
+        op.Unsqueeze(scores, op.Constant(value_ints=[1])),  # one class
+        op.Constant(value_ints=[limit]),
+        op.Constant(value_floats=[iou_threshold]),
+        op.Constant(value_floats=[0.0]),
+    )  # (picture, class, box) of each
+    where = op.Gather(kept, op.Constant(value_ints=[0, 2]), axis=1)
+    is_kept = op.Equal(
+        op.Gather(kept, op.Constant(value_int=1), axis=1), op.Constant(value_int=0)
+    )  # True
+    none = op.Less(scores, scores)
+    return op.ScatterND(none, where, is_kept)
+
+
+def _aligned_rois_in_onnx(
+    features: Any,
+    boxes: Any,
+    pictures: Any,
+    height: int,
+    width: int,
+    scale: float,
+    sampling_ratio: int,
+) -> Any:
+    from onnxscript import opset18 as op
+
+    return op.RoiAlign(
+        features,
+        boxes,
+        pictures,
+        coordinate_transformation_mode='half_pixel',
+        mode='avg',
+        output_height=height,
+        output_width=width,
+        sampling_ratio=sampling_ratio,
+        spatial_scale=scale,
+    )
+
+
+# as the custom_translation_table of torch.onnx.export
+TRANSLATIONS = {
+    torch.ops.pws_mmdet.nms_mask.default: _nms_mask_in_onnx,
+    torch.ops.pws_mmdet.aligned_rois.default: _aligned_rois_in_onnx,
+}

@@ -1,0 +1,418 @@
+"""Export a detector to ONNX: raw pictures in, detections out.
+
+PWS convolutions become plain ones whose weights are constants. The graph normalizes
+and pads the pictures, and does all of MMDetection's post-processing.
+
+  input   images  float32 (N, 3, H, W), 0 to 255, resized as in the config's test
+                  pipeline, channels as the data_preprocessor expects them (as a
+                  rule BGR). Pictures of a batch have one size: boxes are clipped to
+                  it, also where it comes from padding of your own.
+  output  boxes   float32 (N, D, 4), x1, y1, x2, y2 in pixels of the input
+          scores  float32 (N, D), the best first
+          labels  int64 (N, D)
+          masks   float32 (N, D, h, w), of Mask R-CNN: probabilities, on a grid that
+                  fills the box
+
+D is the max_per_img of the config. Where a picture has fewer detections the rest has
+label -1, score 0 and box 0. N, H and W are free, unless --shape fixes H and W.
+
+Opset 18, IR version 10: ONNX Runtime 1.18 or later.
+"""
+
+import argparse
+import logging
+import os
+import warnings
+from importlib import import_module
+from pathlib import Path
+
+import mmcv
+import numpy as np
+import torch
+from mmdet.registry import MODELS
+from mmdet.structures import DetDataSample
+from mmengine.config import Config
+from mmengine.registry import init_default_scope
+from mmengine.structures import InstanceData
+from packaging.version import Version
+from torch import Tensor, nn
+
+from pws_mmdet import fuse_pws
+from pws_mmdet.compat import load_local_checkpoint
+
+OPSET = 18
+TORCH = '2.7'  # whose exporter takes a custom_translation_table
+INSTALL = "pip install -e '.[onnx]'"
+# How far ONNX Runtime may be from MMDetection: pixels, score, probability. Its
+# convolutions round differently.
+TOLERANCE = dict(boxes=0.1, scores=1e-3, masks=1e-2)
+
+
+def check_extra() -> None:
+    """Raise an ImportError that says what to install, if something is missing."""
+    if Version(torch.__version__) < Version(TORCH):
+        raise ImportError(f'The export needs torch>={TORCH}, not {torch.__version__}')
+    for name in ('onnx', 'onnxscript', 'onnxruntime'):
+        try:
+            import_module(name)
+        except ImportError as e:
+            raise ImportError(
+                'The export needs onnx, onnxscript and onnxruntime, and importing '
+                f'{name} failed ({e}): {INSTALL}'
+            ) from e
+
+
+def build_model(config: str | Path) -> nn.Module:
+    """The detector of a config, without weights.
+
+    Raises:
+        OSError: If the config cannot be read.
+        ValueError: If it describes no model that MMDetection knows.
+    """
+    cfg = Config.fromfile(config)
+    if 'model' not in cfg:
+        raise ValueError(f'{config} describes no model')
+    init_default_scope(cfg.get('default_scope', 'mmdet'))
+    try:
+        return MODELS.build(cfg.model)
+    except KeyError as e:
+        raise ValueError(f'{config}: {e.args[0]}') from e
+
+
+def load_weights(model: nn.Module, checkpoint: str | Path) -> None:
+    """Load a checkpoint that has each weight of the model, and no other.
+
+    Raises:
+        FileNotFoundError: If there is no such checkpoint.
+        RuntimeError: If it is damaged or holds more than data.
+        ValueError: If it does not fit the model, or a weight is not finite.
+    """
+    content = load_local_checkpoint(str(checkpoint), map_location='cpu')
+    weights = content.get('state_dict', content) if isinstance(content, dict) else {}
+    weights = {k: v for k, v in weights.items() if isinstance(v, Tensor)}
+    broken = [k for k, v in weights.items() if not v.isfinite().all()]
+    if broken:
+        raise ValueError(
+            f'{checkpoint} has weights that are not finite: {_some(broken)}'
+        )
+    problems = []
+    try:
+        result = model.load_state_dict(weights, strict=False)
+    except RuntimeError as e:  # other shapes, a line each
+        problems = [_some([line.strip() for line in str(e).splitlines()[1:]])]
+    else:
+        if result.missing_keys:
+            problems.append(f'it lacks {_some(result.missing_keys)}')
+        if result.unexpected_keys:
+            problems.append(f'the model has no {_some(result.unexpected_keys)}')
+    if problems:
+        raise ValueError(f'{checkpoint} does not fit the config: {"; ".join(problems)}')
+
+
+def _some(names: list[str]) -> str:
+    text = ', '.join(names[:3])
+    return text if len(names) <= 3 else f'{text} and {len(names) - 3} more'
+
+
+def export(
+    network: nn.Module,
+    path: str | Path,
+    outputs: list[str],
+    size: tuple[int, int],
+    fixed_size: bool = False,
+) -> None:
+    """Write a network of pictures as an ONNX file.
+
+    Args:
+        network: Takes float32 (N, 3, H, W); in evaluation mode.
+        path: The file, which is overwritten.
+        outputs: Names of what it returns.
+        size: Height and width that it is traced with.
+        fixed_size: The graph accepts these alone; otherwise they must leave more than
+            one value in each direction of every map, as torch.export takes a 1 for a
+            constant.
+
+    Raises:
+        RuntimeError: If the network cannot be traced.
+    """
+    from pws_mmdet.deploy import TRANSLATIONS
+
+    names = {0: 'batch'} if fixed_size else {0: 'batch', 2: 'height', 3: 'width'}
+    free = dict.fromkeys(names, torch.export.Dim.DYNAMIC)
+    images = torch.zeros(2, 3, *size)
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter('ignore')
+        try:
+            program = torch.export.export(network, (images,), dynamic_shapes=(free,))
+        except Exception as e:  # of many types
+            hint = '' if fixed_size else ' With --shape the size is fixed.'
+            raise RuntimeError(f'torch.export cannot trace it: {e}{hint}') from e
+        onnx_program = torch.onnx.export(
+            program,
+            dynamo=True,
+            input_names=['images'],
+            output_names=outputs,
+            dynamic_shapes=(names,),
+            opset_version=OPSET,
+            custom_translation_table=TRANSLATIONS,
+            verbose=False,
+        )
+    onnx_program.save(str(path))
+
+
+def trace_size(model: nn.Module) -> tuple[int, int]:
+    """A size that leaves the coarsest map more than one value, and is not square."""
+    head = model.rpn_head if hasattr(model, 'rpn_head') else model.bbox_head
+    stride = max(max(strides) for strides in head.prior_generator.strides)
+    return 3 * stride, 4 * stride
+
+
+@torch.no_grad()
+def predict(model: nn.Module, pictures: np.ndarray) -> list[InstanceData]:
+    """What MMDetection detects in (N, H, W, 3) pictures, uint8."""
+    size = pictures.shape[1:3]
+    meta = dict(img_shape=size, ori_shape=size, scale_factor=(1.0, 1.0))
+    inputs = [torch.from_numpy(p.transpose(2, 0, 1).copy()) for p in pictures]
+    samples = [DetDataSample(metainfo=meta) for _ in inputs]
+    samples = model.test_step(dict(inputs=inputs, data_samples=samples))
+    return [sample.pred_instances for sample in samples]
+
+
+def match(
+    boxes: np.ndarray,
+    scores: np.ndarray,
+    labels: np.ndarray,
+    expected: InstanceData,
+    least: float = 0.0,
+) -> tuple[list[tuple[int, int]], int]:
+    """Pair the detections of a picture with those that are expected.
+
+    Args:
+        boxes, scores, labels: (D, 4), (D,), (D,); label -1 for none.
+        expected: MMDetection's.
+        least: Below this score a detection may be without a partner: another one may
+            have taken its place by a rounding error.
+
+    Returns:
+        Pairs of indices, and the number of detections, of both, without a partner.
+    """
+    theirs = [expected[k].cpu().numpy() for k in ('bboxes', 'scores', 'labels')]
+    distance = np.abs(boxes[:, None] - theirs[0][None]).max(-1)
+    gap = np.abs(scores[:, None] - theirs[1][None])
+    impossible = (
+        (labels[:, None] != theirs[2][None])
+        | (distance > TOLERANCE['boxes'])
+        | (gap > TOLERANCE['scores'])
+    )
+    distance[impossible] = np.inf
+    pairs = []
+    for j in range(len(theirs[1])):
+        i = distance[:, j].argmin()
+        if np.isfinite(distance[i, j]):
+            pairs.append((int(i), j))
+            distance[i] = np.inf
+    ours, others = (set(k) for k in zip(*pairs, strict=True)) if pairs else ((), ())
+    alone = [s for i, s in enumerate(scores) if labels[i] >= 0 and i not in ours]
+    alone += [s for j, s in enumerate(theirs[1]) if j not in others]
+    return pairs, sum(s > least + TOLERANCE['scores'] for s in alone)
+
+
+def verify(
+    path: str | Path, network: nn.Module, batches: list[np.ndarray]
+) -> dict[str, float]:
+    """Compare an exported detector in ONNX Runtime with MMDetection.
+
+    Args:
+        path: The ONNX file.
+        network: The ``DeployedDetector`` that it was made of.
+        batches: Pictures, uint8 (N, H, W, 3) each.
+
+    Returns:
+        The number of detections, and the largest difference of each output.
+
+    Raises:
+        ValueError: If they do not detect the same.
+    """
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(
+        str(path), providers=['CPUExecutionProvider']
+    )
+    result = dict(detections=0, boxes=0.0, scores=0.0)
+    for pictures in batches:
+        images = pictures.transpose(0, 3, 1, 2).astype(np.float32)
+        try:
+            outputs = session.run(None, dict(images=images))
+        except Exception as e:  # ONNX Runtime's own types
+            raise ValueError(
+                f'ONNX Runtime fails on pictures of {images.shape[3]}x'
+                f'{images.shape[2]}: {e} With --shape the size is fixed.'
+            ) from e
+        with torch.no_grad():
+            maps = network.maps(torch.from_numpy(images))
+        for n, expected in enumerate(predict(network.model, pictures)):
+            boxes, scores, labels, *masks = (output[n] for output in outputs)
+            least = scores[-1] if labels[-1] >= 0 else network.least_score
+            pairs, alone = match(boxes, scores, labels, expected, least)
+            if alone:
+                raise ValueError(
+                    f'ONNX Runtime and MMDetection do not detect the same: {alone} '
+                    f'detections differ, {len(pairs)} agree, in a picture of '
+                    f'{pictures.shape[2]}x{pictures.shape[1]}. Nothing was written.'
+                )
+            if not pairs:
+                continue
+            ours, others = (list(k) for k in zip(*pairs, strict=True))
+            theirs = dict(
+                boxes=expected.bboxes[others],
+                scores=expected.scores[others],
+            )
+            found = dict(boxes=boxes[ours], scores=scores[ours])
+            if masks:
+                one = tuple(m[n : n + 1] for m in maps)
+                found['masks'] = masks[0][ours]
+                theirs['masks'] = network.masks(
+                    one, expected.bboxes[None, others], expected.labels[None, others]
+                )[0].detach()
+            result['detections'] += len(pairs)
+            for name, values in found.items():
+                difference = float(np.abs(values - theirs[name].numpy()).max())
+                result[name] = max(result.get(name, 0.0), difference)
+    if result.get('masks', 0) > TOLERANCE['masks']:
+        raise ValueError(
+            f'ONNX Runtime and MMDetection differ by {result["masks"]:.2g} in the '
+            'probabilities of masks. Nothing was written.'
+        )
+    return result
+
+
+def batches_to_verify(
+    picture: str | None, size: tuple[int, int], fixed_size: bool
+) -> list[np.ndarray]:
+    """Pictures to verify with: one from a file, or random ones of two sizes."""
+    if picture is not None:
+        if not Path(picture).is_file():
+            raise FileNotFoundError(f'There is no picture {picture}.')
+        pixels = mmcv.imread(picture)
+        if pixels is None:
+            raise ValueError(f'{picture} is not a picture that OpenCV can read')
+        if fixed_size:
+            pixels = mmcv.imresize(pixels, size[::-1])
+        return [pixels[None]]
+    random = np.random.RandomState(0)
+    sizes = [size] if fixed_size else [size, (size[0] + 21, size[1] - 27)]
+    return [
+        random.randint(0, 256, (n, *hw, 3), dtype=np.uint8)
+        for n, hw in zip((2, 1), sizes, strict=False)
+    ]
+
+
+def convert(
+    config: str | Path,
+    checkpoint: str | Path,
+    out: str | Path,
+    shape: tuple[int, int] | None = None,
+    picture: str | None = None,
+    verification: bool = True,
+) -> dict[str, float] | None:
+    """Export the detector of a config and a checkpoint.
+
+    Args:
+        config: A config file; its code is run.
+        checkpoint: Weights for it.
+        out: The file to write; it must end in .onnx and not exist.
+        shape: Height and width of the pictures, if they shall be fixed.
+        picture: A picture to verify with, instead of random ones.
+        verification: Compare with MMDetection before ``out`` is written.
+
+    Returns:
+        What :func:`verify` does.
+
+    Raises:
+        ImportError: If the packages of the extra 'onnx' are missing.
+        OSError: If a file cannot be read, or ``out`` exists.
+        RuntimeError: If the checkpoint is damaged or holds more than data.
+        ValueError: If the arguments do not fit, the detector is not supported, or the
+            result does not detect the same.
+    """
+    check_extra()
+    out = Path(out).expanduser()
+    if out.suffix != '.onnx':
+        raise ValueError(f'OUT must end in .onnx, got {out}')
+    if out.exists() or out.is_symlink():
+        raise FileExistsError(f'{out} exists: move it away, or choose another name')
+    if shape is not None and min(shape) < 1:
+        raise ValueError(f'--shape must be positive, got {shape[0]} {shape[1]}')
+    from pws_mmdet.deploy import OUTPUTS, DeployedDetector
+
+    batches = []
+    if picture is not None:  # an error of it comes before the long work
+        batches = batches_to_verify(picture, shape or (0, 0), shape is not None)
+    network = DeployedDetector(build_model(config))
+    load_weights(network.model, checkpoint)
+    fuse_pws(network.model, inplace=True)
+    size = tuple(shape or trace_size(network.model))
+    outputs = list(OUTPUTS[: 4 if network.with_masks else 3])
+
+    out.parent.mkdir(parents=True, exist_ok=True)
+    part = out.with_name(f'.{out.name}.{os.getpid()}')
+    try:
+        export(network, part, outputs, size, shape is not None)
+        result = None
+        if verification:
+            batches = batches or batches_to_verify(None, size, shape is not None)
+            result = verify(part, network, batches)
+        part.replace(out)
+    finally:
+        part.unlink(missing_ok=True)
+    return result
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument('config', help='of the detector; its code is run')
+    parser.add_argument('checkpoint', help='such as epoch_12.pth')
+    parser.add_argument('out', help='such as detector.onnx')
+    parser.add_argument(
+        '--shape',
+        nargs=2,
+        type=int,
+        metavar=('H', 'W'),
+        help='fix height and width, for runtimes that want it',
+    )
+    parser.add_argument(
+        '--verify',
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help='compare the detections with those of MMDetection before OUT is written',
+    )
+    parser.add_argument(
+        '--picture', help='verify with this one (default: random pixels)'
+    )
+    args = parser.parse_args()
+    logging.getLogger('torch.onnx').setLevel(logging.ERROR)
+    try:
+        result = convert(
+            args.config,
+            args.checkpoint,
+            args.out,
+            args.shape,
+            args.picture,
+            args.verify,
+        )
+    except (ImportError, OSError, RuntimeError, ValueError) as error:
+        parser.error(str(error))
+    if result is not None:
+        found = result.pop('detections')
+        print(f'ONNX Runtime and MMDetection agree in {found} detections')
+        for name, difference in result.items():
+            print(f'  {name:8}largest difference {difference:.2g}')
+        if not found:
+            print('  Nothing was detected: name a picture with --picture')
+    print(f'written: {args.out}')
+
+
+if __name__ == '__main__':
+    main()
