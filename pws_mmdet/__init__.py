@@ -12,7 +12,12 @@ allow_mmengine_checkpoints()
 allow_broken_torchvision()
 
 # Importing registers the types with MMEngine, and needs the checks before it.
-from .convert import fold_into_plain_convolutions, fuse_pws  # noqa: E402
+from .convert import (  # noqa: E402
+    PWSPretrainedInit,
+    convert_to_pws,
+    fold_into_plain_convolutions,
+    fuse_pws,
+)
 from .engine import (  # noqa: E402
     DivergenceError,
     DivergenceHook,
@@ -52,6 +57,7 @@ __all__ = [
     'PWSAlphaInitHook',
     'PWSCifarResNet',
     'PWSConv2d',
+    'PWSPretrainedInit',
     'PWSResNet',
     'PWSRunner',
     'PWSSSDHead',
@@ -59,6 +65,7 @@ __all__ = [
     'SwitchableNorm2d',
     'WNConv2d',
     '__version__',
+    'convert_to_pws',
     'fuse_pws',
     'standardize_weight',
 ]

@@ -101,6 +101,11 @@ class PWSRunner(Runner):
         return (
             f'The pretrained weights {path} of {option} do not exist.\n'
             'Ways on (8 is the number of GPUs):\n'
+            '* Start from the weights of a ResNet-50 with BN, as '
+            'configs/mask_rcnn_r50_fpn_pws_from_bn_1x.py does:\n'
+            f'    {train} {option}.init_cfg.type=PWSPretrained '
+            f'{option}.init_cfg.checkpoint=torchvision://resnet50 '
+            f'{option}.pre_activation=False {option}.stem_norm_cfg=None\n'
             f'* Name the file, if it lies elsewhere:\n'
             f'    {train} {option}.init_cfg.checkpoint=FILE\n'
             '* Train from scratch, with nothing frozen (and, for a result, for '

@@ -1,0 +1,17 @@
+# Starts from the weights that everybody has, those of torchvision's ResNet-50, whose
+# blocks the backbone has here. As named, they are converted without data when the
+# training starts; better is to convert them once, on a few of its pictures:
+#   python tools/model_converters/bn_to_pws.py \
+#       configs/mask_rcnn_r50_fpn_pws_from_bn_1x.py torchvision://resnet50 \
+#       checkpoints/resnet50_pws_from_bn.pth --calibrate data/coco/train2017
+#   tools/dist_train.sh configs/mask_rcnn_r50_fpn_pws_from_bn_1x.py 8 --cfg-options \
+#       model.backbone.init_cfg.checkpoint=checkpoints/resnet50_pws_from_bn.pth
+_base_ = 'mask_rcnn_r50_fpn_pws_1x.py'
+
+model = dict(
+    backbone=dict(
+        pre_activation=False,
+        stem_norm_cfg=None,
+        init_cfg=dict(type='PWSPretrained', checkpoint='torchvision://resnet50'),
+    ),
+)

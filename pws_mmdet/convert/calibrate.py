@@ -1,0 +1,491 @@
+"""The zero-mean filters that come nearest to those of a trained network."""
+
+import copy
+import math
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from mmengine.model import BaseModel
+from torch import Tensor, nn
+from tqdm import tqdm
+
+
+@dataclass
+class Layer:
+    """A convolution of a network of plain ones, with a bias.
+
+    Attributes:
+        name: Its name in the network, the first one if it is shared.
+        mean: What the convolution without its bias puts out on average, (O,), where
+            BN's statistics tell it.
+        kept: Why it is to keep its filters; empty for a layer to be converted.
+    """
+
+    name: str
+    mean: Tensor | None = None
+    kept: str = ''
+
+
+@dataclass
+class ConvertedLayer:
+    """What became of one convolution.
+
+    Attributes:
+        name: Its name in the network, the first one if it is shared.
+        method: 'fitted' to the outputs of the original layer; 'local': the best
+            zero-mean filters for the inputs that it gets; 'statistics': without
+            data, from BN's running statistics; 'mean': without anything that tells
+            the mean of its inputs; 'kept': not converted.
+        error: Root of the mean squared error of its outputs on calibration pictures
+            that it was not fitted to, as a fraction of their standard deviation;
+            None without pictures.
+        reason: Why it was kept.
+    """
+
+    name: str
+    method: str
+    error: float | None = None
+    reason: str = ''
+
+    def __str__(self) -> str:
+        error = '' if self.error is None else f', relative error {self.error:.3f}'
+        return f'{self.name}: {self.method}{error}' + (
+            f' ({self.reason})' if self.reason else ''
+        )
+
+
+RIDGES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+
+Filters = tuple[Tensor, Tensor]  # (O, c_in / groups, k, k) and bias (O,)
+
+
+# --- without data ------------------------------------------------------------------
+
+
+def mean_of_inputs(weight: Tensor, mean_of_outputs: Tensor) -> Tensor:
+    """Estimate the mean of each input channel of a convolution.
+
+    The mean of an output is the sum of the filter's weights times the means of its
+    inputs: one equation for each filter of the group. Where they leave the means
+    open, the solution is the one nearest to equal means.
+
+    Args:
+        weight: Filters of one group, (O, c_in, k, k), fp64.
+        mean_of_outputs: Of the convolution without bias, (O,), fp64.
+
+    Returns:
+        (c_in,)
+    """
+    a = weight.flatten(2).sum(2)
+    of_equal = a.sum(1)
+    equal = (of_equal @ mean_of_outputs) / of_equal.square().sum().clamp(min=1e-30)
+    rest = mean_of_outputs - equal * of_equal
+    # means are estimates themselves: no equation is to be met at any price
+    ridge = 1e-3 * a.square().sum(1).mean().clamp(min=1e-30)
+    gram = a @ a.T + ridge * torch.eye(len(a), dtype=a.dtype, device=a.device)
+    return equal + a.T @ torch.linalg.solve(gram, rest)
+
+
+def center_filters(
+    weight: Tensor, bias: Tensor, mean_of_outputs: Tensor | None = None, groups: int = 1
+) -> Filters:
+    """Zero-mean filters for a convolution, without data.
+
+    Each filter loses its mean, and its bias gains what that contributed on average.
+
+    Args:
+        weight: (O, c_in / groups, k, k).
+        bias: (O,).
+        mean_of_outputs: Of the convolution without bias, (O,). None if it is not
+            known: then the bias stays.
+        groups: Of the convolution.
+
+    Returns:
+        Filters and bias in fp64.
+    """
+    weight, bias = weight.double(), bias.double()
+    mean = weight.flatten(1).mean(1)
+    if mean_of_outputs is not None:
+        size = weight[0, 0].numel()
+        parts = zip(weight.chunk(groups), mean_of_outputs.chunk(groups), strict=True)
+        inputs = [size * mean_of_inputs(w, m.double()).sum() for w, m in parts]
+        bias = bias + mean * torch.stack(inputs).repeat_interleave(len(mean) // groups)
+    return weight - mean.reshape(-1, 1, 1, 1), bias
+
+
+# --- with data ---------------------------------------------------------------------
+
+
+def sample_patches(conv: nn.Conv2d, x: Tensor, index: Tensor) -> Tensor:
+    """What a convolution sees at some of its output's positions.
+
+    Args:
+        conv: The convolution.
+        x: Its input, (N, c_in, H, W).
+        index: Positions in the flattened (N, H', W') of the output, (P,).
+
+    Returns:
+        (P, groups, c_in / groups * k * k), fp32 at least.
+    """
+    mode = 'constant' if conv.padding_mode == 'zeros' else conv.padding_mode
+    x = F.pad(x, conv._reversed_padding_repeated_twice, mode)
+    kernel, stride, dilation = conv.kernel_size, conv.stride, conv.dilation
+    out = [
+        (x.shape[2 + i] - dilation[i] * (kernel[i] - 1) - 1) // stride[i] + 1
+        for i in range(2)
+    ]
+    s = x.stride()
+    patches = x.as_strided(
+        (len(x), *out, x.shape[1], *kernel),
+        (s[0], s[2] * stride[0], s[3] * stride[1], s[1])
+        + (s[2] * dilation[0], s[3] * dilation[1]),
+    )
+    rows = patches[torch.unravel_index(index, (len(x), *out))]
+    rows = rows.reshape(len(index), conv.groups, -1)
+    return rows if rows.dtype == torch.float64 else rows.float()
+
+
+class _Moments:
+    """First and second moments of patches X and of the outputs Y they should give.
+
+    Sums are in fp64. Blocks of patches are multiplied in their own precision, less
+    a mean that is roughly theirs, so that nothing large cancels.
+    """
+
+    block = 4096
+
+    def __init__(self, x0: Tensor, y0: Tensor) -> None:
+        """x0 (groups, n) and y0 (groups, O / groups) are roughly the means."""
+        (g, n), o = x0.shape, y0.shape[1]
+        zeros = dict(dtype=torch.float64, device=x0.device)
+        self.x0, self.y0 = x0, y0
+        self.count = 0
+        self.x = torch.zeros(g, n, **zeros)
+        self.y = torch.zeros(g, o, **zeros)
+        self.xx = torch.zeros(g, n, n, **zeros)
+        self.xy = torch.zeros(g, n, o, **zeros)
+        self.yy = torch.zeros(g, o, **zeros)
+
+    def add(self, x: Tensor, y: Tensor) -> None:
+        """x (P, groups, n), y (P, groups, O / groups)."""
+        x = (x - self.x0).transpose(0, 1)
+        y = (y - self.y0).transpose(0, 1)
+        for a, b in zip(x.split(self.block, 1), y.split(self.block, 1), strict=True):
+            self.x += a.sum(1).double()
+            self.y += b.sum(1).double()
+            self.xx += a.transpose(1, 2) @ a
+            self.xy += a.transpose(1, 2) @ b
+            self.yy += b.square().sum(1).double()
+        self.count += x.shape[1]
+
+    def __add__(self, other: '_Moments') -> '_Moments':
+        both = _Moments(self.x0, self.y0)
+        for name in ('count', 'x', 'y', 'xx', 'xy', 'yy'):
+            setattr(both, name, getattr(self, name) + getattr(other, name))
+        return both
+
+    def center(self) -> '_Centered':
+        x, y = self.x / self.count, self.y / self.count
+        return _Centered(
+            x + self.x0,
+            y + self.y0,
+            self.xx / self.count - x.unsqueeze(2) * x.unsqueeze(1),
+            self.xy / self.count - x.unsqueeze(2) * y.unsqueeze(1),
+            self.yy / self.count - y.square(),
+        )
+
+
+@dataclass
+class _Centered:
+    """Means of X and Y, their covariances, and the variances of Y."""
+
+    x: Tensor
+    y: Tensor
+    xx: Tensor
+    xy: Tensor
+    yy: Tensor
+
+    def solve(self, prior: Tensor, ridge: float) -> tuple[Tensor, Tensor]:
+        """Filters (groups, n, O / groups) and bias: see :func:`fit_filters`."""
+        diagonal = self.xx.diagonal(dim1=1, dim2=2).mean(1)
+        r = ridge * diagonal.clamp(min=1e-30)[:, None, None]
+        eye = torch.eye(self.xx.shape[1], dtype=r.dtype, device=r.device)
+        factor = torch.linalg.cholesky(self.xx + r * eye)
+        right = torch.cat([self.xy + r * prior, torch.ones_like(prior[..., :1])], 2)
+        solution = torch.cholesky_solve(right, factor)
+        free, ones = solution[..., :-1], solution[..., -1:]
+        w = free - ones * (free.sum(1, keepdim=True) / ones.sum(1, keepdim=True))
+        return w, self.y - (w * self.x.unsqueeze(2)).sum(1)
+
+    def error(self, w: Tensor, b: Tensor) -> float:
+        """Sum of the mean squared errors of all outputs, over their variances'."""
+        bias = self.y - (w * self.x.unsqueeze(2)).sum(1) - b
+        rest = self.yy - 2 * (w * self.xy).sum(1) + (w * (self.xx @ w)).sum(1)
+        rest = rest.clamp(min=0) + bias.square()
+        return (rest.sum() / self.yy.sum().clamp(min=1e-30)).item()
+
+
+def fit_filters(
+    halves: Sequence[_Moments], prior: Tensor, ridges: Sequence[float] = RIDGES
+) -> tuple[Tensor, Tensor, float]:
+    """The zero-mean filters that come nearest to the outputs, by least squares.
+
+    Minimizes E|y - w'x - b|^2 + r |w - w0|^2 subject to 1'w = 0, with w0 the
+    original filters. r, as a fraction of the mean variance of the inputs, is the one
+    with which filters fitted to either half of the pictures do best on the other.
+
+    Args:
+        halves: Moments of patches and outputs, of one half of the pictures each.
+        prior: The original filters, (groups, n, O / groups), fp64.
+        ridges: Candidates for r; > 0.
+
+    Returns:
+        Filters (groups, n, O / groups), bias (groups, O / groups), and the error as
+        of :class:`ConvertedLayer`.
+    """
+    halves = [half for half in halves if half.count]
+    both = sum(halves[1:], halves[0]).center()
+    if len(halves) == 1:  # a single picture
+        w, b = both.solve(prior, max(ridges))
+        return w, b, math.sqrt(both.error(w, b))
+    a, b = (half.center() for half in halves)
+    errors = {
+        r: (a.error(*b.solve(prior, r)) + b.error(*a.solve(prior, r))) / 2
+        for r in ridges
+    }
+    best = min(errors, key=errors.__getitem__)
+    return *both.solve(prior, best), math.sqrt(errors[best])
+
+
+class _Stop(Exception):
+    """Ends a forward pass as soon as a layer has been seen."""
+
+
+def watch(
+    model: nn.Module, batch: Any, forward: Callable, name: str, calls: int, inputs: bool
+) -> list[Tensor]:
+    """The inputs, or outputs, of a layer in a forward pass, call by call."""
+    seen: list[Tensor] = []
+
+    def look(*args: Any) -> None:
+        seen.append(args[1][0] if inputs else args[2])
+        if len(seen) == calls:
+            raise _Stop
+
+    layer = model.get_submodule(name)
+    register = (
+        layer.register_forward_pre_hook if inputs else layer.register_forward_hook
+    )
+    hook = register(look)
+    try:
+        forward(model, batch)
+    except _Stop:
+        pass
+    finally:
+        hook.remove()
+    return seen
+
+
+@dataclass
+class _Calls:
+    """How often a layer is called per batch, and its positions in all of them."""
+
+    per_batch: list[int] = field(default_factory=list)
+    positions: int = 0
+
+
+def _trace(
+    model: nn.Module, batches: Sequence[Any], forward: Callable, layers: list[Layer]
+) -> dict[str, _Calls]:
+    """The layers that are called, in the order of their first calls."""
+    calls: dict[str, _Calls] = {}
+
+    def count(name: str, y: Tensor, batch: int) -> None:
+        of_layer = calls.setdefault(name, _Calls([0] * len(batches)))
+        of_layer.per_batch[batch] += 1
+        of_layer.positions += y[:, 0].numel()
+
+    for i, batch in enumerate(batches):
+        hooks = [
+            model.get_submodule(layer.name).register_forward_hook(
+                lambda m, x, y, name=layer.name, i=i: count(name, y, i)
+            )
+            for layer in layers
+        ]
+        try:
+            forward(model, batch)
+        finally:
+            for hook in hooks:
+                hook.remove()
+    return calls
+
+
+class Calibration:
+    """Forward passes of a plain network, and of what it becomes, on the same pictures.
+
+    Args:
+        model: The network of plain convolutions, in evaluation mode.
+        batches: As ``forward`` takes them.
+        forward: Calls a network with a batch.
+        max_positions: Output positions, at most, that a layer is fitted to.
+        seed: Of the choice of positions.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        batches: Sequence[Any],
+        forward: Callable[[nn.Module, Any], Any],
+        max_positions: int,
+        seed: int,
+    ) -> None:
+        self.model = model
+        self.batches = batches
+        self.forward = forward
+        self.max_positions = max_positions
+        self.generator = torch.Generator().manual_seed(seed)
+
+    def fit(
+        self, name: str, calls: _Calls, converted: nn.Module, local: bool
+    ) -> tuple[Filters, ConvertedLayer] | None:
+        """The best zero-mean filters of a layer, or None if it never saw a picture.
+
+        Args:
+            name: Of the layer.
+            calls: Of the layer.
+            converted: The network, with every layer before this one converted.
+            local: Aim at what the layer would put out with its original filters on
+                the inputs that it gets, and not at what it puts out in the original
+                network.
+        """
+        conv = self.model.get_submodule(name)
+        w = conv.weight.double().reshape(conv.groups, -1, conv.weight[0].numel())
+        w = w.transpose(1, 2)
+        halves = None if local else self._moments(name, calls, converted, None)
+        if halves is None:  # or the calls of the two networks do not correspond
+            local = True
+            b = conv.bias.double().reshape(conv.groups, -1)
+            halves = self._moments(name, calls, converted, (w, b))
+        if not halves:
+            return None
+        filters, bias, error = fit_filters(halves, w)
+        filters = filters.transpose(1, 2).reshape(conv.weight.shape)
+        line = ConvertedLayer(name, 'local' if local else 'fitted', error)
+        return (filters, bias.flatten()), line
+
+    def _moments(
+        self, name: str, calls: _Calls, converted: nn.Module, original: Filters | None
+    ) -> list[_Moments] | None:
+        halves: list[_Moments] = []
+        pictures = 0
+        conv = converted.get_submodule(name)
+        keep = min(1.0, self.max_positions / max(calls.positions, 1))
+        for batch, count in zip(self.batches, calls.per_batch, strict=True):
+            if not count:
+                continue
+            xs = watch(converted, batch, self.forward, name, count, inputs=True)
+            if original is None:
+                ys = watch(self.model, batch, self.forward, name, count, inputs=False)
+                if [x.shape for x in xs] != [
+                    (len(y), conv.in_channels, *x.shape[2:])
+                    for x, y in zip(xs, ys, strict=False)
+                ]:
+                    return None
+            else:
+                ys = [conv(x) for x in xs]  # for their shapes
+            for x, y in zip(xs, ys, strict=True):
+                positions = y[:, 0].numel()
+                if not positions:
+                    continue
+                index = torch.randperm(positions, generator=self.generator)
+                index = index[: max(1, round(keep * positions))].to(x.device)
+                patches = sample_patches(conv, x, index)
+                if original is None:
+                    y = y.movedim(1, -1).flatten(0, 2)[index]
+                    y = y.unflatten(1, (conv.groups, -1))
+                else:
+                    w, b = (t.to(patches) for t in original)
+                    y = torch.einsum('pgn,gno->pgo', patches, w) + b
+                if not halves:
+                    roughly = patches.mean(0), y.mean(0)
+                    halves = [_Moments(*roughly), _Moments(*roughly)]
+                picture = pictures + index // (positions // len(x))
+                for parity, half in enumerate(halves):
+                    of_half = picture % 2 == parity
+                    half.add(patches[of_half], y[of_half])
+                pictures += len(x)
+        return halves
+
+
+def run_model(model: nn.Module, batch: Any) -> Any:
+    """A forward pass: ``test_step`` of MMEngine's models, ``model(batch)`` of others.
+
+    Tuples and lists are positional arguments of others, dicts keyword arguments.
+    """
+    if isinstance(model, BaseModel) and not isinstance(batch, Tensor):
+        return model.test_step(batch)
+    if isinstance(batch, Tensor):
+        return model(batch)
+    return model(**batch) if isinstance(batch, dict) else model(*batch)
+
+
+@torch.no_grad()
+def center_network(
+    model: nn.Module,
+    layers: Sequence[Layer],
+    batches: Sequence[Any] | None = None,
+    *,
+    forward: Callable[[nn.Module, Any], Any] = run_model,
+    max_positions: int = 2**15,
+    unaligned: Sequence[str] = (),
+    seed: int = 0,
+    progress: bool = True,
+) -> tuple[dict[str, Filters], list[ConvertedLayer]]:
+    """Zero-mean filters for the convolutions of a network.
+
+    Args:
+        model: A network of plain convolutions that have a bias, in evaluation mode.
+        layers: Those to convert, and those to keep.
+        others: As of :func:`convert_to_pws`.
+
+    Returns:
+        Filters and bias, fp64, of every layer that is converted, by name; what
+        became of each layer, in the order of conversion.
+
+    Raises:
+        ValueError: If the batches never reach a layer.
+    """
+    filters: dict[str, Filters] = {}
+    report = [ConvertedLayer(x.name, 'kept', reason=x.kept) for x in layers if x.kept]
+    wanted = {layer.name: layer for layer in layers if not layer.kept}
+    calls: dict[str, _Calls] = {}
+    if batches is not None:
+        calls = _trace(model, batches, forward, list(wanted.values()))
+        if not calls:
+            raise ValueError('The calibration pictures reach no layer to be converted')
+        calibration = Calibration(model, batches, forward, max_positions, seed)
+        converted = copy.deepcopy(model)
+    order = [*calls, *(name for name in wanted if name not in calls)]
+    for name in tqdm(order, 'converting', disable=not progress, unit='conv'):
+        fitted = None
+        if name in calls:
+            local = any(re.search(pattern, name) for pattern in unaligned)
+            fitted = calibration.fit(name, calls[name], converted, local)
+        if fitted is None:
+            conv, mean = model.get_submodule(name), wanted[name].mean
+            method = 'mean' if mean is None else 'statistics'
+            fitted = (
+                center_filters(conv.weight, conv.bias, mean, conv.groups),
+                ConvertedLayer(name, method),
+            )
+        filters[name], line = fitted
+        report.append(line)
+        if calls:
+            conv = converted.get_submodule(name)
+            conv.weight.copy_(filters[name][0])
+            conv.bias.copy_(filters[name][1])
+    return filters, report

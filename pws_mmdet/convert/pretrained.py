@@ -1,0 +1,263 @@
+"""Weights of networks with BN for networks with PWS, by the names of their layers."""
+
+import copy
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from mmengine.logging import print_log
+from mmengine.model.weight_init import update_init_info
+from mmengine.registry import WEIGHT_INITIALIZERS
+from mmengine.runner.checkpoint import CheckpointLoader
+from torch import Tensor, nn
+
+from ..layers import PWSConv2d
+from .calibrate import ConvertedLayer, Layer, center_network
+from .checkpoint import check_finite
+from .from_bn import UNALIGNED, fold_bn, set_filters
+
+CALIBRATE = (
+    'python tools/model_converters/bn_to_pws.py CONFIG CHECKPOINT OUT.pth '
+    '--calibrate FOLDER'
+)
+
+
+def weights_of(checkpoint: Any, prefix: str | None = None) -> dict[str, Tensor]:
+    """The weights in a checkpoint, those below ``prefix`` without it.
+
+    Raises:
+        ValueError: If there are none.
+    """
+    weights = checkpoint
+    for key in ('state_dict', 'model'):
+        if isinstance(weights, Mapping) and isinstance(weights.get(key), Mapping):
+            weights = weights[key]
+            break
+    weights = {
+        str(key).removeprefix('module.'): value
+        for key, value in (weights if isinstance(weights, Mapping) else {}).items()
+        if isinstance(value, Tensor)
+    }
+    if not weights:
+        raise ValueError('it holds no weights')
+    if prefix:
+        prefix = prefix.rstrip('.') + '.'
+        found = {key.split('.')[0] for key in weights}
+        weights = {
+            key.removeprefix(prefix): value
+            for key, value in weights.items()
+            if key.startswith(prefix)
+        }
+        if not weights:
+            names = ', '.join(f'{name}.*' for name in sorted(found)[:5])
+            raise ValueError(f'none of its weights is named {prefix}*, but {names}')
+    return weights
+
+
+def is_pws(weights: Mapping[str, Tensor]) -> bool:
+    """Whether weights are those of a network with PWS."""
+    return any(key.endswith('.alpha') for key in weights)
+
+
+def _bn_of(conv: str, weights: Mapping[str, Tensor]) -> str | None:
+    """The BN that follows a convolution, by the names of torchvision and OpenMMLab."""
+    parent, dot, name = conv.rpartition('.')
+    if name.isdigit():  # in a Sequential
+        name = str(int(name) + 1)
+    elif re.fullmatch(r'conv\d*', name):
+        name = name.replace('conv', 'bn')
+    else:
+        return None
+    bn = parent + dot + name
+    mean = weights.get(f'{bn}.running_mean')
+    same = mean is not None and len(mean) == len(weights[f'{conv}.weight'])
+    return bn if same else None
+
+
+def _first(names: Sequence[str], count: int = 5) -> str:
+    more = len(names) - count
+    return ', '.join(names[:count]) + (f' and {more} more' if more > 0 else '')
+
+
+@torch.no_grad()
+def load_bn_weights(
+    model: nn.Module,
+    weights: Mapping[str, Tensor],
+    batches: Sequence[Any] | None = None,
+    **options: Any,
+) -> tuple[list[ConvertedLayer], list[str]]:
+    """Give a network with PWS the weights of the same network with BN.
+
+    Args:
+        model: The network, whose PWS convolutions have an alpha per channel. It may
+            have other layers, which take their weights as they are.
+        weights: Of the network with BN, or without any norm, by the same names; BN's
+            as torchvision, MMDetection and mmpretrain name it.
+        batches: Calibration pictures; None converts without data.
+        **options: As of :func:`convert_to_pws`: ``forward``, ``max_positions``,
+            ``unaligned``, ``seed``, ``progress``.
+
+    Returns:
+        What became of each PWS convolution, and the keys that found no use.
+
+    Raises:
+        ValueError: If the weights do not fit the network, it is no network that they
+            can be converted for, or the pictures reach no layer. The network keeps
+            its own weights then.
+    """
+    if is_pws(weights):
+        raise ValueError('the weights are those of a network with PWS already')
+    if any(getattr(module, 'pre_activation', False) for module in model.modules()):
+        raise ValueError(
+            "the network has the blocks of the paper's authors, which compute "
+            'something else than those of any network with BN: set '
+            'pre_activation=False'
+        )
+    check_finite(weights, 'it')
+    convs = {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, PWSConv2d)
+    }
+    if not convs:
+        raise ValueError('the network has no PWS convolutions')
+
+    plain = copy.deepcopy(model)
+    layers, used, wrong = [], set(), []
+    for name, conv in convs.items():
+        weight, bias = weights.get(f'{name}.weight'), weights.get(f'{name}.bias')
+        if weight is None:
+            continue
+        if weight.shape != conv.weight.shape:
+            wrong.append(
+                f'{name}.weight is {tuple(weight.shape)}, not '
+                f'{tuple(conv.weight.shape)}'
+            )
+            continue
+        layer = Layer(name)
+        bn = _bn_of(name, weights)
+        used |= {f'{name}.weight', f'{name}.bias'}
+        if bn:
+            names = ('weight', 'bias', 'running_mean', 'running_var')
+            state = {key: weights.get(f'{bn}.{key}') for key in names}
+            weight, bias, layer.mean = fold_bn(weight, bias, state)
+            used |= {f'{bn}.{key}' for key in (*names, 'num_batches_tracked')}
+        layers.append(layer)
+        new = nn.Conv2d(
+            conv.in_channels,
+            conv.out_channels,
+            conv.kernel_size,
+            conv.stride,
+            conv.padding,
+            conv.dilation,
+            conv.groups,
+            padding_mode=conv.padding_mode,
+            device=conv.weight.device,
+            dtype=conv.weight.dtype,
+        )
+        new.weight.copy_(weight)
+        new.bias.copy_(torch.zeros_like(new.bias) if bias is None else bias)
+        parent, _, key = name.rpartition('.')
+        plain.get_submodule(parent)._modules[key] = new
+
+    others = {
+        key: value
+        for key, value in model.state_dict().items()
+        if key.rpartition('.')[0] not in convs
+    }
+    missing = [f'{name}.weight' for name in convs if f'{name}.weight' not in weights]
+    missing += [key for key in others if key not in weights]
+    if missing or wrong:
+        rest = sorted(set(weights) - used - set(others))
+        parts = [
+            missing and f'they lack {_first(missing)}',
+            wrong and _first(wrong),
+            rest and f'no use for {_first(rest)}',
+        ]
+        raise ValueError(
+            'the weights do not fit the network: ' + '; '.join(filter(None, parts))
+        )
+    others = {key: weights[key] for key in others}
+    plain.load_state_dict(others, strict=False)
+    plain.eval()
+    options.setdefault('unaligned', UNALIGNED)
+    filters, report = center_network(plain, layers, batches, **options)
+    converted = copy.deepcopy(model)
+    for name, (weight, bias) in filters.items():
+        try:
+            set_filters(converted.get_submodule(name), weight, bias)
+        except ValueError as e:
+            raise ValueError(f'{name}: {e}') from None
+    # and not in place: PWSAlphaInitHook spares what it sees to be loaded
+    model.load_state_dict({**converted.state_dict(), **others})
+    return report, sorted(set(weights) - used - set(others))
+
+
+@WEIGHT_INITIALIZERS.register_module('PWSPretrained', force=True)
+class PWSPretrainedInit:
+    """``init_cfg=dict(type='PWSPretrained', checkpoint=...)``: weights for a network.
+
+    A checkpoint of a network with PWS is loaded. One of the same network with BN, as
+    everybody has them, is converted, without data; that loses accuracy which
+    training has to bring back, and tools/model_converters/bn_to_pws.py, which looks
+    at a few pictures, loses far less.
+
+    Args:
+        checkpoint: A path, or what MMEngine takes: 'torchvision://resnet50', a URL.
+        prefix: Take the weights below this name only, such as 'backbone.'.
+        map_location: Where to load them.
+
+    Raises:
+        ValueError: If the checkpoint does not fit the network.
+    """
+
+    def __init__(
+        self, checkpoint: str, prefix: str | None = None, map_location: str = 'cpu'
+    ) -> None:
+        self.checkpoint = checkpoint
+        self.prefix = prefix
+        self.map_location = map_location
+
+    def __call__(self, module: nn.Module) -> None:
+        content = CheckpointLoader.load_checkpoint(
+            self.checkpoint, map_location=self.map_location, logger='current'
+        )
+        try:
+            weights = weights_of(content, self.prefix)
+            if is_pws(weights):
+                self._load(module, weights)
+            else:
+                self._convert(module, weights)
+        except ValueError as e:
+            raise ValueError(f'{self.checkpoint}: {e}') from None
+        # MMEngine goes on to initialize the children unless they say so
+        for child in module.children():
+            child.is_init = True
+        if hasattr(module, '_params_init_info'):
+            update_init_info(module, init_info=self._get_init_info())
+
+    def _load(self, module: nn.Module, weights: dict[str, Tensor]) -> None:
+        check_finite(weights, 'it')
+        missing, unexpected = module.load_state_dict(weights, strict=False)
+        if missing:
+            raise ValueError(f'the weights lack {_first(missing)}')
+        self._tell_of_unused(unexpected)
+
+    def _convert(self, module: nn.Module, weights: dict[str, Tensor]) -> None:
+        report, unused = load_bn_weights(module, weights, progress=False)
+        self._tell_of_unused(unused)
+        print_log(
+            f'{self.checkpoint} is of a network with BN: its {len(report)} '
+            'convolutions were converted without data, which changes what they '
+            f'compute. With a few pictures it loses far less: {CALIBRATE}',
+            logger='current',
+            level=30,
+        )
+
+    def _tell_of_unused(self, keys: Sequence[str]) -> None:
+        if keys:
+            print_log(f'{self.checkpoint}: no use for {_first(keys)}', logger='current')
+
+    def _get_init_info(self) -> str:
+        return f'{type(self).__name__}: load from {self.checkpoint}'

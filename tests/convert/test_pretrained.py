@@ -1,0 +1,150 @@
+import copy
+
+import pytest
+import torch
+from mmdet.models.backbones import ResNet
+from mmengine.model import BaseModule
+from torch import nn
+
+from pws_mmdet import PWSAlphaInitHook, PWSConv2d, PWSResNet, convert_to_pws
+from pws_mmdet.convert.pretrained import load_bn_weights, weights_of
+
+SMALL = dict(depth=18, base_channels=8, stem_channels=8)
+
+
+@pytest.fixture
+def bn_net():
+    net = ResNet(norm_eval=False, **SMALL)
+    for module in net.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            nn.init.normal_(module.bias, 0, 0.3)
+    net.train()
+    with torch.no_grad():
+        for _ in range(3):
+            net(torch.randn(8, 3, 64, 64))
+    net.eval()
+    return net
+
+
+def pws_net(checkpoint=None, **kwargs):
+    init_cfg = checkpoint and dict(type='PWSPretrained', checkpoint=str(checkpoint))
+    options = dict(pre_activation=False, stem_norm_cfg=None, init_cfg=init_cfg)
+    return PWSResNet(**{**SMALL, **options, **kwargs})
+
+
+@pytest.fixture
+def save(tmp_path):
+    def save(content, name='bn.pth'):
+        torch.save(content, tmp_path / name)
+        return tmp_path / name
+
+    return save
+
+
+def test_by_name_is_what_the_network_itself_gives(bn_net):
+    """One conversion knows the layers by their modules, the other by their names."""
+    x = torch.randn(2, 3, 64, 64)
+    for batches in (None, [torch.randn(4, 3, 64, 64)]):
+        by_module, _ = convert_to_pws(bn_net, batches, progress=False)
+        by_name = pws_net()
+        report, unused = load_bn_weights(
+            by_name, bn_net.state_dict(), batches, progress=False
+        )
+        by_name.eval()
+        assert len(report) == 20 and not unused
+        for y, expected in zip(by_name(x), by_module(x), strict=True):
+            torch.testing.assert_close(y, expected, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize('prefix', [None, 'backbone.'])
+def test_init_cfg_converts_bn(bn_net, save, messages, prefix):
+    weights = {(prefix or '') + k: v for k, v in bn_net.state_dict().items()}
+    weights['head.fc.weight'] = torch.zeros(10, 64)
+    net = pws_net(save(dict(state_dict=weights)))
+    if prefix:
+        net.init_cfg['prefix'] = prefix
+    net.init_weights()
+    net.eval()
+    expected, _ = convert_to_pws(bn_net, progress=False)
+    x = torch.randn(2, 3, 64, 64)
+    for y, e in zip(net(x), expected(x), strict=True):
+        torch.testing.assert_close(y, e, rtol=1e-3, atol=1e-3)
+    assert any('bn_to_pws.py' in text for text in messages)
+
+
+def test_init_cfg_loads_pws(save):
+    source = pws_net()
+    for module in source.modules():
+        if isinstance(module, PWSConv2d):
+            nn.init.uniform_(module.alpha)
+    net = pws_net(save(source.state_dict()))
+    net.init_weights()
+    for key, value in net.state_dict().items():
+        assert torch.equal(value, source.state_dict()[key]), key
+
+
+def test_in_a_detector_nothing_overwrites_it(bn_net, save):
+    class Detector(BaseModule):
+        def __init__(self, backbone):
+            super().__init__()
+            self.backbone = backbone
+            self.conv = nn.Conv2d(3, 3, 1)
+
+    path = save(bn_net.state_dict())
+    detector = Detector(pws_net(path))
+    detector.init_weights()
+    alone = pws_net(path)
+    alone.init_weights()
+    for key, value in alone.state_dict().items():
+        assert torch.equal(value, detector.backbone.state_dict()[key]), key
+
+
+def test_alpha_that_was_converted_is_not_initialized_from_data(bn_net, make_runner):
+    hook = PWSAlphaInitHook()
+    net = pws_net()
+    runner = type('Runner', (), dict(model=net))
+    hook.before_run(runner)
+    load_bn_weights(net, bn_net.state_dict(), progress=False)
+    assert hook.loaded == {m for m in net.modules() if isinstance(m, PWSConv2d)}
+
+
+def refuse(net, weights, message):
+    before = copy.deepcopy(net.state_dict())
+    with pytest.raises(ValueError, match=message):
+        load_bn_weights(net, weights, progress=False)
+    for key, value in net.state_dict().items():
+        assert torch.equal(value, before[key])
+
+
+def test_bad_weights(bn_net):
+    weights = bn_net.state_dict()
+    some = {k: v for k, v in weights.items() if not k.startswith('layer4')}
+    refuse(pws_net(), some, 'they lack layer4.0.conv1.weight, layer4.0.conv2')
+    narrow = ResNet(18, base_channels=4, stem_channels=4).state_dict()
+    refuse(pws_net(), narrow, r'conv1.weight is \(4, 3, 7, 7\), not \(8, 3, 7, 7\)')
+    refuse(pws_net(), pws_net().state_dict(), 'with PWS already')
+    nan = {**weights, 'conv1.weight': weights['conv1.weight'] * float('nan')}
+    refuse(pws_net(), nan, 'NaN or infinity in conv1.weight')
+    refuse(pws_net(conv_cfg=None, norm_cfg=dict(type='BN')), weights, 'no PWS')
+
+
+def test_networks_that_compute_something_else(bn_net):
+    weights = bn_net.state_dict()
+    refuse(pws_net(pre_activation=True), weights, 'pre_activation=False')
+    stem = pws_net(stem_norm_cfg=dict(type='GN', num_groups=1))
+    refuse(stem, weights, 'they lack gn1.weight, gn1.bias')
+    fixed = pws_net(conv_cfg=dict(type='PWS', alpha='fixed'))
+    refuse(fixed, weights, "conv1: alpha must be 'channel'")
+
+
+def test_checkpoints(bn_net, save):
+    assert 'conv1.weight' in weights_of({'module.conv1.weight': torch.zeros(1)})
+    for content in ({}, [1], dict(state_dict={}), dict(epoch=1)):
+        with pytest.raises(ValueError, match='no weights'):
+            weights_of(content)
+    with pytest.raises(ValueError, match=r'named backbone.*, but conv1'):
+        weights_of(dict(state_dict={'conv1.weight': torch.zeros(1)}), 'backbone')
+    path = save(dict(state_dict={'fc.weight': torch.zeros(2, 2)}))
+    with pytest.raises(ValueError, match='bn.pth: the weights do not fit'):
+        pws_net(path).init_weights()

@@ -1,0 +1,173 @@
+"""Tests of tools/model_converters/bn_to_pws.py."""
+
+import sys
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, load_config
+from mmengine.config import Config
+from mmengine.registry import MODELS
+from torch import nn
+
+from pws_mmdet import PWSConv2d
+
+MASK_RCNN = 'configs/mini/mask_rcnn_r18_fpn_{}_digits.py'
+
+
+@pytest.fixture(scope='module')
+def program(load_program):
+    return load_program('tools/model_converters/bn_to_pws.py')
+
+
+def settle(model, seed=0):
+    """BN statistics, gains and biases that a training could leave."""
+    generator = torch.Generator().manual_seed(seed)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean.normal_(0, 0.1, generator=generator)
+            module.weight.data.uniform_(0.5, 1.0, generator=generator)
+            module.bias.data.normal_(0, 0.2, generator=generator)
+    return model
+
+
+@pytest.fixture
+def ssd(tmp_path):
+    """The small SSD with BN, its checkpoint, and options for the one with PWS."""
+    model = MODELS.build(load_config('configs/mini/ssd96_vgg16_bn_digits.py').model)
+    settle(model)
+    model.eval()
+    path = tmp_path / 'bn.pth'
+    meta = dict(dataset_meta=dict(classes=['digit'] * 10))
+    torch.save(dict(state_dict=model.state_dict(), meta=meta, optimizer={}), path)
+    return model, path
+
+
+PWS_SSD = ROOT / 'configs/mini/ssd96_vgg16_pws_digits.py'
+CHANNEL = {'model.bbox_head.conv_cfg.alpha': 'channel'}
+
+
+def test_a_detector(program, ssd, digits, tmp_path, capsys):
+    model, path = ssd
+    out = tmp_path / 'new/pws.pth'
+    program.convert(
+        PWS_SSD, path, out, digits / 'train2017', num_images=4, cfg_options=CHANNEL
+    )
+    made = torch.load(out, weights_only=True)
+    assert made['meta']['dataset_meta'] == dict(classes=['digit'] * 10)
+    printed = capsys.readouterr().out
+    assert 'backbone.stages.0.0.conv: fitted, relative error' in printed
+    assert '27 convolutions of the network, fitted to 4 pictures' in printed
+
+    cfg = load_config(PWS_SSD)
+    cfg.merge_from_dict(CHANNEL)
+    pws = MODELS.build(cfg.model)
+    pws.load_state_dict(made['state_dict'])
+    pws.eval()
+    picture = next((digits / 'train2017').iterdir())
+    x = torch.from_numpy(cv2.imread(str(picture))).permute(2, 0, 1).float()
+    x = model.data_preprocessor(dict(inputs=[x]))['inputs'][0]
+    with torch.no_grad():
+        features = [net.backbone(x.unsqueeze(0))[0] for net in (pws, model)]
+    error = (features[0] - features[1]).norm()
+    assert error < 0.9 * (features[1] - features[1].mean((2, 3), keepdim=True)).norm()
+
+
+@pytest.mark.parametrize('prefix', ['', 'backbone.'])
+def test_weights_of_a_backbone_alone(program, digits, tmp_path, capsys, prefix):
+    """Such as torchvision's: the pictures pass the detector's own preprocessing."""
+    config = tmp_path / 'stock_order.py'
+    config.write_text(
+        f"_base_ = '{ROOT / MASK_RCNN.format('pws')}'\n"
+        'model = dict(backbone=dict(init_cfg=dict(\n'
+        "    type='PWSPretrained', checkpoint='nowhere.pth')))\n"
+    )
+    cfg = Config.fromfile(config)
+    backbone = {**cfg.model.backbone, 'conv_cfg': None, 'norm_cfg': dict(type='BN')}
+    backbone.pop('init_cfg')
+    bn = settle(MODELS.build(backbone))
+    weights = {prefix + key: value for key, value in bn.state_dict().items()}
+    weights['fc.weight' if not prefix else 'head.fc.weight'] = torch.zeros(10, 8)
+    path, out = tmp_path / 'bn.pth', tmp_path / 'pws.pth'
+    torch.save(weights, path)
+    program.convert(config, path, out, digits / 'val2017', num_images=2)
+    assert 'convolutions of the backbone, fitted to 2 pic' in capsys.readouterr().out
+    pretrained = dict(type='Pretrained', checkpoint=str(out))
+    backbone = {**cfg.model.backbone, 'init_cfg': pretrained}
+    net = MODELS.build(backbone)
+    net.init_weights()
+    state = torch.load(out, weights_only=True)['state_dict']
+    assert state.keys() == net.state_dict().keys()
+    for key, value in net.state_dict().items():
+        assert torch.equal(value, state[key]), key
+    assert any(isinstance(m, PWSConv2d) for m in net.modules())
+
+
+def test_pictures(program, digits, tmp_path):
+    folder = digits / 'train2017'
+    all_of_them = program.find_pictures(str(folder), 12, 0)
+    assert sorted(all_of_them) == sorted(map(str, folder.iterdir()))
+    some = program.find_pictures(str(folder), 5, 0)
+    assert len(set(some)) == 5 and set(some) < set(all_of_them)
+    assert program.find_pictures(str(folder), 5, 0) == some
+    assert program.find_pictures(str(folder), 99, 0)  # as many as there are
+
+    config = tmp_path / 'data.py'
+    config.write_text(
+        f"_base_ = '{PWS_SSD}'\n"
+        f"train_dataloader = dict(dataset=dict(data_root='{digits}/'))\n"
+    )
+    found = program.find_pictures(str(config), 12, 0)
+    assert {p.split('/')[-1] for p in found} == {p.name for p in folder.iterdir()}
+
+
+def fail(program, monkeypatch, capsys, *args):
+    monkeypatch.setattr(sys, 'argv', ['bn_to_pws.py', *map(str, args)])
+    with pytest.raises(SystemExit):
+        program.main()
+    return capsys.readouterr().err.split('error: ', 1)[1]
+
+
+def test_bad_input(program, ssd, digits, tmp_path, monkeypatch, capsys):
+    _, path = ssd
+    out = tmp_path / 'out.pth'
+
+    def error(*args):
+        return fail(program, monkeypatch, capsys, *args)
+
+    options = ['--cfg-options', 'model.bbox_head.conv_cfg.alpha=channel']
+    assert "alpha must be 'channel'" in error(PWS_SSD, path, out)
+    assert 'must end in .pth' in error(PWS_SSD, path, tmp_path / 'out')
+    assert 'exists: move it away' in error(PWS_SSD, path, path)
+    assert 'There is no checkpoint' in error(PWS_SSD, tmp_path / 'no.pth', out)
+    assert 'no.py' in error(tmp_path / 'no.py', path, out)
+    assert 'no folder or config' in error(PWS_SSD, path, out, '--calibrate', 'no')
+    (tmp_path / 'empty').mkdir()
+    assert 'no calibration pictures: 0 in' in error(
+        PWS_SSD, path, out, '--calibrate', tmp_path / 'empty'
+    )
+    calibrate = ['--calibrate', digits / 'train2017', '--num-images']
+    assert '--num-images is 0' in error(PWS_SSD, path, out, *calibrate, 0)
+    (tmp_path / 'bad').mkdir()
+    (tmp_path / 'bad/picture.png').write_bytes(b'no picture')
+    assert 'picture.png cannot be read' in error(
+        PWS_SSD, path, out, '--calibrate', tmp_path / 'bad', *options
+    )
+    truncated = tmp_path / 'truncated.pth'
+    truncated.write_bytes(path.read_bytes()[:5000])
+    assert 'truncated' in error(PWS_SSD, truncated, out)
+    bn = ROOT / 'configs/mini/ssd96_vgg16_bn_digits.py'
+    assert 'has no PWS convolutions' in error(bn, path, out)
+    other = ROOT / MASK_RCNN.format('pws')
+    assert 'set pre_activation=False' in error(other, path, out)
+    wide = ['--cfg-options', 'model.backbone.width=0.5']
+    assert 'do not fit the network' in error(PWS_SSD, path, out, *wide)
+    pws = tmp_path / 'pws.pth'
+    torch.save(MODELS.build(load_config(PWS_SSD).model).state_dict(), pws)
+    assert 'with PWS already' in error(PWS_SSD, pws, out, *options)
+    weights = torch.load(path, weights_only=True)['state_dict']
+    weights['backbone.conv6.conv.weight'] *= np.nan
+    torch.save(weights, tmp_path / 'nan.pth')
+    assert 'NaN' in error(PWS_SSD, tmp_path / 'nan.pth', out, *options)
+    assert not out.exists()

@@ -1,0 +1,217 @@
+"""Make weights for a network with PWS from those of the same network with BN.
+
+CONFIG is the norm-free network's. CHECKPOINT holds the weights of a network that
+differs from it by BN layers alone: a detector, or just its backbone (a classifier of
+torchvision or mmpretrain), and then OUT is made for the backbone, for
+init_cfg=dict(type='Pretrained', checkpoint=OUT). Every convolution is fitted to what
+the original one puts out on some pictures; nothing is trained.
+"""
+
+import argparse
+import random
+import statistics
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.config import Config, ConfigDict, DictAction
+from mmengine.dataset import Compose, pseudo_collate
+from mmengine.registry import DATASETS, MODELS, init_default_scope
+from mmengine.runner.checkpoint import CheckpointLoader
+from torch import nn
+
+import pws_mmdet  # noqa: F401
+from pws_mmdet.compat import load_local_checkpoint
+from pws_mmdet.convert.checkpoint import write_checkpoint
+from pws_mmdet.convert.pretrained import load_bn_weights, weights_of
+
+SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.ppm', '.tif', '.tiff', '.webp')
+
+
+def find_pictures(source: str, number: int, seed: int) -> list[str]:
+    """Paths of some pictures of a folder, or of the training set of a config.
+
+    Raises:
+        FileNotFoundError: If there is no such folder or config.
+        ValueError: If it has no pictures.
+    """
+    path = Path(source).expanduser()
+    if path.is_dir():
+        paths = sorted(str(p) for p in path.rglob('*') if p.suffix.lower() in SUFFIXES)
+    elif path.suffix == '.py':
+        cfg = Config.fromfile(path)
+        with DATASETS.switch_scope_and_registry(cfg.get('default_scope')) as registry:
+            dataset = registry.build(cfg.train_dataloader.dataset)
+        paths = [dataset.get_data_info(i)['img_path'] for i in range(len(dataset))]
+    else:
+        raise FileNotFoundError(f'--calibrate: there is no folder or config {source}')
+    if not paths or number < 1:
+        raise ValueError(
+            f'There are no calibration pictures: {len(paths)} in {source} '
+            f'({", ".join(SUFFIXES)}), and --num-images is {number}'
+        )
+    if len(paths) < number:
+        print(f'{source} has {len(paths)} pictures only: all are taken')
+        return paths
+    return random.Random(seed).sample(paths, number)
+
+
+def without_pretrained(cfg: Any) -> Any:
+    """A model's config whose ``init_cfg`` read no checkpoint."""
+    if isinstance(cfg, dict):
+        init = cfg.get('init_cfg')
+        for one in init if isinstance(init, (list, tuple)) else [init]:
+            if isinstance(one, dict) and 'checkpoint' in one:
+                cfg['init_cfg'] = None
+        for value in cfg.values():
+            without_pretrained(value)
+    elif isinstance(cfg, (list, tuple)):
+        for value in cfg:
+            without_pretrained(value)
+    return cfg
+
+
+def load_pictures(cfg: ConfigDict, paths: list[str], batch_size: int) -> list[dict]:
+    """Batches of pictures through the config's test pipeline.
+
+    Raises:
+        ValueError: If a picture cannot be read.
+    """
+    pipeline = Compose(
+        [
+            transform
+            for transform in cfg.test_dataloader.dataset.pipeline
+            if not str(transform['type']).endswith('LoadAnnotations')
+        ]
+    )
+    batches = []
+    for i in range(0, len(paths), batch_size):
+        pictures = []
+        for path in paths[i : i + batch_size]:
+            try:
+                picture = pipeline(dict(img_path=path, img_id=i))
+            except Exception as e:
+                raise ValueError(f'The picture {path} cannot be read: {e}') from e
+            pictures.append(picture)
+        batches.append(pseudo_collate(pictures))
+    return batches
+
+
+def convert(
+    config: str,
+    checkpoint: str,
+    out: str,
+    calibrate: str | None = None,
+    num_images: int = 32,
+    batch_size: int = 4,
+    seed: int = 0,
+    device: str = 'cpu',
+    cfg_options: dict | None = None,
+) -> None:
+    """Convert a checkpoint, and print what became of each convolution.
+
+    Raises:
+        FileExistsError: If OUT exists.
+        FileNotFoundError: If the config, checkpoint or pictures do not.
+        RuntimeError: If the checkpoint is damaged or holds more than data.
+        ValueError: If something does not fit.
+    """
+    out_path = Path(out).expanduser()
+    if out_path.suffix != '.pth':
+        raise ValueError(f'OUT must end in .pth, got {out}')
+    if out_path.exists():
+        raise FileExistsError(f'{out} exists: move it away, or choose another name')
+    cfg = Config.fromfile(config)
+    if cfg_options:
+        cfg.merge_from_dict(cfg_options)
+    init_default_scope(cfg.get('default_scope', 'mmdet'))
+    if '://' in str(checkpoint):
+        content = CheckpointLoader.load_checkpoint(checkpoint, map_location='cpu')
+    else:
+        content = load_local_checkpoint(str(checkpoint), map_location='cpu')
+    paths = find_pictures(calibrate, num_images, seed) if calibrate else []
+
+    model = MODELS.build(without_pretrained(cfg.model)).to(device)
+    model.eval()
+    try:
+        weights = weights_of(content)
+        target = choose_target(model, weights)
+        if target is not model and any(k.startswith('backbone.') for k in weights):
+            weights = weights_of(content, 'backbone.')
+    except ValueError as e:
+        raise ValueError(f'{checkpoint}: {e}') from None
+    batches = None
+    options: dict[str, Any] = dict(seed=seed)
+    if paths:
+        batches = load_pictures(cfg, paths, batch_size)
+        if target is not model:
+            preprocess = model.data_preprocessor
+            batches = [preprocess(batch, False)['inputs'] for batch in batches]
+            batches = [x if torch.is_tensor(x) else torch.stack(x) for x in batches]
+    try:
+        report, unused = load_bn_weights(target, weights, batches, **options)
+    except ValueError as e:
+        raise ValueError(f'{checkpoint}: {e}') from None
+    made = dict(state_dict={k: v.cpu() for k, v in target.state_dict().items()})
+    meta = content.get('meta', {}) if isinstance(content, dict) else {}
+    if target is model and 'dataset_meta' in meta:
+        made['meta'] = dict(dataset_meta=meta['dataset_meta'])
+    write_checkpoint(made, out_path)
+    print(*report, sep='\n')
+    part = 'network' if target is model else 'backbone'
+    errors = [layer.error for layer in report if layer.error is not None]
+    print(
+        f'written: {out}, {len(report)} convolutions of the {part}, '
+        + (
+            f'fitted to {len(paths)} pictures, median relative error '
+            f'{statistics.median(errors):.3f}'
+            if errors
+            else 'WITHOUT pictures: --calibrate loses far less'
+        )
+    )
+    if unused:
+        print(f'not used: {", ".join(unused)}')
+
+
+def choose_target(model: nn.Module, weights: dict[str, torch.Tensor]) -> nn.Module:
+    """The network, or its backbone if the weights are of no more than that."""
+    backbone = getattr(model, 'backbone', None)
+    others = {
+        key
+        for key in model.state_dict()
+        if key.endswith('.weight') and not key.startswith('backbone.')
+    }
+    return model if backbone is None or others & set(weights) else backbone
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        'config', help="of the norm-free network, mmdet's or mmpretrain's"
+    )
+    parser.add_argument('checkpoint', help='a path, torchvision://resnet50, or a URL')
+    parser.add_argument(
+        'out', help='the checkpoint to write, such as checkpoints/x.pth'
+    )
+    parser.add_argument(
+        '--calibrate',
+        metavar='FOLDER_OR_CONFIG',
+        help='pictures: of a folder, or of the training set of a config. Without '
+        'them, the network is converted from its statistics alone, and loses more',
+    )
+    parser.add_argument('--num-images', type=int, default=32, metavar='N')
+    parser.add_argument('--batch-size', type=int, default=4, metavar='N')
+    parser.add_argument('--seed', type=int, default=0, help='of the choice of pictures')
+    parser.add_argument('--device', default='cpu', help='such as cuda')
+    parser.add_argument('--cfg-options', nargs='+', action=DictAction, metavar='K=V')
+    args = parser.parse_args()
+    try:
+        convert(**vars(args))
+    except (OSError, RuntimeError, ValueError) as error:
+        parser.error(str(error))
+
+
+if __name__ == '__main__':
+    main()
