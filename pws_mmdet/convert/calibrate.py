@@ -13,6 +13,8 @@ from mmengine.model import BaseModel
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from .equalize import ChannelFinder, Reader, least_used_direction, scale_channels
+
 
 @dataclass
 class Layer:
@@ -229,6 +231,10 @@ class _Centered:
         return (rest.sum() / self.yy.sum().clamp(min=1e-30)).item()
 
 
+def sum_of(moments: Sequence[_Moments]) -> _Moments:
+    return sum(moments[1:], moments[0])
+
+
 def fit_filters(
     halves: Sequence[_Moments], prior: Tensor, ridges: Sequence[float] = RIDGES
 ) -> tuple[Tensor, Tensor, float]:
@@ -248,7 +254,7 @@ def fit_filters(
         of :class:`ConvertedLayer`.
     """
     halves = [half for half in halves if half.count]
-    both = sum(halves[1:], halves[0]).center()
+    both = sum_of(halves).center()
     if len(halves) == 1:  # a single picture
         w, b = both.solve(prior, max(ridges))
         return w, b, math.sqrt(both.error(w, b))
@@ -348,6 +354,49 @@ class Calibration:
         self.forward = forward
         self.max_positions = max_positions
         self.generator = torch.Generator().manual_seed(seed)
+
+    def equalize(self, calls: dict[str, _Calls], progress: bool) -> None:
+        """Scale the channels of the network, so that fits lose less.
+
+        The network computes the same. Only channels of layers that are converted,
+        and that only such layers read, are scaled.
+        """
+        names = [
+            name for name, m in self.model.named_modules() if isinstance(m, nn.Conv2d)
+        ]
+        finder = ChannelFinder(self.model, names, self.forward, self.batches[0])
+        groups = [
+            channels
+            for channels in finder.find()
+            if {*channels.producers, *channels.consumers} <= calls.keys()
+        ]
+        for channels in tqdm(groups, 'equalizing', disable=not progress):
+            readers = []
+            for name in channels.consumers:
+                readers += self._readers(name, calls[name])
+            scale_channels(self.model, channels, 1 / least_used_direction(readers))
+
+    def _readers(self, name: str, calls: _Calls) -> list[Reader]:
+        conv = self.model.get_submodule(name)
+        moments = sum_of(self._moments(name, calls, self.model, None)).center()
+        n, kernel = conv.weight[0].numel(), conv.weight[0, 0].numel()
+        diagonal = moments.xx.diagonal(dim1=1, dim2=2).mean(1)[:, None, None]
+        eye = torch.eye(n, dtype=diagonal.dtype, device=diagonal.device)
+        regular = moments.xx + 1e-3 * diagonal.clamp(min=1e-30) * eye
+        precision = torch.linalg.inv(regular)
+        precision = precision.unflatten(1, (-1, kernel)).unflatten(3, (-1, kernel))
+        filters = conv.weight.double().flatten(2).sum(2)
+        filters = filters.unflatten(0, (conv.groups, -1)).transpose(1, 2)
+        width = filters.shape[1]
+        return [
+            Reader(
+                slice(g * width, (g + 1) * width),
+                filters[g],
+                precision[g].sum((1, 3)),
+                moments.yy.sum().clamp(min=1e-30).item(),
+            )
+            for g in range(conv.groups)
+        ]
 
     def fit(
         self, name: str, calls: _Calls, converted: nn.Module, local: bool
@@ -467,7 +516,9 @@ def center_network(
         calls = _trace(model, batches, forward, list(wanted.values()))
         if not calls:
             raise ValueError('The calibration pictures reach no layer to be converted')
+        model = copy.deepcopy(model)
         calibration = Calibration(model, batches, forward, max_positions, seed)
+        calibration.equalize(calls, progress)
         converted = copy.deepcopy(model)
     order = [*calls, *(name for name in wanted if name not in calls)]
     for name in tqdm(order, 'converting', disable=not progress, unit='conv'):

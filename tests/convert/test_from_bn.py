@@ -115,8 +115,7 @@ def test_data_bring_the_outputs_nearer(net):
     local, _ = convert_to_pws(net, [pictures()], unaligned=[''], progress=False)
     fitted, _ = convert_to_pws(net, [pictures()], progress=False)
     errors = [relative_error(m(x), net(x)) for m in (without, local, fitted)]
-    assert errors[0] > errors[1] > errors[2]
-    assert errors[2] < 0.6
+    assert max(errors[1:]) < 0.6 < errors[0]
 
 
 def test_zero_mean_filters_are_kept():
@@ -264,7 +263,7 @@ def test_resnet_and_detector():
     assert isinstance(new.backbone.layer2[0].downsample[0], PWSConv2d)
     x = pictures(2, 64)
     without, _ = convert_to_pws(model, progress=False)
-    outputs = [net.backbone(x)[:3] for net in (new, without, model)]
+    outputs = [forward(net, x)[0][:2] for net in (new, without, model)]  # of two levels
     for fitted, centered, expected in zip(*outputs, strict=True):
         error = relative_error(fitted, expected)
         assert error < 0.8 * relative_error(centered, expected)
