@@ -37,7 +37,8 @@ def version():
     return scope['__version__']
 
 
-demo = ['scikit-learn', 'tqdm']
+demo = ['scikit-learn']
+onnx = ['onnx>=1.16', 'onnxruntime>=1.18', 'onnxscript']
 
 setup(
     name='pws_mmdet',
@@ -65,12 +66,13 @@ setup(
         'pycocotools',
         'setuptools<81',  # mmengine imports its pkg_resources at run time
         'torch>=2.0',
+        'tqdm',
     ],
     extras_require={
         'demo': demo,
         'mim': ['mmcv>=2.0.0rc4,<2.2.0', 'mmdet>=3.3.0,<3.4', 'mmengine>=0.10.7,<1.0'],
-        'onnx': ['onnx>=1.16', 'onnxruntime>=1.18', 'onnxscript'],
+        'onnx': onnx,
         'pretrain': ['mmpretrain>=1.2.0,<2', 'torchvision'],  # undeclared by mmpretrain
-        'tests': [*demo, 'hypothesis', 'pytest', 'ruff'],
+        'tests': [*demo, *onnx, 'hypothesis', 'pytest', 'ruff'],
     },
 )

@@ -83,8 +83,9 @@ def test_weights_of_a_backbone_alone(program, digits, tmp_path, capsys, prefix):
     config.write_text(
         f"_base_ = '{ROOT / MASK_RCNN.format('pws')}'\n"
         "init_cfg = dict(type='PWSPretrained', checkpoint='nowhere.pth')\n"
-        'stock_order = dict(pre_activation=False, stem_norm_cfg=None, base_channels=8)\n'
-        'model = dict(backbone=dict(init_cfg=init_cfg, **stock_order))\n'
+        'stock_order = dict(pre_activation=False, stem_norm_cfg=None)\n'
+        'model = dict(\n'
+        '    backbone=dict(init_cfg=init_cfg, base_channels=8, **stock_order))\n'
     )
     cfg = Config.fromfile(config)
     backbone = {**cfg.model.backbone, 'conv_cfg': None, 'norm_cfg': dict(type='BN')}

@@ -9,6 +9,8 @@ import pytest
 import torch
 from mmengine.config import Config
 
+from pws_mmdet import PWSConv2d
+
 BATCH = 2
 
 
@@ -179,6 +181,19 @@ def test_a_step_trains_and_leaves_the_weights(build):
     ]
     assert len(momenta) == len(weights)
     assert any(momentum.any() for momentum in momenta)
+
+
+@pytest.mark.parametrize('name', ['ssd96_vgg16_pws', 'mask_rcnn_r18_fpn_pws'])
+def test_inference_is_a_forward_pass_of_plain_convolutions(program, root, name):
+    path = root / f'configs/mini/{name}_digits.py'
+    cfg = Config.fromfile(path)
+    trainee = program.Trainee(str(path), cfg, BATCH, (64, 64), inference=True)
+    trainee.build(torch.device('cpu'), num_boxes=3, amp=False, seed=0)
+    assert not any(isinstance(m, PWSConv2d) for m in trainee.model.modules())
+    before = [p.clone() for p in trainee.model.parameters()]
+    assert trainee.step() > 0 and trainee.measure_memory() > 0
+    for old, new in zip(before, trainee.model.parameters(), strict=True):
+        assert torch.equal(old, new) and new.grad is None
 
 
 def test_the_seed_decides_weights_and_pictures(build):

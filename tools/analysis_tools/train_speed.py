@@ -15,6 +15,9 @@ config twice to see how far apart equal ones come out.
               do not see or only keep in reserve, such as the CUDA context,
               workspaces of libraries and cached blocks.
 
+With --inference a step is the forward pass of a test, without post-processing, and
+PWS convolutions are plain ones, as in tools/test.py.
+
 Weights start at random, without what init_cfg of type Pretrained would load, and
 the learning rate is 0, so that no step finds more to do than another.
 """
@@ -52,7 +55,7 @@ from mmengine.utils import track_iter_progress
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
-import pws_mmdet  # noqa: F401  registers its types
+import pws_mmdet
 
 MIB = 2**20
 BOX_SIDES = (1 / 8, 1 / 2)  # over those of the picture
@@ -139,6 +142,7 @@ class Trainee:
         batch_size: Number of pictures in a step, by default the config's.
         image_size: Height and width of the pictures in pixels, by default what
             the config's training pipeline resizes to.
+        inference: Measure forward passes of plain convolutions, and no training.
 
     Raises:
         ValueError: If there is no default.
@@ -150,8 +154,10 @@ class Trainee:
         cfg: Config,
         batch_size: int | None = None,
         image_size: Sequence[int] | None = None,
+        inference: bool = False,
     ) -> None:
         self.path = path
+        self.inference = inference
         self.cfg = cfg
         self.batch_size = batch_size or cfg.get('train_dataloader', {}).get(
             'batch_size'
@@ -197,6 +203,9 @@ class Trainee:
         for group in self.optim_wrapper.param_groups:
             group['lr'] = 0.0
 
+        if self.inference:
+            self.model.eval()
+            pws_mmdet.fuse_pws(self.model, inplace=True)
         self.batch = make_batch(
             self.batch_size,
             self.image_size,
@@ -207,7 +216,7 @@ class Trainee:
         )
 
     def step(self) -> float:
-        """Take a training step and return its seconds.
+        """Take a step and return its seconds.
 
         Raises:
             FloatingPointError: If the loss is not finite.
@@ -217,10 +226,17 @@ class Trainee:
         torch.backends.cudnn.benchmark = env_cfg.get('cudnn_benchmark', False)
         self._synchronize()
         start = perf_counter()
-        losses = self.model.train_step(batch, self.optim_wrapper)
+        if self.inference:
+            with torch.inference_mode():
+                data = self.model.data_preprocessor(batch, False)
+                self.model(**data, mode='tensor')
+            loss = 0.0
+        else:
+            losses = self.model.train_step(batch, self.optim_wrapper)
+            loss = losses['loss']
         self._synchronize()
         seconds = perf_counter() - start
-        loss = losses['loss'].item()
+        loss = float(loss)
         if not math.isfinite(loss):
             raise FloatingPointError(f'the loss is {loss}')
         return seconds
@@ -230,7 +246,7 @@ class Trainee:
             torch.cuda.synchronize(self.device)
 
     def measure_memory(self) -> int:
-        """Take a training step and return the peak of the memory in bytes.
+        """Take a step and return the peak of the memory in bytes.
 
         What the tensors of this detector and its optimizer hold before the step,
         and the most by which the step exceeds what all detectors hold.
@@ -419,6 +435,9 @@ def make_parser() -> argparse.ArgumentParser:
         '--seed', type=int, default=0, help='seed of weights and pictures (default: 0)'
     )
     parser.add_argument(
+        '--inference', action='store_true', help='compare forward passes of a test'
+    )
+    parser.add_argument(
         '--cfg-options',
         nargs='+',
         action=DictAction,
@@ -439,7 +458,13 @@ def main() -> None:
     try:
         device = check_device(args.device, args.amp)
         trainees = [
-            load(path, args.cfg_options, args.batch_size, args.image_size)
+            load(
+                path,
+                args.cfg_options,
+                args.batch_size,
+                args.image_size,
+                args.inference,
+            )
             for path in args.configs
         ]
         if args.out is not None:
@@ -462,6 +487,7 @@ def main() -> None:
         threads=torch.get_num_threads(),
         device=str(device),
         amp=args.amp,
+        inference=args.inference,
         seed=args.seed,
         warmup=args.warmup,
         steps=args.steps,

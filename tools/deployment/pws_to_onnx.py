@@ -31,14 +31,15 @@ import numpy as np
 import torch
 from mmdet.registry import MODELS
 from mmdet.structures import DetDataSample
-from mmengine.config import Config
+from mmengine.config import Config, DictAction
 from mmengine.registry import init_default_scope
 from mmengine.structures import InstanceData
 from packaging.version import Version
-from torch import Tensor, nn
+from torch import nn
 
 from pws_mmdet import fuse_pws
-from pws_mmdet.compat import load_local_checkpoint
+from pws_mmdet.convert.checkpoint import check_finite
+from pws_mmdet.convert.checkpoint import load_weights as read_weights
 
 OPSET = 18
 TORCH = '2.7'  # whose exporter takes a custom_translation_table
@@ -62,7 +63,7 @@ def check_extra() -> None:
             ) from e
 
 
-def build_model(config: str | Path) -> nn.Module:
+def build_model(config: str | Path, cfg_options: dict | None = None) -> nn.Module:
     """The detector of a config, without weights.
 
     Raises:
@@ -70,6 +71,7 @@ def build_model(config: str | Path) -> nn.Module:
         ValueError: If it describes no model that MMDetection knows.
     """
     cfg = Config.fromfile(config)
+    cfg.merge_from_dict(cfg_options or {})
     if 'model' not in cfg:
         raise ValueError(f'{config} describes no model')
     init_default_scope(cfg.get('default_scope', 'mmdet'))
@@ -87,14 +89,8 @@ def load_weights(model: nn.Module, checkpoint: str | Path) -> None:
         RuntimeError: If it is damaged or holds more than data.
         ValueError: If it does not fit the model, or a weight is not finite.
     """
-    content = load_local_checkpoint(str(checkpoint), map_location='cpu')
-    weights = content.get('state_dict', content) if isinstance(content, dict) else {}
-    weights = {k: v for k, v in weights.items() if isinstance(v, Tensor)}
-    broken = [k for k, v in weights.items() if not v.isfinite().all()]
-    if broken:
-        raise ValueError(
-            f'{checkpoint} has weights that are not finite: {_some(broken)}'
-        )
+    weights = read_weights(checkpoint)
+    check_finite(weights, checkpoint)
     problems = []
     try:
         result = model.load_state_dict(weights, strict=False)
@@ -314,6 +310,7 @@ def convert(
     shape: tuple[int, int] | None = None,
     picture: str | None = None,
     verification: bool = True,
+    cfg_options: dict | None = None,
 ) -> dict[str, float] | None:
     """Export the detector of a config and a checkpoint.
 
@@ -324,6 +321,7 @@ def convert(
         shape: Height and width of the pictures, if they shall be fixed.
         picture: A picture to verify with, instead of random ones.
         verification: Compare with MMDetection before ``out`` is written.
+        cfg_options: Changes to the config, as of MMDetection's programs.
 
     Returns:
         What :func:`verify` does.
@@ -348,7 +346,7 @@ def convert(
     batches = []
     if picture is not None:  # an error of it comes before the long work
         batches = batches_to_verify(picture, shape or (0, 0), shape is not None)
-    network = DeployedDetector(build_model(config))
+    network = DeployedDetector(build_model(config, cfg_options))
     load_weights(network.model, checkpoint)
     fuse_pws(network.model, inplace=True)
     size = tuple(shape or trace_size(network.model))
@@ -391,6 +389,12 @@ def main() -> None:
     parser.add_argument(
         '--picture', help='verify with this one (default: random pixels)'
     )
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=DictAction,
+        help='changes to the config, KEY=VALUE ..., such as those of the training',
+    )
     args = parser.parse_args()
     logging.getLogger('torch.onnx').setLevel(logging.ERROR)
     try:
@@ -401,6 +405,7 @@ def main() -> None:
             args.shape,
             args.picture,
             args.verify,
+            args.cfg_options,
         )
     except (ImportError, OSError, RuntimeError, ValueError) as error:
         parser.error(str(error))
