@@ -153,6 +153,7 @@ def test_bad_input(program, ssd, digits, tmp_path, monkeypatch, capsys):
     )
     calibrate = ['--calibrate', digits / 'train2017', '--num-images']
     assert '--num-images is 0' in error(PWS_SSD, path, out, *calibrate, 0)
+    assert '--max-scale must' in error(PWS_SSD, path, out, '--max-scale', 0.5)
     (tmp_path / 'bad').mkdir()
     (tmp_path / 'bad/picture.png').write_bytes(b'no picture')
     assert 'picture.png cannot be read' in error(

@@ -13,7 +13,13 @@ from mmengine.model import BaseModel
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from .equalize import ChannelFinder, Reader, least_used_direction, scale_channels
+from .equalize import (
+    MAX_SCALE,
+    ChannelFinder,
+    Reader,
+    least_used_direction,
+    scale_channels,
+)
 
 
 @dataclass
@@ -22,13 +28,14 @@ class Layer:
 
     Attributes:
         name: Its name in the network, the first one if it is shared.
-        mean: What the convolution without its bias puts out on average, (O,), where
-            BN's statistics tell it.
+        mean, std: Mean and standard deviation of what the convolution puts out
+            without its bias, (O,), where BN's statistics tell them.
         kept: Why it is to keep its filters; empty for a layer to be converted.
     """
 
     name: str
     mean: Tensor | None = None
+    std: Tensor | None = None
     kept: str = ''
 
 
@@ -68,36 +75,45 @@ Filters = tuple[Tensor, Tensor]  # (O, c_in / groups, k, k) and bias (O,)
 # --- without data ------------------------------------------------------------------
 
 
-def mean_of_inputs(weight: Tensor, mean_of_outputs: Tensor) -> Tensor:
+def mean_of_inputs(
+    weight: Tensor, mean_of_outputs: Tensor, guess: Tensor | None = None
+) -> Tensor:
     """Estimate the mean of each input channel of a convolution.
 
     The mean of an output is the sum of the filter's weights times the means of its
     inputs: one equation for each filter of the group. Where they leave the means
-    open, the solution is the one nearest to equal means.
+    open, the solution is the one nearest to a guess.
 
     Args:
         weight: Filters of one group, (O, c_in, k, k), fp64.
         mean_of_outputs: Of the convolution without bias, (O,), fp64.
+        guess: (c_in,). The default is that all are equal.
 
     Returns:
         (c_in,)
     """
     a = weight.flatten(2).sum(2)
-    of_equal = a.sum(1)
-    equal = (of_equal @ mean_of_outputs) / of_equal.square().sum().clamp(min=1e-30)
-    rest = mean_of_outputs - equal * of_equal
+    if guess is None:
+        ones = a.sum(1)
+        equal = (ones @ mean_of_outputs) / ones.square().sum().clamp(min=1e-30)
+        guess = equal.expand(a.shape[1])
     # means are estimates themselves: no equation is to be met at any price
     ridge = 1e-3 * a.square().sum(1).mean().clamp(min=1e-30)
     gram = a @ a.T + ridge * torch.eye(len(a), dtype=a.dtype, device=a.device)
-    return equal + a.T @ torch.linalg.solve(gram, rest)
+    return guess + a.T @ torch.linalg.solve(gram, mean_of_outputs - a @ guess)
 
 
 def center_filters(
-    weight: Tensor, bias: Tensor, mean_of_outputs: Tensor | None = None, groups: int = 1
+    weight: Tensor,
+    bias: Tensor,
+    mean_of_outputs: Tensor | None = None,
+    groups: int = 1,
+    inputs: tuple[Tensor, Tensor] | None = None,
 ) -> Filters:
     """Zero-mean filters for a convolution, without data.
 
-    Each filter loses its mean, and its bias gains what that contributed on average.
+    Each filter loses its sum, where its inputs vary the least if that is known, and
+    its bias gains what that contributed on average.
 
     Args:
         weight: (O, c_in / groups, k, k).
@@ -105,18 +121,106 @@ def center_filters(
         mean_of_outputs: Of the convolution without bias, (O,). None if it is not
             known: then the bias stays.
         groups: Of the convolution.
+        inputs: Guesses of means and variances of its inputs, (c_in,) each.
 
     Returns:
         Filters and bias in fp64.
     """
     weight, bias = weight.double(), bias.double()
-    mean = weight.flatten(1).mean(1)
+    parts = weight.chunk(groups)
+    if inputs is None:
+        guesses, shares = [None] * groups, [torch.ones_like(w[0]) for w in parts]
+    else:
+        guesses = inputs[0].chunk(groups)
+        shares = [
+            (1 / v).reshape(-1, 1, 1).expand_as(parts[0][0])
+            for v in inputs[1].chunk(groups)
+        ]
+    lost = [
+        w.sum((1, 2, 3)).reshape(-1, 1, 1, 1) * share / share.sum()
+        for w, share in zip(parts, shares, strict=True)
+    ]
     if mean_of_outputs is not None:
-        size = weight[0, 0].numel()
-        parts = zip(weight.chunk(groups), mean_of_outputs.chunk(groups), strict=True)
-        inputs = [size * mean_of_inputs(w, m.double()).sum() for w, m in parts]
-        bias = bias + mean * torch.stack(inputs).repeat_interleave(len(mean) // groups)
-    return weight - mean.reshape(-1, 1, 1, 1), bias
+        means = mean_of_outputs.double().chunk(groups)
+        found = zip(lost, parts, means, guesses, strict=True)
+        gain = [part.sum((2, 3)) @ mean_of_inputs(w, m, g) for part, w, m, g in found]
+        bias = bias + torch.cat(gain)
+    return weight - torch.cat(lost), bias
+
+
+def relu_moments(mean: Tensor, std: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and variance of the ReLU of Gaussian variables, of any shape."""
+    normal = torch.distributions.Normal(0.0, 1.0)
+    z = mean / std.clamp(min=1e-30)
+    passed, density = normal.cdf(z), normal.log_prob(z).exp()
+    first = mean * passed + std * density
+    second = (mean.square() + std.square()) * passed + mean * std * density
+    return first, (second - first.square()).clamp(min=0)
+
+
+@torch.no_grad()
+def equalize_by_statistics(
+    model: nn.Module, layers: dict[str, Layer], forward: Callable, max_scale: float
+) -> dict[str, tuple[Tensor, Tensor]]:
+    """Scale the channels of a network in place, by BN's statistics alone.
+
+    Channels are taken as independent Gaussians that pass a ReLU. Which of them can
+    be scaled is tried on noise; a network that does not take it stays as it is.
+
+    Args:
+        model: Of plain convolutions with a bias, in evaluation mode.
+        layers: Those to be converted, by name. Their moments follow the scales.
+        forward: Calls the network with a picture.
+        max_scale: Bound of the scales.
+
+    Returns:
+        Means and variances of the inputs, (c_in,), of each layer that reads such
+        channels.
+    """
+    names = [name for name, m in model.named_modules() if isinstance(m, nn.Conv2d)]
+    first = model.get_submodule(names[0])
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(1, first.in_channels, 64, 64, generator=generator)
+    try:
+        groups = ChannelFinder(model, names, forward, noise.to(first.weight)).find()
+    except Exception:  # whatever a network raises that wants something else
+        return {}
+    inputs = {}
+    for channels in groups:
+        if not {*channels.producers, *channels.consumers} <= layers.keys():
+            continue
+        makers = [layers[name] for name in channels.producers]
+        if any(layer.std is None for layer in makers):
+            continue
+        biases = [model.get_submodule(name).bias for name in channels.producers]
+        mean = sum(
+            layer.mean + bias for layer, bias in zip(makers, biases, strict=True)
+        )
+        std = sum(layer.std.square() for layer in makers).sqrt()
+        mean, variance = relu_moments(mean, std)
+        variance = variance.clamp(min=1e-4 * variance.mean().item() + 1e-30)
+        readers = []
+        for name in channels.consumers:
+            conv = model.get_submodule(name)
+            weight = conv.weight.double().unflatten(0, (conv.groups, -1))
+            for g, (w, v) in enumerate(
+                zip(weight, variance.chunk(conv.groups), strict=True)
+            ):
+                readers.append(
+                    Reader(
+                        slice(g * len(v), (g + 1) * len(v)),
+                        w.flatten(2).sum(2).T,
+                        torch.diag(w[0, 0].numel() / v),
+                        (w.square().sum((0, 2, 3)) @ v).item() + 1e-30,
+                    )
+                )
+        u = least_used_direction(readers, max_scale)
+        scale_channels(model, channels, 1 / u)
+        for layer in makers:
+            layer.mean, layer.std = layer.mean / u, layer.std / u
+        for name in channels.consumers:
+            inputs[name] = mean / u, variance / u.square()
+    return inputs
 
 
 # --- with data ---------------------------------------------------------------------
@@ -355,7 +459,9 @@ class Calibration:
         self.max_positions = max_positions
         self.generator = torch.Generator().manual_seed(seed)
 
-    def equalize(self, calls: dict[str, _Calls], progress: bool) -> None:
+    def equalize(
+        self, calls: dict[str, _Calls], max_scale: float, progress: bool
+    ) -> None:
         """Scale the channels of the network, so that fits lose less.
 
         The network computes the same. Only channels of layers that are converted,
@@ -374,7 +480,8 @@ class Calibration:
             readers = []
             for name in channels.consumers:
                 readers += self._readers(name, calls[name])
-            scale_channels(self.model, channels, 1 / least_used_direction(readers))
+            u = least_used_direction(readers, max_scale)
+            scale_channels(self.model, channels, 1 / u)
 
     def _readers(self, name: str, calls: _Calls) -> list[Reader]:
         conv = self.model.get_submodule(name)
@@ -489,6 +596,7 @@ def center_network(
     batches: Sequence[Any] | None = None,
     *,
     forward: Callable[[nn.Module, Any], Any] = run_model,
+    max_scale: float = MAX_SCALE,
     max_positions: int = 2**15,
     unaligned: Sequence[str] = (),
     seed: int = 0,
@@ -512,13 +620,17 @@ def center_network(
     report = [ConvertedLayer(x.name, 'kept', reason=x.kept) for x in layers if x.kept]
     wanted = {layer.name: layer for layer in layers if not layer.kept}
     calls: dict[str, _Calls] = {}
-    if batches is not None:
+    inputs: dict[str, tuple[Tensor, Tensor]] = {}
+    if batches is None:
+        model = copy.deepcopy(model)
+        inputs = equalize_by_statistics(model, wanted, forward, max_scale)
+    else:
         calls = _trace(model, batches, forward, list(wanted.values()))
         if not calls:
             raise ValueError('The calibration pictures reach no layer to be converted')
         model = copy.deepcopy(model)
         calibration = Calibration(model, batches, forward, max_positions, seed)
-        calibration.equalize(calls, progress)
+        calibration.equalize(calls, max_scale, progress)
         converted = copy.deepcopy(model)
     order = [*calls, *(name for name in wanted if name not in calls)]
     for name in tqdm(order, 'converting', disable=not progress, unit='conv'):
@@ -530,7 +642,9 @@ def center_network(
             conv, mean = model.get_submodule(name), wanted[name].mean
             method = 'mean' if mean is None else 'statistics'
             fitted = (
-                center_filters(conv.weight, conv.bias, mean, conv.groups),
+                center_filters(
+                    conv.weight, conv.bias, mean, conv.groups, inputs.get(name)
+                ),
                 ConvertedLayer(name, method),
             )
         filters[name], line = fitted

@@ -15,7 +15,7 @@ import torch
 from mmengine.structures import BaseDataElement
 from torch import Tensor, nn
 
-MAX_SCALE = 10.0
+MAX_SCALE = 3.0
 
 
 @dataclass
@@ -111,7 +111,10 @@ class ChannelFinder:
             left = []
             for names in groups.values():
                 while names:
-                    for end in range(len(names), 1, -1):
+                    # Who adds to one sum is as a rule all of a group, but for those
+                    # who come after it; in a large group only all of it is tried.
+                    least = 1 if len(names) <= 6 else len(names) - 1
+                    for end in range(len(names), least, -1):
                         consumers = self.consumers_of(names[:end])
                         if consumers:
                             found.append(Channels(names[:end], consumers))
@@ -119,6 +122,9 @@ class ChannelFinder:
                             break
                     else:
                         left.append(names.pop(0))
+                        if least > 1:
+                            left += names
+                            names = []
         return found
 
     def _width(self, name: str) -> int:
@@ -190,7 +196,9 @@ class Reader:
     variance: float
 
 
-def least_used_direction(readers: Sequence[Reader], steps: int = 200) -> Tensor:
+def least_used_direction(
+    readers: Sequence[Reader], max_scale: float = MAX_SCALE, steps: int = 200
+) -> Tensor:
     """Weights of a sum of channels that filters lose the least by not seeing.
 
     Filters w that are to satisfy u'w = 0 lose (u'w)^2 / (u'P u), with P the inverse
@@ -199,16 +207,17 @@ def least_used_direction(readers: Sequence[Reader], steps: int = 200) -> Tensor:
 
     Args:
         readers: Of the channels.
+        max_scale: Bound of the scales.
         steps: Of the optimization.
 
     Returns:
-        u, (c_in,), within a factor of :data:`MAX_SCALE` of its geometric mean.
+        u, (c_in,), within a factor of ``max_scale`` of its geometric mean.
     """
     width = max(reader.channels.stop for reader in readers)
     log_u = readers[0].filters.new_zeros(width).requires_grad_()
     used = [(r.channels, r.filters @ r.filters.T / r.variance, r) for r in readers]
     optimizer = torch.optim.Adam([log_u], lr=0.1)
-    limit = math.log(MAX_SCALE)
+    limit = math.log(max_scale)
 
     def direction() -> Tensor:
         return (log_u - log_u.mean()).clamp(-limit, limit).exp()

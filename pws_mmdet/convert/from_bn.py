@@ -14,6 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from ..layers import PWSConv2d
 from ..layers.reparam_conv import ReparamConv2d
 from .calibrate import ConvertedLayer, Layer, center_network, run_model
+from .equalize import MAX_SCALE
 
 # These heads see a network's proposals: the converted network has others.
 UNALIGNED = (r'(^|\.)roi_head\.',)
@@ -21,7 +22,7 @@ UNALIGNED = (r'(^|\.)roi_head\.',)
 
 def fold_bn(
     weight: Tensor, bias: Tensor | None, bn: Mapping[str, Tensor], eps: float = 1e-5
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """A convolution with the BN that follows it.
 
     Args:
@@ -32,9 +33,11 @@ def fold_bn(
         eps: BN's.
 
     Returns:
-        Filters, bias, and what the filters put out on average, in fp64.
+        Filters, bias, and the mean and standard deviation of what the filters put
+        out, in fp64.
     """
-    gain = (bn['running_var'].double() + eps).rsqrt()
+    std = (bn['running_var'].double() + eps).sqrt()
+    gain = 1 / std
     if bn.get('weight') is not None:
         gain = gain * bn['weight'].double()
     mean = bn['running_mean'].double()
@@ -44,8 +47,9 @@ def fold_bn(
     folded = -mean
     if bn.get('bias') is not None:
         folded = folded + bn['bias'].double()
+    std = std * gain.abs()
     gain = gain.reshape(-1, *[1] * (weight.dim() - 1))
-    return weight.double() * gain, folded, mean
+    return weight.double() * gain, folded, mean, std
 
 
 @torch.no_grad()
@@ -165,7 +169,8 @@ def fold_batch_norm(
                 layer.kept = 'its BN has no running statistics'
                 continue
             state = {**dict(bn.named_parameters()), **dict(bn.named_buffers())}
-            weight, bias, layer.mean = fold_bn(weight, bias, state, bn.eps)
+            weight, bias, *moments = fold_bn(weight, bias, state, bn.eps)
+            layer.mean, layer.std = moments
             _replace(model, bns[0], nn.Identity().eval())
         _replace(model, name, _plain_conv(conv, weight, bias))
     return model, layers
@@ -180,6 +185,7 @@ def convert_to_pws(
     gamma: float = 1e-4,
     relative_gamma: bool = False,
     forward: Callable[[nn.Module, Any], Any] = run_model,
+    max_scale: float = MAX_SCALE,
     max_positions: int = 2**15,
     unaligned: Sequence[str] = UNALIGNED,
     seed: int = 0,
@@ -192,8 +198,10 @@ def convert_to_pws(
     PWS filters have zero mean, so a network cannot be converted exactly. With
     pictures, each layer's filters are fitted in the order of execution by least
     squares, from what the network converted so far feeds it to what the original
-    layer put out. Without any, each filter loses its mean, and beta takes up what
-    BN's running mean says that it contributed.
+    layer put out. Without any, each filter loses its sum, and beta takes up what BN's
+    statistics say that it contributed. Before either, the network's channels are
+    scaled such that little is lost: see :mod:`pws_mmdet.convert.equalize`. What
+    intermediate layers put out is therefore scaled, too.
 
     Args:
         model: The trained network. It is not changed.
@@ -206,6 +214,10 @@ def convert_to_pws(
             on them.
         forward: Calls a network with a batch. The default takes ``test_step`` of
             MMEngine's models and ``model(batch)`` of others.
+        max_scale: Bound of the factors, and of their inverses, by which the channels
+            of the network are scaled first. A larger one, such as 10, loses less if
+            the network is not to be trained any more; if it is, it calls for a small
+            learning rate. 1 scales nothing.
         max_positions: Output positions, at most, that a layer is fitted to.
         unaligned: Regular expressions for the names of layers whose inputs in the
             two networks do not correspond, as in heads that see proposals: the best
@@ -219,8 +231,8 @@ def convert_to_pws(
         conversion. Parameters of frozen layers are frozen.
 
     Raises:
-        ValueError: If there is nothing to convert, a weight is not finite, or the
-            pictures are none, or reach no layer.
+        ValueError: If there is nothing to convert, a weight is not finite,
+            ``max_scale`` is below 1, or the pictures are none, or reach no layer.
 
     Source: no paper's; the network is approximated layer by layer.
     """
@@ -229,6 +241,8 @@ def convert_to_pws(
     for name, value in model.state_dict().items():
         if value.is_floating_point() and not value.isfinite().all():
             raise ValueError(f'The weight {name} has values that are not finite')
+    if not max_scale >= 1:
+        raise ValueError(f'max_scale must be 1 or more, got {max_scale}')
     if calibration_batches is not None:
         calibration_batches = list(calibration_batches)
         if not calibration_batches:
@@ -247,6 +261,7 @@ def convert_to_pws(
         layers,
         calibration_batches,
         forward=forward,
+        max_scale=max_scale,
         max_positions=max_positions,
         unaligned=unaligned,
         seed=seed,

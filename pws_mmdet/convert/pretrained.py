@@ -95,8 +95,8 @@ def load_bn_weights(
         weights: Of the network with BN, or without any norm, by the same names; BN's
             as torchvision, MMDetection and mmpretrain name it.
         batches: Calibration pictures; None converts without data.
-        **options: As of :func:`convert_to_pws`: ``forward``, ``max_positions``,
-            ``unaligned``, ``seed``, ``progress``.
+        **options: As of :func:`convert_to_pws`: ``forward``, ``max_scale``,
+            ``max_positions``, ``unaligned``, ``seed``, ``progress``.
 
     Returns:
         What became of each PWS convolution, and the keys that found no use.
@@ -141,7 +141,7 @@ def load_bn_weights(
         if bn:
             names = ('weight', 'bias', 'running_mean', 'running_var')
             state = {key: weights.get(f'{bn}.{key}') for key in names}
-            weight, bias, layer.mean = fold_bn(weight, bias, state)
+            weight, bias, layer.mean, layer.std = fold_bn(weight, bias, state)
             used |= {f'{bn}.{key}' for key in (*names, 'num_batches_tracked')}
         layers.append(layer)
         new = nn.Conv2d(

@@ -95,7 +95,7 @@ def test_the_direction_is_one_that_no_filter_uses():
     filters = torch.randn(6, 20, dtype=torch.float64)
     filters -= torch.outer(u, u @ filters) / (u @ u)
     reader = Reader(slice(0, 6), filters, torch.eye(6, dtype=torch.float64), 1.0)
-    found = least_used_direction([reader], steps=2000)
+    found = least_used_direction([reader], max_scale=10, steps=2000)
     torch.testing.assert_close(found / found.norm(), u / u.norm(), rtol=0.02, atol=0.02)
 
 
@@ -103,6 +103,7 @@ def test_a_channel_that_nobody_uses_takes_it_all():
     filters = torch.randn(4, 9, dtype=torch.float64)
     filters[2] = 0
     reader = Reader(slice(0, 4), filters, torch.eye(4, dtype=torch.float64), 1.0)
-    found = least_used_direction([reader])
+    found = least_used_direction([reader], max_scale=10)
     assert found[2] > 10 * found[[0, 1, 3]].max()
     assert found.max() / found.min() < 101
+    assert (least_used_direction([reader], max_scale=1) == 1).all()

@@ -7,7 +7,7 @@ from mmdet.registry import MODELS
 from torch import nn
 
 from pws_mmdet import PWSConv2d, convert_to_pws, fuse_pws
-from pws_mmdet.convert.calibrate import center_filters, sample_patches
+from pws_mmdet.convert.calibrate import center_filters, relu_moments, sample_patches
 from pws_mmdet.convert.from_bn import fold_batch_norm, set_filters
 
 
@@ -199,6 +199,29 @@ def test_mean_of_the_inputs_from_the_means_of_the_outputs():
     torch.testing.assert_close(
         made.flatten(), outputs + conv.bias, rtol=1e-2, atol=1e-2
     )
+
+
+def test_moments_behind_a_relu():
+    mean, std = torch.tensor([[0.0, 1.0, -2.0], [1.0, 0.5, 1.0]]).double()
+    x = F.relu(mean + std * torch.randn(100_000, 3, dtype=torch.float64))
+    first, variance = relu_moments(mean, std)
+    torch.testing.assert_close(first, x.mean(0), rtol=0.05, atol=0.005)
+    torch.testing.assert_close(variance, x.var(0), rtol=0.1, atol=0.005)
+
+
+def test_what_is_lost_goes_where_inputs_vary_the_least():
+    """And a channel that is constant costs nothing: the bias takes it."""
+    conv = nn.Conv2d(4, 9, 1).double()
+    mean, variance = torch.rand(2, 4, dtype=torch.float64) + 0.5
+    variance[2] = 1e-12
+    x = mean + variance.sqrt() * torch.randn(1000, 4, dtype=torch.float64)
+    x = x.view(-1, 4, 1, 1)
+    outputs = (conv.weight.flatten(1) @ mean).detach()
+    filters, bias = center_filters(
+        conv.weight.detach(), conv.bias.detach(), outputs, inputs=(mean, variance)
+    )
+    torch.testing.assert_close(filters.sum((1, 2, 3)), torch.zeros(9).double())
+    torch.testing.assert_close(F.conv2d(x, filters, bias), conv(x), rtol=0, atol=1e-2)
 
 
 def test_filters_of_zeros():

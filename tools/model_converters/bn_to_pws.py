@@ -23,6 +23,7 @@ from torch import nn
 import pws_mmdet  # noqa: F401
 from pws_mmdet.compat import load_local_checkpoint
 from pws_mmdet.convert.checkpoint import write_checkpoint
+from pws_mmdet.convert.equalize import MAX_SCALE
 from pws_mmdet.convert.pretrained import load_bn_weights, weights_of
 
 SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.ppm', '.tif', '.tiff', '.webp')
@@ -105,6 +106,7 @@ def convert(
     num_images: int = 32,
     batch_size: int = 4,
     seed: int = 0,
+    max_scale: float = MAX_SCALE,
     device: str = 'cpu',
     cfg_options: dict | None = None,
 ) -> None:
@@ -122,6 +124,8 @@ def convert(
     if out_path.exists():
         raise FileExistsError(f'{out} exists: move it away, or choose another name')
     cfg = Config.fromfile(config)
+    if not max_scale >= 1:
+        raise ValueError(f'--max-scale must be 1 or more, got {max_scale}')
     if cfg_options:
         cfg.merge_from_dict(cfg_options)
     init_default_scope(cfg.get('default_scope', 'mmdet'))
@@ -141,7 +145,7 @@ def convert(
     except ValueError as e:
         raise ValueError(f'{checkpoint}: {e}') from None
     batches = None
-    options: dict[str, Any] = dict(seed=seed)
+    options: dict[str, Any] = dict(seed=seed, max_scale=max_scale)
     if paths:
         batches = load_pictures(cfg, paths, batch_size)
         if target is not model:
@@ -204,6 +208,14 @@ def main() -> None:
     parser.add_argument('--num-images', type=int, default=32, metavar='N')
     parser.add_argument('--batch-size', type=int, default=4, metavar='N')
     parser.add_argument('--seed', type=int, default=0, help='of the choice of pictures')
+    parser.add_argument(
+        '--max-scale',
+        type=float,
+        default=MAX_SCALE,
+        metavar='S',
+        help='bound of the scales of channels: 10 loses less where no training '
+        f'follows (default: {MAX_SCALE:g})',
+    )
     parser.add_argument('--device', default='cpu', help='such as cuda')
     parser.add_argument('--cfg-options', nargs='+', action=DictAction, metavar='K=V')
     args = parser.parse_args()
