@@ -15,6 +15,7 @@ from ..layers import PWSConv2d
 from ..layers.reparam_conv import ReparamConv2d
 from .calibrate import ConvertedLayer, Layer, center_network, run_model
 from .equalize import MAX_SCALE
+from .fuse import conv_like
 
 # These heads see a network's proposals: the converted network has others.
 UNALIGNED = (r'(^|\.)roi_head\.',)
@@ -269,20 +270,7 @@ def convert_to_pws(
     )
     for name, (weight, bias) in filters.items():
         conv = plain.get_submodule(name)
-        pws = PWSConv2d(
-            conv.in_channels,
-            conv.out_channels,
-            conv.kernel_size,
-            conv.stride,
-            conv.padding,
-            conv.dilation,
-            conv.groups,
-            padding_mode=conv.padding_mode,
-            gamma=gamma,
-            relative_gamma=relative_gamma,
-            device=conv.weight.device,
-            dtype=conv.weight.dtype,
-        )
+        pws = conv_like(conv, PWSConv2d, gamma=gamma, relative_gamma=relative_gamma)
         set_filters(pws, weight, bias)
         _replace(plain, name, pws.eval().requires_grad_(conv.weight.requires_grad))
     return plain, report

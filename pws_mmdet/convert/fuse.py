@@ -1,7 +1,7 @@
 """Convolutions that compute their filters into plain ones."""
 
 import copy
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from mmengine.model import is_model_wrapper
@@ -10,6 +10,32 @@ from torch import nn
 from ..layers.reparam_conv import ReparamConv2d
 
 Network = TypeVar('Network', bound=nn.Module)
+Convolution = TypeVar('Convolution', bound=nn.Conv2d)
+
+
+def conv_like(
+    conv: nn.Conv2d, of_type: type[Convolution] = nn.Conv2d, **options: Any
+) -> Convolution:
+    """A convolution of another type, of the same geometry, device and dtype.
+
+    Args:
+        conv: The convolution.
+        of_type: Takes the arguments of ``nn.Conv2d``.
+        **options: More of its arguments.
+    """
+    options.setdefault('device', conv.weight.device)
+    return of_type(
+        conv.in_channels,
+        conv.out_channels,
+        conv.kernel_size,
+        conv.stride,
+        conv.padding,
+        conv.dilation,
+        conv.groups,
+        padding_mode=conv.padding_mode,
+        dtype=conv.weight.dtype,
+        **options,
+    )
 
 
 @torch.no_grad()
@@ -25,18 +51,8 @@ def to_conv2d(conv: ReparamConv2d) -> nn.Conv2d:
         if one of W and alpha does, its bias if beta does. Forward hooks are not
         taken over.
     """
-    plain = nn.Conv2d(
-        conv.in_channels,
-        conv.out_channels,
-        conv.kernel_size,
-        conv.stride,
-        conv.padding,
-        conv.dilation,
-        conv.groups,
-        conv.bias is not None,
-        conv.padding_mode,
-        device='meta',  # draws no random numbers
-    )
+    # on the meta device no random numbers are drawn
+    plain = conv_like(conv, bias=conv.bias is not None, device='meta')
     of_filters = [p for name, p in conv.named_parameters() if name != 'bias']
     plain.weight = nn.Parameter(
         conv.standardized_weight(), any(p.requires_grad for p in of_filters)

@@ -16,6 +16,7 @@ from ..layers import PWSConv2d
 from .calibrate import ConvertedLayer, Layer, center_network
 from .checkpoint import check_finite
 from .from_bn import UNALIGNED, fold_bn, set_filters
+from .fuse import conv_like
 
 CALIBRATE = (
     'python tools/model_converters/bn_to_pws.py CONFIG CHECKPOINT OUT.pth '
@@ -144,18 +145,7 @@ def load_bn_weights(
             weight, bias, layer.mean, layer.std = fold_bn(weight, bias, state)
             used |= {f'{bn}.{key}' for key in (*names, 'num_batches_tracked')}
         layers.append(layer)
-        new = nn.Conv2d(
-            conv.in_channels,
-            conv.out_channels,
-            conv.kernel_size,
-            conv.stride,
-            conv.padding,
-            conv.dilation,
-            conv.groups,
-            padding_mode=conv.padding_mode,
-            device=conv.weight.device,
-            dtype=conv.weight.dtype,
-        )
+        new = conv_like(conv)
         new.weight.copy_(weight)
         new.bias.copy_(torch.zeros_like(new.bias) if bias is None else bias)
         parent, _, key = name.rpartition('.')
