@@ -22,10 +22,11 @@ from pws_mmdet.layers import NoNorm, ReparamConv2d
 MASK_RCNN = 'configs/mini/mask_rcnn_r18_fpn_pws_digits.py'
 SSD = 'configs/mini/ssd96_vgg16_pws_digits.py'
 NAMES = ('zero', 'one', 'two', 'three', 'four', 'five', 'six', 'seven', 'eight', 'nine')
-# A module that is None cannot be imported
+# A module that is None cannot be imported. MMDetection imports mmpretrain where it is
+# installed, and with it a torchvision that may be broken; pws_mmdet mends that.
 LOAD_WITHOUT_PACKAGE = """
 import sys
-sys.modules['pws_mmdet'] = None
+sys.modules['pws_mmdet'] = sys.modules['mmpretrain'] = None
 import torch
 torch.set_num_threads(1)
 from mmdet.apis import inference_detector, init_detector
