@@ -34,7 +34,11 @@ VOC_VGG = [
 ]
 VOC_R50 = ['voc/ssd320_r50_pws_voc', 'voc/ssd320_r50_bn_voc']
 VOC = VOC_VGG + VOC_R50
-STARTING_POINTS = ['faster_rcnn_r50_fpn_pws_1x', 'retinanet_r50_fpn_pws_1x']
+STARTING_POINTS = [
+    'faster_rcnn_r50_fpn_pws_1x',
+    'mask_rcnn_r50_fpn_pws_from_bn_1x',
+    'retinanet_r50_fpn_pws_1x',
+]
 
 
 def build(cfg):
@@ -115,7 +119,8 @@ def test_builds_and_trains_a_step(name):
 def test_norm_free(name):
     model = build(load_config(name))
     norms = names_of(model, *NORMALIZING)
-    assert norms == (['backbone.gn1'] if '_r50_' in name else [])
+    has_stem_norm = '_r50_' in name and 'from_bn' not in name
+    assert norms == (['backbone.gn1'] if has_stem_norm else [])
     if norms:
         assert model.backbone.gn1.num_groups == 1
 
