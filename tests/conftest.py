@@ -89,6 +89,17 @@ def digits(tmp_path_factory, load_program):
 
 
 @pytest.fixture
+def coco_mini():
+    """The folder of a few pictures of COCO, in its own layout."""
+    folder = Path(os.environ.get('PWS_DATA_ROOT', 'data')).resolve() / 'coco_mini'
+    if not folder.is_dir():
+        pytest.skip(
+            f'the pictures of COCO are not in {folder} (PWS_DATA_ROOT names it)'
+        )
+    return folder
+
+
+@pytest.fixture
 def messages(monkeypatch):
     """The warnings that are logged through MMEngine, as a list of texts."""
     texts = []

@@ -1,23 +1,11 @@
 """From pictures to a COCO AP table."""
 
 import json
-import os
 import sys
-from pathlib import Path
 
 import pytest
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture
-def coco_mini():
-    folder = Path(os.environ.get('PWS_DATA_ROOT', 'data')).resolve() / 'coco_mini'
-    if not folder.is_dir():
-        pytest.skip(
-            f'the pictures of COCO are not in {folder} (PWS_DATA_ROOT names it)'
-        )
-    return folder
 
 
 HEADLINES = {

@@ -4,7 +4,6 @@ In PyTorch the exported network is compared with MMDetection for many detectors;
 export itself, which takes long, for few.
 """
 
-import os
 import re
 import sys
 from pathlib import Path
@@ -44,7 +43,7 @@ def program(load_program):
 @pytest.fixture
 def needs_onnx():
     for name in ('onnx', 'onnxscript', 'onnxruntime'):
-        pytest.importorskip(name)
+        pytest.importorskip(name, reason='the extra `onnx` is not installed')
 
 
 def small_config(**head):
@@ -269,7 +268,7 @@ def assert_onnx_detects_the_same(program, session, model, pictures):
 def exported(program, tmp_path_factory):
     """A small SSD as an ONNX file of any size: its path, and the model."""
     for name in ('onnx', 'onnxscript', 'onnxruntime'):
-        pytest.importorskip(name)
+        pytest.importorskip(name, reason='the extra `onnx` is not installed')
     folder = tmp_path_factory.mktemp('onnx')
     config, checkpoint, model = write(ssd_config(), folder)
     out = folder / 'new/ssd.onnx'
@@ -374,16 +373,6 @@ def test_fpn_detectors(make, program, run, root, needs_onnx, tmp_path, digits):
         pictures = pictures_of(digits, size)
         for some in (pictures[:1], pictures[:3]):
             assert_onnx_detects_the_same(program, session, model, some)
-
-
-@pytest.fixture
-def coco_mini():
-    folder = Path(os.environ.get('PWS_DATA_ROOT', 'data')).resolve() / 'coco_mini'
-    if not folder.is_dir():
-        pytest.skip(
-            f'the pictures of COCO are not in {folder} (PWS_DATA_ROOT names it)'
-        )
-    return folder
 
 
 @pytest.mark.slow
