@@ -25,6 +25,7 @@ from .engine import (  # noqa: E402
     FusePWSHook,
     PWSAlphaInitHook,
     PWSRunner,
+    VarianceMonitorHook,
 )
 from .evaluation import FMeasureMetric  # noqa: E402
 from .layers import (  # noqa: E402
@@ -63,6 +64,7 @@ __all__ = [
     'PWSSSDHead',
     'PWSVGG',
     'SwitchableNorm2d',
+    'VarianceMonitorHook',
     'WNConv2d',
     '__version__',
     'convert_to_pws',

@@ -4,6 +4,7 @@ from .divergence_hook import DivergenceError, DivergenceHook
 from .epoch_seed_hook import EpochSeedHook
 from .fuse_hook import FusePWSHook
 from .runner import PWSRunner
+from .variance_hook import VarianceMonitorHook
 
 __all__ = [
     'DivergenceError',
@@ -12,5 +13,6 @@ __all__ = [
     'FusePWSHook',
     'PWSAlphaInitHook',
     'PWSRunner',
+    'VarianceMonitorHook',
     'warn_of_decayed_alpha',
 ]

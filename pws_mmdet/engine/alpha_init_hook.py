@@ -94,7 +94,7 @@ class PWSAlphaInitHook(Hook):
             conv.alpha.fill_(math.sqrt(2 / variance[conv]))
             return conv(*inputs)
 
-        model = _unwrap(runner.model)
+        model = unwrap_model(runner.model)
         handles = [c.register_forward_hook(set_alpha) for c in layers.values()]
         try:
             with torch.no_grad(), runner.optim_wrapper.optim_context(model):
@@ -136,9 +136,10 @@ class PWSAlphaInitHook(Hook):
 
 
 def _pws_layers(runner: Runner) -> dict[str, PWSConv2d]:
-    modules = _unwrap(runner.model).named_modules()
+    modules = unwrap_model(runner.model).named_modules()
     return {name: m for name, m in modules if isinstance(m, PWSConv2d)}
 
 
-def _unwrap(model: nn.Module) -> nn.Module:
+def unwrap_model(model: nn.Module) -> nn.Module:
+    """Return the model itself, without what distributes it."""
     return model.module if is_model_wrapper(model) else model

@@ -1,0 +1,359 @@
+import copy
+import math
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from conftest import run_on_two_processes
+from mmengine.model import BaseModel, MMDistributedDataParallel
+from mmengine.optim import OptimWrapper
+from mmengine.registry import OPTIM_WRAPPERS, VISBACKENDS
+from mmengine.visualization.vis_backend import BaseVisBackend
+from torch import nn
+from torch.utils.data import Dataset
+
+from pws_mmdet import PWSConv2d, VarianceMonitorHook, WNConv2d
+from pws_mmdet.analysis import STATISTICS, read_record
+
+
+class Pictures(Dataset):
+    def __len__(self):
+        return 8
+
+    def __getitem__(self, i):
+        generator = torch.Generator().manual_seed(i)
+        return dict(x=1 + torch.randn(3, 8, 8, generator=generator))
+
+
+class Net(BaseModel):
+    """Plain, frozen, PWS, WN and unused convolutions, and one that is used twice."""
+
+    def __init__(self, checkpoints=False):
+        super().__init__()
+        self.plain = nn.Conv2d(3, 4, 3)
+        self.frozen = nn.Conv2d(4, 4, 1).requires_grad_(False)
+        self.norm = nn.BatchNorm2d(4)
+        self.pws = PWSConv2d(4, 6, 3, padding=1, gamma=0.01)
+        self.wn = WNConv2d(6, 6, 3, padding=1)
+        self.twice = nn.Conv2d(6, 6, 1)
+        self.unused = nn.Conv2d(2, 2, 1)
+        self.checkpoints = checkpoints
+
+    def init_weights(self):
+        """They are to stay those that the test knows."""
+
+    def forward(self, x, mode='tensor'):
+        x = self.norm(self.frozen(self.plain(x).relu()))
+        if self.checkpoints:
+            x = torch.utils.checkpoint.checkpoint(self.pws, x, use_reentrant=True)
+        else:
+            x = self.pws(x)
+        x = self.wn(x.relu())
+        return dict(loss=(self.twice(self.twice(x.relu())) ** 2).mean())
+
+
+def train(make_runner, model=None, wrapper=None, hook=None, **kwargs):
+    torch.manual_seed(0)
+    optimizer = dict(type='SGD', lr=0.1, momentum=0.9, weight_decay=0.01)
+    runner = make_runner(
+        model or Net(),
+        Pictures(),
+        custom_hooks=[hook or VarianceMonitorHook(interval=1)],
+        optim_wrapper=dict(optimizer=optimizer, **(wrapper or {})),
+        loader=dict(sampler=dict(type='DefaultSampler', shuffle=False)),
+        **kwargs,
+    )
+    runner.train()
+    return runner
+
+
+def array(tensor):
+    return tensor.detach().double().numpy()
+
+
+def by_hand(conv, before, after, inputs, outputs, grad):
+    """The statistics of a layer, straight from their definitions."""
+
+    def shift(old, new):
+        return np.var([n * (a - b).mean() for a, b in zip(old, new, strict=True)])
+
+    w, new = array(before.weight), array(after.weight)
+    n = w[0].size
+    gamma = getattr(conv, 'gamma', 0)
+    ratios = [np.var(b) / np.var(a) for a, b in zip(w, new, strict=True)]
+
+    def filters(layer):
+        if not isinstance(layer, PWSConv2d | WNConv2d):
+            return array(layer.weight)
+        return array(layer.standardized_weight())
+
+    f, f_new = filters(before), filters(after)
+    x = np.concatenate([array(x).ravel() for x in inputs])
+    y = np.concatenate([array(y).ravel() for y in outputs])
+    spread = np.var([n * o.mean() for o in f])
+    expected = dict(
+        var_ratio=np.mean(ratios),
+        var_ratio_min=np.min(ratios),
+        var_ratio_max=np.max(ratios),
+        shift=shift(w, new),
+        filter_shift=shift(f, f_new),
+        var_w_min=min(np.var(o) for o in w),
+        inv_std_max=max(1 / math.sqrt(np.var(o) + gamma) for o in w),
+        grad_norm=math.nan if grad is None else math.sqrt((array(grad) ** 2).sum()),
+        alpha_min=math.nan,
+        alpha_max=math.nan,
+        mean_x_squared=x.mean() ** 2,
+        mean_x_share=x.mean() ** 2 / (x**2).mean(),
+        mean_spread=spread,
+        var_y=y.var(),
+        var_y_eq5=n * np.mean([np.var(o) for o in f]) * (x**2).mean()
+        + x.mean() ** 2 * spread,
+        var_y_eq6=2 * (x**2).mean() + x.mean() ** 2 * spread,
+    )
+    if isinstance(conv, PWSConv2d):
+        # the passes after the step are not seen, its alphas are
+        expected['alpha_min'] = after.alpha.min().item()
+        expected['alpha_max'] = after.alpha.max().item()
+    return expected
+
+
+def replay(model, batches, clip=None, accumulate=1):
+    """Train without MMEngine, and measure by hand; a dict for each step."""
+    model = copy.deepcopy(model).train()
+    optimizer = torch.optim.SGD(
+        model.parameters(), lr=0.1, momentum=0.9, weight_decay=0.01
+    )
+    convs = {n: m for n, m in model.named_modules() if isinstance(m, nn.Conv2d)}
+    seen = {name: ([], []) for name in convs}
+    for name, conv in convs.items():
+
+        def see(_, args, output, name=name):
+            if torch.is_grad_enabled():
+                seen[name][0].append(args[0])
+                seen[name][1].append(output)
+
+        conv.register_forward_hook(see)
+    steps = []
+    for i, x in enumerate(batches, 1):
+        (model(x)['loss'] / accumulate).backward()
+        if i % accumulate:
+            continue
+        if clip:
+            nn.utils.clip_grad_norm_(model.parameters(), clip)
+        grads = {name: conv.weight.grad for name, conv in convs.items()}
+        before = copy.deepcopy(convs)
+        optimizer.step()
+        steps.append(
+            {
+                name: by_hand(conv, before[name], conv, *seen[name], grads[name])
+                for name, conv in convs.items()
+                if seen[name][0]
+            }
+        )
+        optimizer.zero_grad()
+        for inputs, outputs in seen.values():
+            inputs.clear()
+            outputs.clear()
+    return steps
+
+
+def batches_of(size):
+    xs = [Pictures()[i]['x'] for i in range(8)]
+    return [torch.stack(xs[i : i + size]) for i in range(0, 8, size)]
+
+
+def check(record, expected, rtol=2e-3):
+    assert set(record.values) == set(STATISTICS)
+    assert len(record.steps) == len(expected)
+    names = [layer.name for layer in record.layers]
+    for i, step in enumerate(expected):
+        for layer, statistics in step.items():
+            for name, value in statistics.items():
+                actual = record.values[name][i, names.index(layer)]
+                np.testing.assert_allclose(
+                    actual, value, rtol, 1e-9, err_msg=f'{layer} {name} {i}'
+                )
+
+
+@pytest.mark.parametrize('checkpoints', [False, True])
+def test_numbers_are_those_by_hand(make_runner, checkpoints):
+    torch.manual_seed(0)
+    model = Net(checkpoints)
+    expected = replay(model, batches_of(2))
+    runner = train(make_runner, model, batch_size=2)
+    record = read_record(runner.work_dir)
+    assert record.steps.tolist() == [1, 2, 3, 4]
+    assert np.allclose(record.lr, 0.1)
+    check(record, expected)
+    # what the paper says of PWS: its gradient does not shift, its filters never do
+    index = [layer.name for layer in record.layers].index('pws')
+    assert (record.values['filter_shift'][:, index] < 1e-10).all()
+    assert (record.values['mean_spread'][:, index] < 1e-10).all()
+    assert (record.values['filter_shift'][:, 0] > 1e-6).all()
+
+
+def test_accumulated_and_clipped_gradients(make_runner):
+    torch.manual_seed(0)
+    model = Net()
+    expected = replay(model, batches_of(2), clip=0.01, accumulate=2)
+    wrapper = dict(accumulative_counts=2, clip_grad=dict(max_norm=0.01))
+    runner = train(make_runner, model, wrapper, batch_size=2)
+    record = read_record(runner.work_dir)
+    assert record.steps.tolist() == [2, 4]
+    check(record, expected)
+
+
+@OPTIM_WRAPPERS.register_module(force=True)
+class ScalingWrapper(OptimWrapper):
+    """What AmpOptimWrapper does, on a CPU."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.scaler = torch.amp.GradScaler('cpu', init_scale=1024.0)
+
+    def backward(self, loss, **kwargs):
+        super().backward(self.scaler.scale(loss), **kwargs)
+
+    def step(self, **kwargs):
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+
+
+def test_gradients_are_unscaled(make_runner):
+    torch.manual_seed(0)
+    model = Net()
+    expected = replay(model, batches_of(4))
+    runner = train(make_runner, model, dict(type='ScalingWrapper'), batch_size=4)
+    check(read_record(runner.work_dir), expected)
+
+
+def test_a_step_that_amp_skips_has_gaps(make_runner):
+    class Overflow(Net):
+        def forward(self, x, mode='tensor'):
+            return dict(loss=super().forward(x)['loss'] * math.inf)
+
+    runner = train(make_runner, Overflow(), dict(type='ScalingWrapper'))
+    record = read_record(runner.work_dir)
+    assert np.isnan(record.loss).all()
+    assert np.isnan(record.values['shift']).all()
+    assert np.isfinite(record.values['var_y'][:, 0]).all()
+
+
+def test_unused_layers_have_gaps_and_frozen_ones_stay(make_runner):
+    record = read_record(train(make_runner).work_dir)
+    at = {layer.name: i for i, layer in enumerate(record.layers)}
+    assert np.isnan(record.values['var_y'][:, at['unused']]).all()
+    assert [layer.name for layer in record.layers if layer.frozen] == ['frozen']
+    assert (record.values['shift'][:, at['frozen']] == 0).all()
+    assert (record.values['var_ratio'][:, at['frozen']] == 1).all()
+    assert np.isnan(record.values['grad_norm'][:, at['frozen']]).all()
+
+
+def test_nothing_is_hooked_between_the_steps_it_watches(make_runner):
+    counts = []
+
+    class Counting(Net):
+        def forward(self, x, mode='tensor'):
+            counts.append(sum(len(m._forward_hooks) for m in self.modules()))
+            return super().forward(x)
+
+    runner = train(
+        make_runner, Counting(), hook=VarianceMonitorHook(3), batch_size=1, epochs=1
+    )
+    assert counts == [6, 0, 6, 0, 0, 6, 0, 0]
+    assert read_record(runner.work_dir).steps.tolist() == [1, 3, 6]
+    assert not runner.optim_wrapper.optimizer._optimizer_step_post_hooks
+
+
+def test_layers_are_chosen_by_expressions(make_runner):
+    hook = VarianceMonitorHook(1, layers=[r'^p', 'twice'])
+    record = read_record(train(make_runner, hook=hook).work_dir)
+    assert [layer.name for layer in record.layers] == ['plain', 'pws', 'twice']
+    with pytest.raises(ValueError, match=r"no convolution matches 'plane'.*plain"):
+        train(make_runner, hook=VarianceMonitorHook(1, layers=['plane']))
+
+
+@pytest.mark.parametrize('interval', [0, -1])
+def test_bad_interval(interval):
+    with pytest.raises(ValueError, match='interval must be at least 1'):
+        VarianceMonitorHook(interval)
+
+
+@VISBACKENDS.register_module(force=True)
+class Collector(BaseVisBackend):
+    def _init_env(self):
+        pass
+
+    @property
+    def experiment(self):
+        return self
+
+    def add_scalars(self, scalars, step=0, file_path=None, **kwargs):
+        self.steps = {**getattr(self, 'steps', {}), step: scalars}
+
+
+def test_visualizers_get_it_and_the_log_of_losses_does_not(make_runner):
+    visualizer = dict(
+        type='Visualizer',
+        vis_backends=[
+            dict(type='LocalVisBackend'),
+            dict(type='Collector', save_dir='unused'),
+        ],
+    )
+    runner = train(make_runner, visualizer=visualizer, experiment_name='collect')
+    record = read_record(runner.work_dir)
+    steps = runner.visualizer.get_backend('Collector').steps
+    at = [layer.name for layer in record.layers].index('pws')
+    for i, step in enumerate(record.steps):
+        assert steps[step]['variance/var_y/pws'] == pytest.approx(
+            record.values['var_y'][i, at], rel=1e-5
+        )
+    assert 'variance/var_y/unused' not in steps[1]
+    [log] = record.path.glob('*/vis_data/scalars.json')
+    assert 'variance' not in log.read_text()
+
+
+def test_resumes_into_the_same_record(make_runner):
+    train(make_runner, epochs=1)
+    runner = train(make_runner, epochs=2, resume=True)
+    assert read_record(runner.work_dir).steps.tolist() == [1, 2, 3, 4]
+
+
+class NormFree(Net):
+    """Every part of it is used, and none depends on the batch."""
+
+    def __init__(self):
+        super().__init__()
+        self.unused = self.norm = nn.Identity()
+
+
+def worker(rank, path):
+    torch.manual_seed(0)
+    model = MMDistributedDataParallel(NormFree())
+    optimizer = torch.optim.SGD(
+        model.parameters(), lr=0.1, momentum=0.9, weight_decay=0.01
+    )
+    wrapper = OptimWrapper(optimizer)
+    runner = SimpleNamespace(
+        model=model,
+        optim_wrapper=wrapper,
+        log_dir=path,
+        iter=0,
+        visualizer=SimpleNamespace(_vis_backends={}),
+    )
+    hook = VarianceMonitorHook(1)
+    hook.before_run(runner)
+    hook.before_train(runner)
+    for batch in batches_of(2):
+        hook.before_train_iter(runner, runner.iter)
+        outputs = model.train_step(dict(x=batch[rank : rank + 1]), wrapper)
+        hook.after_train_iter(runner, runner.iter, outputs=outputs)
+        runner.iter += 1
+
+
+def test_two_processes_write_what_one_would(tmp_path):
+    torch.manual_seed(0)
+    expected = replay(NormFree(), batches_of(2))
+    run_on_two_processes(worker, str(tmp_path / 'log'))
+    check(read_record(tmp_path), expected)
