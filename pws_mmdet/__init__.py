@@ -12,6 +12,7 @@ allow_mmengine_checkpoints()
 allow_broken_torchvision()
 
 # Importing registers the types with MMEngine, and needs the checks before it.
+from .analysis import suggest_gamma  # noqa: E402
 from .convert import (  # noqa: E402
     PWSPretrainedInit,
     convert_to_pws,
@@ -70,4 +71,5 @@ __all__ = [
     'convert_to_pws',
     'fuse_pws',
     'standardize_weight',
+    'suggest_gamma',
 ]

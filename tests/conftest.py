@@ -3,6 +3,7 @@ import faulthandler
 import functools
 import gc
 import importlib.util
+import itertools
 import logging
 import os
 import socket
@@ -23,6 +24,8 @@ import pws_mmdet  # noqa: F401  MMDetection may not import before it
 ROOT = Path(__file__).parents[1]
 
 torch.set_num_threads(min(torch.get_num_threads(), 4))
+
+_experiments = itertools.count()  # MMEngine keeps what belongs to a name
 
 
 @functools.cache
@@ -159,12 +162,10 @@ def make_runner(tmp_path):
             train_dataloader=loader,
             train_cfg=dict(by_epoch=True, max_epochs=epochs),
             optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.01, momentum=0.9)),
-            experiment_name=f'test_{make.count}',
+            experiment_name=f'test_{next(_experiments)}',
             default_scope='mmdet',
             log_level='WARNING',
         )
-        make.count += 1
         return runner_type(**{**cfg, **kwargs})
 
-    make.count = 0
     return make

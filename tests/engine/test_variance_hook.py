@@ -301,7 +301,7 @@ def test_visualizers_get_it_and_the_log_of_losses_does_not(make_runner):
             dict(type='Collector', save_dir='unused'),
         ],
     )
-    runner = train(make_runner, visualizer=visualizer, experiment_name='collect')
+    runner = train(make_runner, visualizer=visualizer)
     record = read_record(runner.work_dir)
     steps = runner.visualizer.get_backend('Collector').steps
     at = [layer.name for layer in record.layers].index('pws')

@@ -1,0 +1,44 @@
+import logging
+
+from mmengine.dist import master_only
+from mmengine.hooks import Hook
+from mmengine.logging import print_log
+from mmengine.registry import HOOKS
+from mmengine.runner import Runner
+
+from ..analysis.composition import describe_model, find_picture_size
+
+
+@HOOKS.register_module(force=True)
+class CompositionHook(Hook):
+    """Log what the model is made of, once, before the first step.
+
+    See :func:`describe_model`. Nothing that fails here stops the training.
+
+    Args:
+        macs: Also count multiply-adds, in a forward pass of a random picture of the
+            size that the config's test pipeline makes.
+    """
+
+    priority = 'VERY_LOW'  # after hooks that change the model
+
+    def __init__(self, macs: bool = False) -> None:
+        self.macs = macs
+
+    @master_only
+    def before_train(self, runner: Runner) -> None:
+        try:
+            size = find_picture_size(runner.cfg) if self.macs else None
+            # as the training does next; norm_eval takes effect in it
+            runner.model.train()
+            composition = describe_model(runner.model, size, runner.optim_wrapper)
+            lines = ['The model is made of:', str(composition)]
+            if self.macs and size is None:
+                lines.append('MACs: the config has no Resize that tells a size')
+            print_log('\n'.join(lines), logger='current')
+        except Exception as e:  # a model may raise anything
+            print_log(
+                f'CompositionHook could not describe the model: {e!r}',
+                logger='current',
+                level=logging.WARNING,
+            )

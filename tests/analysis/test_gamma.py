@@ -1,0 +1,67 @@
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from pws_mmdet import PWSConv2d, suggest_gamma
+from pws_mmdet.analysis.gamma import advise, paper_gamma
+
+
+@pytest.mark.parametrize('shrunk', [1.0, 0.1, 1e-4])
+def test_filters_never_move_faster_than_the_largest_rate(shrunk):
+    """One step of SGD, against one of a plain convolution with these filters."""
+    lr, largest = 1e-5, 0.1
+    conv = PWSConv2d(4, 8, 3, beta=False).double()
+    conv.gamma = suggest_gamma(conv, lr, largest)
+    conv.weight.data.mul_(shrunk)  # as weight decay does
+    filters = conv.standardized_weight().detach()
+    g = 1e-6 * torch.randn_like(filters)
+    # the step of a plain convolution, without what standardization takes from it:
+    # the mean, and the direction that would only scale the filter
+    g -= g.mean((1, 2, 3), keepdim=True)
+    unit = filters / filters.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
+    g -= unit * (g * unit).sum((1, 2, 3), keepdim=True)
+    (conv.standardized_weight() * g).sum().backward()
+    conv.weight.data -= lr * conv.weight.grad
+    moved = filters - conv.standardized_weight().detach()
+    n = filters[0].numel()
+    rates = moved.flatten(1).norm(dim=1) / g.flatten(1).norm(dim=1)
+    assert (rates < largest * 1.001).all()
+    expected = 2 / n * lr / (conv.gamma + conv.weight.flatten(1).var(1, correction=0))
+    torch.testing.assert_close(rates, expected, rtol=1e-3, atol=0)
+    if shrunk == 1e-4:  # the bound is reached
+        assert (rates > 0.9 * largest).all()
+
+
+def test_is_a_fraction_of_the_he_variance_in_every_layer():
+    model = nn.Sequential(PWSConv2d(3, 8, 3), nn.Conv2d(8, 8, 3), PWSConv2d(8, 4, 1))
+    assert suggest_gamma(model, 0.01) == pytest.approx({'0': 0.2 / 27, '2': 0.2 / 8})
+    assert suggest_gamma(model[2], 0.02) == pytest.approx(0.4 / 8)
+    built = PWSConv2d(3, 8, 3, gamma=0.1, relative_gamma=True)
+    assert suggest_gamma(built, 0.01) == pytest.approx(built.gamma)
+
+
+def test_bad_input():
+    conv = PWSConv2d(3, 8, 3)
+    for lr in (0, -1, math.nan, math.inf):
+        with pytest.raises(ValueError, match='lr must be positive and finite'):
+            suggest_gamma(conv, lr)
+    with pytest.raises(ValueError, match='largest_rate must be positive'):
+        suggest_gamma(conv, 0.1, 0)
+    with pytest.raises(ValueError, match='Sequential has no PWS convolution'):
+        suggest_gamma(nn.Sequential(nn.Conv2d(3, 8, 3)), 0.01)
+
+
+def test_the_papers_gamma_is_that_of_table_2():
+    assert paper_gamma(1e-2) == pytest.approx(1e-3)
+    assert paper_gamma(1e-3) == pytest.approx(1e-5)
+
+
+def test_advice():
+    small, large = PWSConv2d(3, 8, 3, gamma=1e-5), PWSConv2d(3, 8, 3, gamma=0.1)
+    text = advise(small, 1e-2)
+    assert 'gamma 1e-05;' in text
+    assert 'Try gamma=0.001, or a learning rate of 0.001 with gamma=1e-05' in text
+    assert 'Try a learning rate of 0.001 with gamma' in advise(large, 1e-2)
+    assert "conv_cfg=dict(type='PWS', gamma=0.001)" in advise(nn.Conv2d(1, 1, 3), 1e-2)
