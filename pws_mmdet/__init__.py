@@ -12,7 +12,7 @@ allow_mmengine_checkpoints()
 allow_broken_torchvision()
 
 # Importing registers the types with MMEngine, and needs the checks before it.
-from .analysis import suggest_gamma  # noqa: E402
+from .analysis import describe_model, suggest_gamma  # noqa: E402
 from .convert import (  # noqa: E402
     PWSPretrainedInit,
     convert_to_pws,
@@ -20,6 +20,7 @@ from .convert import (  # noqa: E402
     fuse_pws,
 )
 from .engine import (  # noqa: E402
+    CompositionHook,
     DivergenceError,
     DivergenceHook,
     EpochSeedHook,
@@ -48,6 +49,7 @@ from .models import (  # noqa: E402
 fold_into_plain_convolutions()
 
 __all__ = [
+    'CompositionHook',
     'ConvPoolCNN',
     'DivergenceError',
     'DivergenceHook',
@@ -69,6 +71,7 @@ __all__ = [
     'WNConv2d',
     '__version__',
     'convert_to_pws',
+    'describe_model',
     'fuse_pws',
     'standardize_weight',
     'suggest_gamma',

@@ -175,15 +175,14 @@ def test_settings_of_the_paper(name):
 @pytest.mark.parametrize('name', CONFIGS)
 def test_what_goes_with_the_training(name):
     cfg = load(name)
-    assert cfg.runner_type == 'PWSRunner'
+    assert cfg.runner_type == 'PWSRunner'  # which stops what diverges
     assert cfg.default_hooks.sampler_seed.type == 'EpochSeedHook'
-    hooks = {hook.type: hook for hook in cfg.custom_hooks}
+    hooks = {hook.type: hook for hook in cfg.get('custom_hooks', [])}
     has_shortcuts = 'resnet' in name and row_of(name) == 'pws'
     assert ('PWSAlphaInitHook' in hooks) == has_shortcuts
     if name.startswith('mini/'):
         assert hooks['DivergenceHook'].interval == 1
         assert cfg.randomness.seed == 0
-    assert 'DivergenceHook' in hooks
     assert cfg.train_cfg.max_epochs % cfg.train_cfg.val_interval == 0
     assert cfg.train_cfg.max_epochs % cfg.default_hooks.checkpoint.interval == 0
 

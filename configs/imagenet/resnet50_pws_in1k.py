@@ -11,4 +11,4 @@ model = dict(
 )
 
 optim_wrapper = dict(paramwise_cfg=dict(custom_keys={'.alpha': dict(decay_mult=0.0)}))
-custom_hooks = [dict(type='PWSAlphaInitHook'), dict(type='DivergenceHook')]
+custom_hooks = [dict(type='PWSAlphaInitHook')]

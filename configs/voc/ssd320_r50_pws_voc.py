@@ -10,4 +10,4 @@ model = dict(
 
 optim_wrapper = dict(paramwise_cfg=dict(custom_keys={'.alpha': dict(decay_mult=0.0)}))
 # the variance adds up along the identity paths: let each branch start at one of 2
-custom_hooks = [*_base_.custom_hooks, dict(type='PWSAlphaInitHook')]
+custom_hooks = [dict(type='PWSAlphaInitHook')]

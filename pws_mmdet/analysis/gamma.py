@@ -2,14 +2,19 @@
 
 import math
 
+import numpy as np
 from torch import nn
 
 from ..layers import PWSConv2d
+from .record import VarianceRecord
 
 # With gamma a fraction of the He variance 2 / n, the filters of a PWS layer never
 # move faster than those of a plain convolution at lr / fraction. This is the rate
 # that the authors' fraction of 0.1 allows at the paper's learning rate of 1e-2.
 LARGEST_RATE = 0.1
+
+LARGEST_STEP = 0.05  # of W, relative to its norm
+LEAST_FRACTION = 1e-3  # of the He variance: gamma must be positive
 
 
 def suggest_gamma(
@@ -55,6 +60,50 @@ def suggest_gamma(
             "conv_cfg=dict(type='PWS') makes them"
         )
     return {name: _he_variance(conv) * fraction for name, conv in convs.items()}
+
+
+def gamma_of_record(
+    record: VarianceRecord, largest_step: float = LARGEST_STEP
+) -> dict[str, float]:
+    r"""Suggest gamma from what a training did to its filters.
+
+    The gradient of W is inverse to sqrt(Var[W] + gamma), and so is a step of it. The
+    gamma of a layer is the least with which no watched step would have moved a filter
+    by more than a part of its norm:
+
+    .. math:: (Var[W_o] + \gamma_0)\,
+        \Big(\frac{\text{step}}{\text{largest step}}\Big)^2 - Var[W_o]
+
+    gamma_0 being the one that the training had, the step the largest of a filter,
+    and Var[W_o] the least.
+
+    Args:
+        record: A training with PWS layers, a few hundred steps at the learning rate
+            that is meant.
+        largest_step: The part, such as 0.05.
+
+    Returns:
+        gamma of each PWS layer by name, at least 1e-3 of its He variance 2 / n. inf
+        where no gamma can help, as the steps were not finite.
+
+    Raises:
+        ValueError: If ``largest_step`` is not positive, or no PWS layer was trained.
+
+    Source: equation (13), for the gradient.
+    """
+    if not largest_step > 0:
+        raise ValueError(f'largest_step must be positive, got {largest_step}')
+    gammas = {}
+    for i, layer in enumerate(record.layers):
+        if layer.gamma and not layer.frozen:
+            step = record.values['relative_step'][:, i] / largest_step
+            variance = record.values['var_w_min'][:, i]
+            needed = (variance + layer.gamma) * step**2 - variance
+            needed = np.nan_to_num(needed, nan=np.inf).max()
+            gammas[layer.name] = max(float(needed), LEAST_FRACTION * 2 / layer.n)
+    if not gammas:
+        raise ValueError(f'{record.path}: no PWS convolution was trained and watched')
+    return gammas
 
 
 def pws_convs(model: nn.Module) -> dict[str, PWSConv2d]:

@@ -92,7 +92,7 @@ def read_record(work_dir: str | Path) -> VarianceRecord:
     if not paths:
         raise ValueError(
             f'{work_dir} holds no record of VarianceMonitorHook (*/{FILE_NAME}). '
-            "Train with custom_hooks=[dict(type='VarianceMonitorHook')]."
+            'Train with --cfg-options default_hooks.variance.type=VarianceMonitorHook.'
         )
     layers: list[Layer] | None = None
     steps: dict[int, dict[str, Any]] = {}

@@ -1,5 +1,6 @@
 from .alpha_decay import warn_of_decayed_alpha
 from .alpha_init_hook import PWSAlphaInitHook
+from .composition_hook import CompositionHook
 from .divergence_hook import DivergenceError, DivergenceHook
 from .epoch_seed_hook import EpochSeedHook
 from .fuse_hook import FusePWSHook
@@ -7,6 +8,7 @@ from .runner import PWSRunner
 from .variance_hook import VarianceMonitorHook
 
 __all__ = [
+    'CompositionHook',
     'DivergenceError',
     'DivergenceHook',
     'EpochSeedHook',

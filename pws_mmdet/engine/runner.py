@@ -10,7 +10,9 @@ from torch import nn
 
 from ..compat import INSTALL_PRETRAIN
 from ..layers.reparam_conv import ReparamConv2d
+from .composition_hook import CompositionHook
 from .data_check import check_data, check_pictures
+from .divergence_hook import DivergenceHook
 from .fuse_hook import FusePWSHook
 
 
@@ -24,6 +26,9 @@ class PWSRunner(Runner):
       anything is read, missing pictures before the first step.
     * A training set without a single picture is an error.
     * A test runs on plain convolutions: see :class:`FusePWSHook`.
+    * A training says at its start what the model is made of, and stops when it
+      diverges: :class:`CompositionHook` and :class:`DivergenceHook`, unless the
+      config has them.
     * Distributed runs on a machine without a GPU use gloo.
     * The text of a config that a checkpoint carries is not executed on resuming.
 
@@ -63,6 +68,9 @@ class PWSRunner(Runner):
                 val_evaluator=self._val_evaluator,
             )
         )
+        for hook in (CompositionHook, DivergenceHook):
+            if not any(isinstance(h, hook) for h in self.hooks):
+                self.register_hook(hook())
         return super().train()
 
     def test(self) -> dict:

@@ -1,10 +1,13 @@
 import math
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from pws_mmdet import PWSConv2d, suggest_gamma
+from pws_mmdet.analysis import Layer, VarianceRecord, gamma_of_record
 from pws_mmdet.analysis.gamma import advise, paper_gamma
 
 
@@ -65,3 +68,34 @@ def test_advice():
     assert 'Try gamma=0.001, or a learning rate of 0.001 with gamma=1e-05' in text
     assert 'Try a learning rate of 0.001 with gamma' in advise(large, 1e-2)
     assert "conv_cfg=dict(type='PWS', gamma=0.001)" in advise(nn.Conv2d(1, 1, 3), 1e-2)
+
+
+def record_of(values, layers):
+    steps = np.arange(1, 1 + len(values['relative_step']))
+    values = {k: np.array(v, dtype=float) for k, v in values.items()}
+    return VarianceRecord(Path('log'), layers, steps, steps * 0.1, steps * 1.0, values)
+
+
+def test_gamma_of_a_record_bounds_its_steps():
+    layers = [
+        Layer('plain', 'Conv2d', 27, 8, 0.0, False),
+        Layer('calm', 'PWSConv2d', 27, 8, 0.01, False),
+        Layer('wild', 'PWSConv2d', 27, 8, 0.01, False),
+        Layer('frozen', 'PWSConv2d', 27, 8, 0.01, True),
+    ]
+    values = dict(
+        relative_step=[[9, 0.001, 0.1, 9], [9, 0.002, 0.2, 9]],
+        var_w_min=[[1, 0.07, 0.08, 1], [1, 0.07, 0.07, 1]],
+    )
+    gammas = gamma_of_record(record_of(values, layers), largest_step=0.05)
+    assert set(gammas) == {'calm', 'wild'}
+    # a step is inverse to sqrt(Var + gamma): with the new one, 0.2 becomes 0.05
+    new = 0.2 * math.sqrt((0.07 + 0.01) / (0.07 + gammas['wild']))
+    assert new == pytest.approx(0.05)
+    assert gammas['calm'] == pytest.approx(1e-3 * 2 / 27)
+    values['relative_step'][1][2] = math.nan
+    assert gamma_of_record(record_of(values, layers))['wild'] == math.inf
+    with pytest.raises(ValueError, match='log: no PWS convolution was trained'):
+        gamma_of_record(record_of(values, layers[:1] + layers[3:]))
+    with pytest.raises(ValueError, match='largest_step must be positive'):
+        gamma_of_record(record_of(values, layers), 0)

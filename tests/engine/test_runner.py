@@ -98,6 +98,14 @@ def test_weights_named_by_url_are_left_to_the_loader(runner):
         runner(Net('http://127.0.0.1:9/none.pth')).train()
 
 
+def test_a_training_says_what_it_is_made_of_and_is_watched(runner):
+    trainer = runner(Net(), custom_hooks=[dict(type='DivergenceHook', interval=7)])
+    trainer.train()
+    hooks = {type(hook).__name__: hook for hook in trainer.hooks}
+    assert 'CompositionHook' in hooks and hooks['DivergenceHook'].interval == 7
+    assert len(hooks) == len(trainer.hooks)
+
+
 def test_an_empty_training_set_is_an_error(runner):
     annotations = dict(ann_file='train.json', metainfo=dict(classes=('cat', 'dog')))
     loader = dict(dataset=dict(type=Data, length=0, **annotations))

@@ -96,6 +96,10 @@ def by_hand(conv, before, after, inputs, outputs, grad):
         var_ratio=np.mean(ratios),
         var_ratio_min=np.min(ratios),
         var_ratio_max=np.max(ratios),
+        relative_step=max(
+            np.linalg.norm(a - b) / np.linalg.norm(a)
+            for a, b in zip(w, new, strict=True)
+        ),
         shift=shift(w, new),
         filter_shift=shift(f, f_new),
         var_w_min=min(np.var(o) for o in w),

@@ -1,0 +1,171 @@
+"""Suggest gamma for the PWS convolutions of a config.
+
+Three ways, from quick to thorough:
+
+  (none of the options)  a fraction of the He variance 2 / n of each layer that
+                         grows with the learning rate
+  --record WORK_DIR      what a training with VarianceMonitorHook did to the filters
+  --steps N              train N steps first, at the config's learning rate, without
+                         its schedule: a few hundred will do
+
+The last two take the least gamma with which no watched step would have moved a
+filter by more than --largest-step of its norm.
+"""
+
+import argparse
+import tempfile
+from collections.abc import Mapping
+
+from audit import build, positive_integer, read_config
+from mmengine.config import Config, DictAction
+from mmengine.logging import MMLogger
+
+from pws_mmdet import DivergenceError, PWSConv2d, PWSRunner, suggest_gamma
+from pws_mmdet.analysis import gamma_of_record, read_record
+from pws_mmdet.analysis.gamma import (
+    LARGEST_RATE,
+    LARGEST_STEP,
+    paper_gamma,
+    pws_convs,
+)
+
+WATCHED = 10  # a step of so many is
+
+
+def train(cfg: Config, steps: int, work_dir: str) -> None:
+    """Make the first steps of a training at its full learning rate, and watch them.
+
+    Raises:
+        ValueError: If the training is no usual one, so that its steps cannot be set.
+        Exception: Whatever a training raises but for its divergence, which is said.
+    """
+    cfg = cfg.copy()
+    if 'train_dataloader' not in cfg or 'optim_wrapper' not in cfg:
+        raise ValueError('the config has no train_dataloader and optim_wrapper')
+    cfg.work_dir = work_dir
+    cfg.train_cfg = dict(type='IterBasedTrainLoop', max_iters=steps)
+    cfg.param_scheduler = None
+    for part in ('val', 'test'):
+        for name in ('dataloader', 'evaluator', 'cfg'):
+            cfg[f'{part}_{name}'] = None
+    cfg.default_hooks = dict(
+        checkpoint=None,
+        variance=dict(type='VarianceMonitorHook', interval=min(WATCHED, steps)),
+        divergence=dict(type='DivergenceHook', interval=1),
+    )
+    cfg.log_processor = dict(by_epoch=False)
+    runner = PWSRunner.from_cfg(cfg)
+    try:
+        runner.train()
+    except DivergenceError as error:
+        print(f'{error}\nThe suggestion is from the steps before.\n')
+
+
+def describe_layers(convs: Mapping[str, PWSConv2d], gammas: Mapping[str, float]) -> str:
+    """Lines of all layers: what gamma is, and what it should be."""
+    width = max(len('layer'), *map(len, gammas))
+    lines = [f'{"layer":{width}}      n    gamma  suggested  fraction of 2/n']
+    for name, gamma in gammas.items():
+        conv = convs[name]
+        n = conv.weight[0].numel()
+        lines.append(
+            f'{name:{width}}  {n:5}  {conv.gamma:7.2g}  {gamma:9.2g}  '
+            f'{gamma * n / 2:15.2g}'
+        )
+    return '\n'.join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument('config', help='path, or mmdet::FOLDER/NAME.py')
+    parser.add_argument(
+        '--lr',
+        type=float,
+        help='largest learning rate, for the batch size that is meant (default: the '
+        "config's)",
+    )
+    way = parser.add_mutually_exclusive_group()
+    way.add_argument(
+        '--record', metavar='WORK_DIR', help='of a training with VarianceMonitorHook'
+    )
+    way.add_argument(
+        '--steps', type=positive_integer, metavar='N', help='train so many steps'
+    )
+    parser.add_argument(
+        '--largest-step',
+        type=float,
+        default=LARGEST_STEP,
+        metavar='PART',
+        help=f'of the norm of a filter (default: {LARGEST_STEP:g})',
+    )
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=DictAction,
+        metavar='KEY=VALUE',
+        help='changes to the config',
+    )
+    args = parser.parse_args()
+    MMLogger.get_instance('suggest_gamma', log_level='ERROR')
+    try:
+        suggest(**vars(args))
+    except (OSError, TypeError, ValueError) as error:
+        parser.error(str(error))
+
+
+def suggest(
+    config: str,
+    lr: float | None = None,
+    record: str | None = None,
+    steps: int | None = None,
+    largest_step: float = LARGEST_STEP,
+    cfg_options: Mapping | None = None,
+) -> None:
+    """Print what the program prints; the arguments are the program's.
+
+    Raises:
+        ValueError: If the config cannot be read, or has no PWS layer or learning
+            rate, or the record is not one of its model.
+    """
+    cfg = read_config(config, cfg_options)
+    optimizer = cfg.get('optim_wrapper', {}).get('optimizer', {})
+    if lr is not None and not lr > 0:
+        raise ValueError(f'--lr must be positive, got {lr}')
+    if lr is not None and optimizer:
+        optimizer.lr = lr
+    lr = optimizer.get('lr') if lr is None else lr
+    if lr is None:
+        raise ValueError(f'{config} names no learning rate: give --lr')
+    model, _ = build(config, cfg)
+    convs = pws_convs(model)
+    if record is None and steps is None:
+        gammas = suggest_gamma(model, lr)
+        way = f'The fraction is lr / {LARGEST_RATE:g}.'
+    else:
+        if steps is not None:
+            with tempfile.TemporaryDirectory() as work_dir:
+                train(cfg, steps, work_dir)
+                variance = read_record(work_dir)
+        else:
+            variance = read_record(record)
+        gammas = gamma_of_record(variance, largest_step)
+        unknown = [name for name in gammas if name not in convs]
+        if unknown:
+            raise ValueError(f'{record} is of another model: it has {unknown[0]}')
+        way = (
+            f'No filter would have moved by more than {largest_step:g} of its norm, in '
+            f'{len(variance.steps)} watched steps up to step {variance.steps[-1]}.'
+        )
+    print(describe_layers(convs, gammas))
+    fraction = max(g * convs[k].weight[0].numel() / 2 for k, g in gammas.items())
+    print(
+        f"\nFor a learning rate of {lr:g}: conv_cfg=dict(type='PWS', "
+        f'gamma={fraction:.2g}, relative_gamma=True). {way}\n'
+        f"The paper's gamma for SSD at this rate is {paper_gamma(lr):.2g}."
+    )
+
+
+if __name__ == '__main__':
+    main()
