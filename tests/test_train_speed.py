@@ -9,6 +9,7 @@ import pytest
 import torch
 from mmengine.config import Config
 
+import pws_mmdet
 from pws_mmdet import PWSConv2d
 
 BATCH = 2
@@ -77,6 +78,31 @@ def test_table_and_json(main, configs, tmp_path, capsys):
         for text, figure in zip(shown.split()[-3:], figures, strict=True):
             assert float(text) == pytest.approx(figure, abs=0.051)
     assert report['results'][0]['ratio'] == 1
+
+
+def test_watched_steps_stand_beside_the_others(main, configs, tmp_path, capsys):
+    out = tmp_path / 'speed.json'
+    options = ['--batch-size', BATCH, '--steps', 2, '--warmup', 1, '--device', 'cpu']
+    main(configs[0], *options, '--watched', '--out', out)
+    plain, watched = json.loads(out.read_text())['results']
+    assert not plain['watched'] and watched['watched']
+    assert watched['error'] is None and len(watched['seconds']) == 2
+    assert f'{configs[0].stem}, watched' in capsys.readouterr().out
+
+
+def test_every_step_is_watched(program, root, monkeypatch):
+    steps = []
+    write_step = pws_mmdet.engine.variance_hook.write_step
+    monkeypatch.setattr(
+        'pws_mmdet.engine.variance_hook.write_step',
+        lambda path, step, *args: steps.append(step) or write_step(path, step, *args),
+    )
+    path = root / 'configs/mini/ssd96_vgg16_pws_digits.py'
+    cfg = Config.fromfile(path)
+    trainee = program.Trainee(str(path), cfg, BATCH, (64, 64), watched=True)
+    trainee.build(torch.device('cpu'), num_boxes=3, amp=False, seed=0)
+    assert trainee.step() > 0 and trainee.step() > 0
+    assert steps == [1, 2]
 
 
 @pytest.fixture

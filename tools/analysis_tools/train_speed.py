@@ -15,7 +15,9 @@ config twice to see how far apart equal ones come out.
               do not see or only keep in reserve, such as the CUDA context,
               workspaces of libraries and cached blocks.
 
-With --inference a step is the forward pass of a test, without post-processing, and
+With --watched every config takes its steps a second time, with VarianceMonitorHook
+watching each of them; at its default interval it watches one of 50. With --inference a
+step is the forward pass of a test, without post-processing, and
 PWS convolutions are plain ones, as in tools/test.py.
 
 Weights start at random, without what init_cfg of type Pretrained would load, and
@@ -38,6 +40,7 @@ from itertools import accumulate
 from pathlib import Path
 from textwrap import shorten
 from time import perf_counter
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -143,6 +146,7 @@ class Trainee:
         image_size: Height and width of the pictures in pixels, by default what
             the config's training pipeline resizes to.
         inference: Measure forward passes of plain convolutions, and no training.
+        watched: Let VarianceMonitorHook watch every step.
 
     Raises:
         ValueError: If there is no default.
@@ -155,9 +159,11 @@ class Trainee:
         batch_size: int | None = None,
         image_size: Sequence[int] | None = None,
         inference: bool = False,
+        watched: bool = False,
     ) -> None:
         self.path = path
         self.inference = inference
+        self.watched = watched
         self.cfg = cfg
         self.batch_size = batch_size or cfg.get('train_dataloader', {}).get(
             'batch_size'
@@ -206,6 +212,18 @@ class Trainee:
         if self.inference:
             self.model.eval()
             pws_mmdet.fuse_pws(self.model, inplace=True)
+        if self.watched:
+            self.log_dir = tempfile.TemporaryDirectory()
+            self.runner = SimpleNamespace(
+                model=self.model,
+                optim_wrapper=self.optim_wrapper,
+                iter=0,
+                log_dir=self.log_dir.name,
+                visualizer=SimpleNamespace(_vis_backends={}),
+            )
+            self.hook = pws_mmdet.VarianceMonitorHook(interval=1)
+            self.hook.before_run(self.runner)
+            self.hook.before_train(self.runner)
         self.batch = make_batch(
             self.batch_size,
             self.image_size,
@@ -232,7 +250,12 @@ class Trainee:
                 self.model(**data, mode='tensor')
             loss = 0.0
         else:
+            if self.watched:
+                self.hook.before_train_iter(self.runner, self.runner.iter)
             losses = self.model.train_step(batch, self.optim_wrapper)
+            if self.watched:
+                self.hook.after_train_iter(self.runner, self.runner.iter, None, losses)
+                self.runner.iter += 1
             loss = losses['loss']
         self._synchronize()
         seconds = perf_counter() - start
@@ -328,6 +351,7 @@ def summarize(trainee: Trainee, first: Trainee) -> dict[str, Any]:
             ratio *= trainee.batch_size / first.batch_size
     return dict(
         config=trainee.path,
+        watched=trainee.watched,
         batch_size=trainee.batch_size,
         image_size=list(trainee.image_size),
         images_per_second=speed,
@@ -339,13 +363,14 @@ def summarize(trainee: Trainee, first: Trainee) -> dict[str, Any]:
 
 
 def format_table(rows: Sequence[dict[str, Any]]) -> str:
-    width = max(len('config'), *(len(Path(row['config']).stem) for row in rows))
+    names = [Path(r['config']).stem + ', watched' * r['watched'] for r in rows]
+    width = max(len('config'), *map(len, names))
     head = f'{"config":{width}}  batch       size  images/s   ratio  peak MiB'
     lines = [head, '-' * len(head)]
-    for row in rows:
+    for name, row in zip(names, rows, strict=True):
         size = 'x'.join(map(str, row['image_size']))
         line = (
-            f'{Path(row["config"]).stem:{width}}  {row["batch_size"]:5}  {size:>9}  '
+            f'{name:{width}}  {row["batch_size"]:5}  {size:>9}  '
             f'{row["images_per_second"]:8.2f}  {row["ratio"]:6.3f}  '
             f'{row["peak_memory_mib"]:8.1f}'
         )
@@ -434,8 +459,14 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         '--seed', type=int, default=0, help='seed of weights and pictures (default: 0)'
     )
-    parser.add_argument(
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument(
         '--inference', action='store_true', help='compare forward passes of a test'
+    )
+    what.add_argument(
+        '--watched',
+        action='store_true',
+        help='also train with VarianceMonitorHook at every step',
     )
     parser.add_argument(
         '--cfg-options',
@@ -464,8 +495,10 @@ def main() -> None:
                 args.batch_size,
                 args.image_size,
                 args.inference,
+                watched,
             )
             for path in args.configs
+            for watched in ([False, True] if args.watched else [False])
         ]
         if args.out is not None:
             if args.out.is_dir():
