@@ -38,6 +38,7 @@ def version():
 
 
 demo = ['scikit-learn']
+report = ['plotly']
 onnx = ['onnx>=1.16', 'onnxruntime>=1.18', 'onnxscript']
 
 setup(
@@ -73,6 +74,7 @@ setup(
         'mim': ['mmcv>=2.0.0rc4,<2.2.0', 'mmdet>=3.3.0,<3.4', 'mmengine>=0.10.7,<1.0'],
         'onnx': onnx,
         'pretrain': ['mmpretrain>=1.2.0,<2', 'torchvision'],  # undeclared by mmpretrain
-        'tests': [*demo, *onnx, 'hypothesis', 'pytest', 'ruff'],
+        'report': report,
+        'tests': [*demo, *onnx, *report, 'hypothesis', 'pytest', 'ruff'],
     },
 )

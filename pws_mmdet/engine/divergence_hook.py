@@ -1,3 +1,4 @@
+import logging
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -6,6 +7,7 @@ import torch
 import torch.distributed as dist
 from mmengine.dist import all_reduce
 from mmengine.hooks import CheckpointHook, Hook
+from mmengine.logging import print_log
 from mmengine.optim import OptimWrapper
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
@@ -128,7 +130,9 @@ class DivergenceHook(Hook):
         checkpoint = runner.message_hub.get_info('last_ckpt', None)
         if checkpoint:
             advice.append(f'The last good checkpoint is {checkpoint}.')
-        raise DivergenceError(iteration, reason, '\n'.join(filter(None, advice)))
+        error = DivergenceError(iteration, reason, '\n'.join(filter(None, advice)))
+        print_log(str(error), logger='current', level=logging.ERROR)
+        raise error
 
     def _name_layer(self, runner: Runner) -> str:
         """Say which layer exploded, from another pass of the batch."""

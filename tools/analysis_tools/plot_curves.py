@@ -11,7 +11,7 @@ import argparse
 import json
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -94,22 +94,31 @@ def read_logs(work_dir: Path) -> dict[int, dict[str, float]]:
     Raises:
         ValueError: If the folder holds no log of MMEngine's.
     """
+    return {
+        entry['step']: numbers(entry)
+        for entry in log_entries(work_dir)
+        if 'lr' not in entry  # a validation: its step is the epoch
+    }
+
+
+def log_entries(work_dir: Path) -> Iterator[dict[str, Any]]:
+    """Yield what a training logged, in the order of time.
+
+    Raises:
+        ValueError: If the folder holds no log of MMEngine's.
+    """
     paths = sorted(work_dir.glob('*/vis_data/scalars.json'))
     if not paths:
         raise ValueError(
             f'{work_dir} is no work_dir of a training: there is no '
             '*/vis_data/scalars.json in it'
         )
-    curve: dict[int, dict[str, float]] = {}
     for path in paths:
         for line in path.read_text(encoding='utf-8').splitlines():
             try:
-                entry = json.loads(line)
+                yield json.loads(line)
             except json.JSONDecodeError:  # where a killed training stopped writing
                 continue
-            if 'lr' not in entry:  # a validation: its step is the epoch
-                curve[entry['step']] = numbers(entry)
-    return curve
 
 
 def numbers(entry: dict[str, Any]) -> dict[str, float]:
@@ -154,6 +163,16 @@ def check(trainings: Sequence[Training], metric: str) -> None:
             )
 
 
+def line_style(index: int) -> dict[str, Any]:
+    """Return how Matplotlib draws the line of the training of that index."""
+    return dict(
+        color=COLORS[index % len(COLORS)],
+        linestyle=LINES[index % len(LINES)],
+        marker=MARKERS[index % len(MARKERS)],
+        markersize=4,
+    )
+
+
 def legend_entry(label: str, trainings: Sequence[Training]) -> str:
     """Return a label with what is to be known of its trainings."""
     outcomes = Counter(t.outcome for t in trainings if t.outcome is not None)
@@ -191,26 +210,28 @@ def plot(
             lows.append(min(values))
             means.append(fmean(values))
             highs.append(max(values))
-        color = COLORS[i % len(COLORS)]
-        axes.plot(
-            epochs,
-            means,
-            color=color,
-            linestyle=LINES[i % len(LINES)],
-            marker=MARKERS[i % len(MARKERS)],
-            markersize=4,
-            label=legend_entry(label, members),
-        )
+        style = line_style(i)
+        axes.plot(epochs, means, label=legend_entry(label, members), **style)
         if len(members) > 1:
-            axes.fill_between(epochs, lows, highs, color=color, alpha=0.2, linewidth=0)
+            band = dict(color=style['color'], alpha=0.2, linewidth=0)
+            axes.fill_between(epochs, lows, highs, **band)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.3)
     figure.legend(loc='outside lower center', ncols=2)
     return figure
 
 
+def picture_path(text: str) -> Path:
+    """Return the path of a picture that is to be written, for argparse."""
+    path = Path(text)
+    if path.suffix not in SUFFIXES:
+        raise argparse.ArgumentTypeError(f'{path} must end in {" or ".join(SUFFIXES)}')
+    return path
+
+
 def save(figure: Figure, path: Path) -> None:
-    """Write a figure; the same figure gives the same file."""
+    """Write a figure, and its folder; the same figure gives the same file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     with matplotlib.rc_context({'svg.hashsalt': 'pws_mmdet'}):
         metadata = {'Date': None} if path.suffix == '.svg' else None
         figure.savefig(path, dpi=150, metadata=metadata)
@@ -230,7 +251,7 @@ def main() -> None:
         '--out',
         action='append',
         required=True,
-        type=Path,
+        type=picture_path,
         metavar='FILE',
         help='picture to write, .png or .svg; may be given repeatedly',
     )
@@ -248,14 +269,10 @@ def main() -> None:
     labels = args.labels or [None] * len(args.records)
     if len(labels) != len(args.records):
         parser.error(f'{len(args.records)} RECORDs but {len(labels)} --labels')
-    for path in args.out:
-        if path.suffix not in SUFFIXES:
-            parser.error(f'{path} must end in {" or ".join(SUFFIXES)}')
     try:
         trainings = [read(*pair) for pair in zip(args.records, labels, strict=True)]
         figure = plot(trainings, args.metric, args.title)
         for path in args.out:
-            path.parent.mkdir(parents=True, exist_ok=True)
             save(figure, path)
     except (ValueError, OSError) as e:
         parser.error(str(e))
