@@ -429,7 +429,7 @@ def test_query_based_detectors_are_refused(program, needs_onnx, tmp_path):
         (None, 'mine.onnx', (), 'mine.onnx exists: move it away'),
         (None, 'out.onnx', ('--shape', '0', '96'), '--shape must be positive'),
         (None, 'out.onnx', ('--picture', 'no.jpg'), 'There is no picture no.jpg'),
-        (lambda w: w.clear(), 'out.onnx', (), 'has no state_dict'),
+        (lambda w: w.clear(), 'out.onnx', (), 'holds no weights'),
         (
             lambda w: w.pop('backbone.conv6.conv.bias'),
             'out.onnx',

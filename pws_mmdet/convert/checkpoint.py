@@ -13,22 +13,50 @@ from ..compat import load_local_checkpoint
 
 
 def load_weights(checkpoint: str | Path) -> dict[str, torch.Tensor]:
-    """The state dict in a checkpoint, or that is one, on the CPU.
+    """The weights in the file of a checkpoint, on the CPU.
 
     Raises:
-        FileNotFoundError: If there is no such checkpoint.
+        FileNotFoundError: If there is no such file.
         RuntimeError: If it is damaged or holds more than data.
-        ValueError: If it has no state dict.
+        ValueError: If it holds no weights.
     """
     content = load_local_checkpoint(str(checkpoint), map_location='cpu')
-    weights = content.get('state_dict', content) if isinstance(content, dict) else {}
-    is_state_dict = isinstance(weights, Mapping) and all(
-        isinstance(key, str) and isinstance(value, torch.Tensor)
-        for key, value in weights.items()
-    )
-    if not weights or not is_state_dict:
-        raise ValueError(f'{checkpoint} has no state_dict: no tensors by their names')
-    return dict(weights)
+    try:
+        return weights_of(content)
+    except ValueError as e:
+        raise ValueError(f'{checkpoint}: {e}') from None
+
+
+def weights_of(checkpoint: Any, prefix: str | None = None) -> dict[str, torch.Tensor]:
+    """The weights in a checkpoint, those below ``prefix`` without it.
+
+    Raises:
+        ValueError: If there are none.
+    """
+    weights = checkpoint
+    for key in ('state_dict', 'model'):
+        if isinstance(weights, Mapping) and isinstance(weights.get(key), Mapping):
+            weights = weights[key]
+            break
+    weights = {
+        key.removeprefix('module.'): value
+        for key, value in (weights if isinstance(weights, Mapping) else {}).items()
+        if isinstance(key, str) and isinstance(value, torch.Tensor)
+    }
+    if not weights:
+        raise ValueError('it holds no weights')
+    if prefix:
+        prefix = prefix.rstrip('.') + '.'
+        found = {key.split('.')[0] for key in weights}
+        weights = {
+            key.removeprefix(prefix): value
+            for key, value in weights.items()
+            if key.startswith(prefix)
+        }
+        if not weights:
+            names = ', '.join(f'{name}.*' for name in sorted(found)[:5])
+            raise ValueError(f'none of its weights is named {prefix}*, but {names}')
+    return weights
 
 
 def check_finite(weights: Mapping[str, torch.Tensor], source: str | Path) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ..layers import PWSConv2d
 from .calibrate import ConvertedLayer, Layer, center_network
-from .checkpoint import check_finite
+from .checkpoint import check_finite, weights_of
 from .from_bn import UNALIGNED, fold_bn, set_filters
 from .fuse import conv_like
 
@@ -22,38 +22,6 @@ CALIBRATE = (
     'python tools/model_converters/bn_to_pws.py CONFIG CHECKPOINT OUT.pth '
     '--calibrate FOLDER'
 )
-
-
-def weights_of(checkpoint: Any, prefix: str | None = None) -> dict[str, Tensor]:
-    """The weights in a checkpoint, those below ``prefix`` without it.
-
-    Raises:
-        ValueError: If there are none.
-    """
-    weights = checkpoint
-    for key in ('state_dict', 'model'):
-        if isinstance(weights, Mapping) and isinstance(weights.get(key), Mapping):
-            weights = weights[key]
-            break
-    weights = {
-        str(key).removeprefix('module.'): value
-        for key, value in (weights if isinstance(weights, Mapping) else {}).items()
-        if isinstance(value, Tensor)
-    }
-    if not weights:
-        raise ValueError('it holds no weights')
-    if prefix:
-        prefix = prefix.rstrip('.') + '.'
-        found = {key.split('.')[0] for key in weights}
-        weights = {
-            key.removeprefix(prefix): value
-            for key, value in weights.items()
-            if key.startswith(prefix)
-        }
-        if not weights:
-            names = ', '.join(f'{name}.*' for name in sorted(found)[:5])
-            raise ValueError(f'none of its weights is named {prefix}*, but {names}')
-    return weights
 
 
 def is_pws(weights: Mapping[str, Tensor]) -> bool:

@@ -32,7 +32,7 @@ def test_a_bare_state_dict_is_read_too(tmp_path):
 )
 def test_no_state_dict(tmp_path, content):
     torch.save(content, tmp_path / 'net.pth')
-    with pytest.raises(ValueError, match='net.pth has no state_dict'):
+    with pytest.raises(ValueError, match='net.pth: it holds no weights'):
         load_weights(tmp_path / 'net.pth')
 
 

@@ -301,7 +301,7 @@ class Code:
         (b'', 'out.pth', 'not a readable checkpoint'),
         ('half', 'out.pth', 'not a readable checkpoint'),
         (Code(), 'out.pth', 'can run any code'),
-        (dict(epoch=3), 'out.pth', 'has no state_dict'),
+        (dict(epoch=3), 'out.pth', 'holds no weights'),
         ({'w': torch.ones(1)}, 'out.pth', 'is of no PWS network'),
         ('good', 'out', 'OUT must end in .pth'),
         ('good', 'mine.pth', 'mine.pth exists: move it away'),

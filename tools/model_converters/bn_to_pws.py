@@ -22,9 +22,9 @@ from torch import nn
 
 import pws_mmdet  # noqa: F401
 from pws_mmdet.compat import load_local_checkpoint
-from pws_mmdet.convert.checkpoint import write_checkpoint
+from pws_mmdet.convert.checkpoint import weights_of, write_checkpoint
 from pws_mmdet.convert.equalize import MAX_SCALE
-from pws_mmdet.convert.pretrained import load_bn_weights, weights_of
+from pws_mmdet.convert.pretrained import load_bn_weights
 
 SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.ppm', '.tif', '.tiff', '.webp')
 
