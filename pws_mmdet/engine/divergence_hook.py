@@ -12,6 +12,7 @@ from mmengine.optim import OptimWrapper
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..analysis.gamma import advise
 from ..analysis.statistics import Moments
@@ -139,11 +140,16 @@ class DivergenceHook(Hook):
         model = unwrap_model(runner.model)
         if self.recorder is not None:
             self.recorder.finish()
+        # Processes may fail at different places: none may wait for the others in a
+        # SyncBN, a loss or an augmentation.
+        for module in model.modules():
+            if isinstance(module, _BatchNorm) and 'Sync' in type(module).__name__:
+                module.eval()
         recorder = _OutputRecorder(model)
         try:
             with torch.no_grad(), runner.optim_wrapper.optim_context(model):
-                data = model.data_preprocessor(self.batch, True)
-                model._run_forward(data, mode='loss')
+                data = model.data_preprocessor(self.batch, False)
+                model._run_forward(data, mode='tensor')
         except Exception:
             pass  # what can be made of NaN may fail in many ways; see how far it came
         first = self.first or {}
