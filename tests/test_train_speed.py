@@ -313,7 +313,7 @@ def test_pretrained_weights_are_left_out(program):
 )
 def test_default_size_is_the_configs(program, root, name, size):
     cfg = Config.fromfile(root / f'configs/{name}.py')
-    assert program.find_image_size(cfg) == size
+    assert program.find_picture_size(cfg, ['train_dataloader']) == size
 
 
 @pytest.mark.parametrize(

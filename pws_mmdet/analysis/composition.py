@@ -223,10 +223,13 @@ def describe_model(
     )
 
 
-def find_picture_size(cfg: Config) -> tuple[int, int] | None:
-    """Height and width in pixels that a config's pipelines make, a test's first."""
-    for loader in ('test_dataloader', 'val_dataloader', 'train_dataloader'):
-        for transform in _dicts(cfg.get(loader)):
+def find_picture_size(
+    cfg: Config,
+    loaders: Sequence[str] = ('test_dataloader', 'val_dataloader', 'train_dataloader'),
+) -> tuple[int, int] | None:
+    """Height and width in pixels that a config's pipelines make, the first's first."""
+    for loader in loaders:
+        for transform in find_dicts(cfg.get(loader)):
             name = transform.get('type')
             name = getattr(name, '__name__', str(name)).split('.')[-1]
             key = dict(Resize='scale', CenterCrop='crop_size').get(name)
@@ -237,13 +240,14 @@ def find_picture_size(cfg: Config) -> tuple[int, int] | None:
     return None
 
 
-def _dicts(cfg: Any) -> Iterator[Mapping]:
+def find_dicts(cfg: Any) -> Iterator[Mapping]:
+    """Yield all dicts in nested dicts and lists."""
     if isinstance(cfg, Mapping):
         yield cfg
         cfg = list(cfg.values())
     if isinstance(cfg, (list, tuple)):
         for value in cfg:
-            yield from _dicts(value)
+            yield from find_dicts(value)
 
 
 def _kind(module: nn.Module) -> str | None:

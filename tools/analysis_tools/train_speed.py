@@ -33,7 +33,7 @@ import shlex
 import statistics
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime, timezone
 from importlib import import_module
 from itertools import accumulate
@@ -59,30 +59,11 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
 import pws_mmdet
+from pws_mmdet.analysis.composition import find_dicts, find_picture_size
 
 MIB = 2**20
 BOX_SIDES = (1 / 8, 1 / 2)  # over those of the picture
 PACKAGES = ('torch', 'mmcv', 'mmengine', 'mmdet', 'pws_mmdet')
-
-
-def find_dicts(cfg: Any) -> Iterator[dict]:
-    """Yield all dicts in nested dicts and lists."""
-    if isinstance(cfg, dict):
-        yield cfg
-        cfg = list(cfg.values())
-    if isinstance(cfg, list | tuple):
-        for value in cfg:
-            yield from find_dicts(value)
-
-
-def find_image_size(cfg: Config) -> tuple[int, int] | None:
-    """Return height and width that the training pipeline resizes to, if it does."""
-    for transform in find_dicts(cfg.get('train_dataloader', {})):
-        scale = transform.get('scale')
-        if transform.get('type') == 'Resize' and scale is not None:
-            width, height = (scale, scale) if isinstance(scale, int) else scale
-            return height, width
-    return None
 
 
 def drop_pretrained(cfg: Any) -> None:
@@ -170,7 +151,7 @@ class Trainee:
         )
         if self.batch_size is None:
             raise ValueError(f'{path} sets no batch size: give --batch-size')
-        self.image_size = image_size or find_image_size(cfg)
+        self.image_size = image_size or find_picture_size(cfg, ['train_dataloader'])
         if self.image_size is None:
             raise ValueError(
                 f'{path} has no Resize with a scale in its training pipeline: give '
