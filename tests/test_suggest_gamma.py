@@ -46,7 +46,10 @@ def test_a_fraction_of_the_he_variance(suggest):
         assert suggested == pytest.approx(0.1 * 2 / n, rel=0.05) and fraction == 0.1
     assert 'gamma=0.1, relative_gamma=True' in text
     assert "The paper's gamma for SSD at this rate is 0.001." in text
-    assert 'gamma=0.5, relative_gamma=True' in suggest(SSD.format('pws'), '--lr', 0.05)
+    text = suggest(SSD.format('pws'), '--lr', 0.05)
+    for part in ('backbone', 'neck', 'bbox_head'):
+        conv_cfg = "dict(type='PWS', gamma=0.5, relative_gamma=True)"
+        assert f'model.{part}.conv_cfg={conv_cfg}' in text
 
 
 def record(path, names):

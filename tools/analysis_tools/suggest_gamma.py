@@ -159,12 +159,15 @@ def suggest(
             f'{len(variance.steps)} watched steps up to step {variance.steps[-1]}.'
         )
     print(describe_layers(convs, gammas))
-    fraction = max(g * convs[k].weight[0].numel() / 2 for k, g in gammas.items())
-    print(
-        f"\nFor a learning rate of {lr:g}: conv_cfg=dict(type='PWS', "
-        f'gamma={fraction:.2g}, relative_gamma=True). {way}\n'
-        f"The paper's gamma for SSD at this rate is {paper_gamma(lr):.2g}."
-    )
+    print(f'\nFor a learning rate of {lr:g}:')
+    parts: dict[str, float] = {}  # a config sets gamma for each part of a model
+    for name, gamma in gammas.items():
+        part, fraction = name.split('.')[0], gamma * convs[name].weight[0].numel() / 2
+        parts[part] = max(fraction, parts.get(part, 0))
+    for part, fraction in parts.items():
+        conv_cfg = f"dict(type='PWS', gamma={fraction:.2g}, relative_gamma=True)"
+        print(f'  model.{part}.conv_cfg={conv_cfg}')
+    print(f"{way}\nThe paper's gamma for SSD at this rate is {paper_gamma(lr):.2g}.")
 
 
 if __name__ == '__main__':
