@@ -16,7 +16,7 @@ import pytest
 from pws_mmdet.analysis import STATISTICS
 from pws_mmdet.analysis.record import Layer, write_header, write_step
 
-pytest.importorskip('plotly')
+pytest.importorskip('plotly', reason='the extra `report` is not installed')
 
 NAN = math.nan
 NAMES = ('backbone.a', 'backbone.b', 'backbone.c', 'head.d')
