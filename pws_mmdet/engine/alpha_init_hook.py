@@ -8,12 +8,11 @@ import torch
 from mmengine.dist import all_reduce
 from mmengine.hooks import Hook
 from mmengine.logging import print_log
-from mmengine.model import is_model_wrapper
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
-from torch import nn
 
 from ..layers import PWSConv2d
+from .utils import unwrap_model
 
 
 @HOOKS.register_module(force=True)
@@ -138,8 +137,3 @@ class PWSAlphaInitHook(Hook):
 def _pws_layers(runner: Runner) -> dict[str, PWSConv2d]:
     modules = unwrap_model(runner.model).named_modules()
     return {name: m for name, m in modules if isinstance(m, PWSConv2d)}
-
-
-def unwrap_model(model: nn.Module) -> nn.Module:
-    """Return the model itself, without what distributes it."""
-    return model.module if is_model_wrapper(model) else model

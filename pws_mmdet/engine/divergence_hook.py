@@ -8,7 +8,6 @@ import torch.distributed as dist
 from mmengine.dist import all_reduce
 from mmengine.hooks import CheckpointHook, Hook
 from mmengine.logging import print_log
-from mmengine.optim import OptimWrapper
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 from torch import Tensor, nn
@@ -16,7 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..analysis.gamma import advise
 from ..analysis.statistics import Moments
-from .alpha_init_hook import unwrap_model
+from .utils import learning_rate, unwrap_model
 
 EXPLODED = 1000  # times the variance of the first step
 
@@ -127,7 +126,8 @@ class DivergenceHook(Hook):
             self._stop(runner, iteration, reason)
 
     def _stop(self, runner: Runner, iteration: int, reason: str) -> None:
-        advice = [self._name_layer(runner), _ways_on(runner)]
+        advice = [self._name_layer(runner)]
+        advice.append(advise(unwrap_model(runner.model), learning_rate(runner)))
         checkpoint = runner.message_hub.get_info('last_ckpt', None)
         if checkpoint:
             advice.append(f'The last good checkpoint is {checkpoint}.')
@@ -210,12 +210,3 @@ def _checkpoint_is_due(runner: Runner) -> bool:
         for hook in runner.hooks
         if isinstance(hook, CheckpointHook)
     )
-
-
-def _ways_on(runner: Runner) -> str:
-    wrapper = runner.optim_wrapper
-    if not isinstance(wrapper, OptimWrapper):
-        return ''
-    rates = wrapper.get_lr()
-    lr = float((rates.get('base_lr') or rates['lr'])[0])
-    return advise(unwrap_model(runner.model), lr)

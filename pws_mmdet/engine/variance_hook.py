@@ -25,7 +25,7 @@ from ..analysis.statistics import (
     step_statistics,
     transmission_statistics,
 )
-from .alpha_init_hook import unwrap_model
+from .utils import learning_rate, unwrap_model
 
 
 @HOOKS.register_module(force=True)
@@ -131,7 +131,7 @@ class VarianceMonitorHook(Hook):
             loss = outputs.get('loss') if isinstance(outputs, dict) else None
             loss = math.nan if loss is None else loss.item()
             step = runner.iter + 1
-            write_step(self.path, step, _learning_rate(runner), loss, values)
+            write_step(self.path, step, learning_rate(runner), loss, values)
             self._show(runner, step, values)
         self.watch = None
 
@@ -272,12 +272,6 @@ def _starts_accumulating(runner: Runner) -> bool:
     """Whether the gradients of all iterations so far are used up."""
     wrapper = runner.optim_wrapper
     return not isinstance(wrapper, OptimWrapper) or wrapper.should_update()
-
-
-def _learning_rate(runner: Runner) -> float:
-    rates = runner.optim_wrapper.get_lr()
-    rates = rates.get('base_lr') or next(iter(rates.values()))
-    return float(rates[0])
 
 
 def _describe(name: str, conv: nn.Module) -> Layer:
