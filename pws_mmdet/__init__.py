@@ -28,6 +28,7 @@ from .engine import (  # noqa: E402
     PWSAlphaInitHook,
     PWSRunner,
     VarianceMonitorHook,
+    WholeCheckpointHook,
 )
 from .evaluation import FMeasureMetric  # noqa: E402
 from .layers import (  # noqa: E402
@@ -68,6 +69,7 @@ __all__ = [
     'PWSVGG',
     'SwitchableNorm2d',
     'VarianceMonitorHook',
+    'WholeCheckpointHook',
     'WNConv2d',
     '__version__',
     'convert_to_pws',

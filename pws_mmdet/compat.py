@@ -100,6 +100,10 @@ def allow_mmengine_checkpoints() -> None:
     mmengine_checkpoint.load_url = load_url
 
 
+class DamagedCheckpointError(RuntimeError):
+    """A checkpoint is no whole file of torch's."""
+
+
 def load_local_checkpoint(filename: str, map_location: Any = None) -> Any:
     """Load a checkpoint of tensors and MMEngine's own records.
 
@@ -109,7 +113,8 @@ def load_local_checkpoint(filename: str, map_location: Any = None) -> Any:
 
     Raises:
         FileNotFoundError: If there is no such file.
-        RuntimeError: If the file is damaged, or holds anything else.
+        DamagedCheckpointError: If the file cannot be read; perhaps it is truncated.
+        RuntimeError: If it holds anything else.
     """
     filename = osp.expanduser(filename)
     if not osp.isfile(filename):
@@ -123,7 +128,7 @@ def load_local_checkpoint(filename: str, map_location: Any = None) -> Any:
             'with torch.load(..., weights_only=False) and save its state_dict alone.'
         ) from None
     except (EOFError, OSError, RuntimeError) as e:
-        raise RuntimeError(
+        raise DamagedCheckpointError(
             f'{filename} is not a readable checkpoint; is it truncated? ({e})'
         ) from e
 

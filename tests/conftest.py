@@ -143,29 +143,36 @@ def run(root, tmp_path):
     return run_program
 
 
+def runner_of(
+    model, dataset, work_dir, runner_type=Runner, batch_size=4, epochs=1, **kwargs
+):
+    """An MMEngine runner of a model and a data set, on one process."""
+    loader = dict(
+        batch_size=batch_size,
+        num_workers=0,
+        sampler=dict(type='DefaultSampler', shuffle=True),
+        collate_fn=dict(type='default_collate'),
+        dataset=dataset,
+    )
+    loader.update(kwargs.pop('loader', {}))
+    cfg = dict(
+        model=model,
+        work_dir=str(work_dir),
+        train_dataloader=loader,
+        train_cfg=dict(by_epoch=True, max_epochs=epochs),
+        optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.01, momentum=0.9)),
+        experiment_name=f'test_{next(_experiments)}',
+        default_scope='mmdet',
+        log_level='WARNING',
+    )
+    return runner_type(**{**cfg, **kwargs})
+
+
 @pytest.fixture
 def make_runner(tmp_path):
-    """Build an MMEngine runner of a model and a data set, on one process."""
+    """Make runners whose work_dir is ``tmp_path / 'work_dir'``."""
 
-    def make(model, dataset, runner_type=Runner, batch_size=4, epochs=1, **kwargs):
-        loader = dict(
-            batch_size=batch_size,
-            num_workers=0,
-            sampler=dict(type='DefaultSampler', shuffle=True),
-            collate_fn=dict(type='default_collate'),
-            dataset=dataset,
-        )
-        loader.update(kwargs.pop('loader', {}))
-        cfg = dict(
-            model=model,
-            work_dir=str(tmp_path / 'work_dir'),
-            train_dataloader=loader,
-            train_cfg=dict(by_epoch=True, max_epochs=epochs),
-            optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.01, momentum=0.9)),
-            experiment_name=f'test_{next(_experiments)}',
-            default_scope='mmdet',
-            log_level='WARNING',
-        )
-        return runner_type(**{**cfg, **kwargs})
+    def make(model, dataset, *args, **kwargs):
+        return runner_of(model, dataset, tmp_path / 'work_dir', *args, **kwargs)
 
     return make

@@ -3,13 +3,14 @@
 import hashlib
 import io
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from ..compat import load_local_checkpoint
+from ..files import write_whole
 
 
 def load_weights(checkpoint: str | Path) -> dict[str, torch.Tensor]:
@@ -116,7 +117,7 @@ def publish_checkpoint(content: dict[str, Any], out: str | Path) -> Path:
     digest = hashlib.sha256(data).hexdigest()
     path = out.with_name(f'{out.stem}-{digest[:8]}.pth')
     _write(path, data)
-    _make(out, lambda part: part.symlink_to(path.name))
+    write_whole(out, lambda part: part.symlink_to(path.name))
     return path
 
 
@@ -139,14 +140,4 @@ def _serialize(content: dict[str, Any]) -> memoryview:
 
 
 def _write(path: Path, data: memoryview) -> None:
-    _make(path, lambda part: part.write_bytes(data))
-
-
-def _make(path: Path, make: Callable[[Path], Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f'.{path.name}.{os.getpid()}')
-    try:
-        make(part)
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
+    write_whole(path, lambda part: part.write_bytes(data))

@@ -1,5 +1,6 @@
 from .alpha_decay import warn_of_decayed_alpha
 from .alpha_init_hook import PWSAlphaInitHook
+from .checkpoint_hook import WholeCheckpointHook
 from .composition_hook import CompositionHook
 from .divergence_hook import DivergenceError, DivergenceHook
 from .epoch_seed_hook import EpochSeedHook
@@ -16,5 +17,6 @@ __all__ = [
     'PWSAlphaInitHook',
     'PWSRunner',
     'VarianceMonitorHook',
+    'WholeCheckpointHook',
     'warn_of_decayed_alpha',
 ]

@@ -1,19 +1,25 @@
 import os.path as osp
+from pathlib import Path
 
 import torch
 from mmengine.device import get_device
-from mmengine.dist import is_distributed
+from mmengine.dist import is_distributed, master_only
+from mmengine.hooks import CheckpointHook, Hook
 from mmengine.model import is_model_wrapper
 from mmengine.registry import RUNNERS
-from mmengine.runner import BaseLoop, Runner, find_latest_checkpoint
+from mmengine.runner import BaseLoop, Runner
 from torch import nn
 
-from ..compat import INSTALL_PRETRAIN
+from ..compat import INSTALL_PRETRAIN, DamagedCheckpointError
+from ..files import write_whole
 from ..layers.reparam_conv import ReparamConv2d
+from .checkpoint_hook import WholeCheckpointHook, find_checkpoints
 from .composition_hook import CompositionHook
 from .data_check import check_data, check_pictures
 from .divergence_hook import DivergenceHook
 from .fuse_hook import FusePWSHook
+
+CHECKPOINT_HOOKS = ('CheckpointHook', 'mmengine.CheckpointHook', CheckpointHook)
 
 
 @RUNNERS.register_module(force=True)
@@ -29,6 +35,8 @@ class PWSRunner(Runner):
     * A training says at its start what the model is made of, and stops when it
       diverges: :class:`CompositionHook` and :class:`DivergenceHook`, unless the
       config has them.
+    * Whenever a training is killed, a whole checkpoint is left, and ``--resume``
+      finds it: :class:`WholeCheckpointHook`.
     * Distributed runs on a machine without a GPU use gloo.
     * The text of a config that a checkpoint carries is not executed on resuming.
 
@@ -86,9 +94,7 @@ class PWSRunner(Runner):
         return super().test()
 
     def _check_pretrained(self) -> None:
-        resumes = self._resume and (
-            self._load_from or find_latest_checkpoint(self.work_dir)
-        )
+        resumes = self._resume and (self._load_from or find_checkpoints(self.work_dir))
         for name, module in self.model.named_modules():
             init_cfgs = getattr(module, 'init_cfg', None) or []
             if isinstance(init_cfgs, dict):
@@ -159,8 +165,41 @@ class PWSRunner(Runner):
         check_pictures(loop.dataloader.dataset)
         return loop
 
-    def load_checkpoint(self, *args, **kwargs) -> dict:
-        checkpoint = super().load_checkpoint(*args, **kwargs)
+    def register_hook(self, hook: Hook | dict, *args, **kwargs) -> None:
+        if isinstance(hook, dict) and hook.get('type') in CHECKPOINT_HOOKS:
+            hook = {**hook, 'type': WholeCheckpointHook}
+        super().register_hook(hook, *args, **kwargs)
+
+    @master_only
+    def save_checkpoint(self, out_dir: str, filename: str, *args, **kwargs) -> None:
+        save = super().save_checkpoint
+        if '://' in out_dir:
+            save(out_dir, filename, *args, **kwargs)
+        else:
+            write_whole(
+                Path(out_dir, filename),
+                lambda part: save(out_dir, part.name, *args, **kwargs),
+            )
+
+    def load_or_resume(self) -> None:
+        if self._resume and self._load_from is None and not self._has_loaded:
+            checkpoints = find_checkpoints(self.work_dir)
+            if checkpoints:
+                self._load_from = str(checkpoints[0])
+                self.logger.info(f'Resuming from the latest, {self._load_from}')
+        super().load_or_resume()
+
+    def load_checkpoint(self, filename: str, *args, **kwargs) -> dict:
+        try:
+            checkpoint = super().load_checkpoint(filename, *args, **kwargs)
+        except DamagedCheckpointError as e:
+            others = find_checkpoints(Path(filename).parent)
+            others = [path for path in others if not path.samefile(filename)]
+            if not others:
+                raise
+            raise DamagedCheckpointError(
+                f'{e}\nAnother one beside it is {others[0]}: --resume {others[0]}'
+            ) from None
         # Resuming executes it to look for gpu_ids, which nothing writes any more.
         if isinstance(checkpoint.get('meta'), dict):
             checkpoint['meta'].pop('config', None)

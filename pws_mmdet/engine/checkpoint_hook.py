@@ -1,0 +1,89 @@
+"""Checkpoints that a killed training leaves whole."""
+
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from mmengine.fileio import LocalBackend
+from mmengine.hooks import CheckpointHook
+from mmengine.registry import HOOKS
+from mmengine.runner import Runner
+
+LATEST = 'last_checkpoint'  # MMEngine's file with the path of the latest checkpoint
+
+
+def find_checkpoints(work_dir: str | Path) -> list[Path]:
+    """The checkpoints of a training, the latest first.
+
+    Those are epoch_N.pth and iter_N.pth in ``work_dir`` and, before them, the one
+    that MMEngine noted as the latest, if it exists.
+    """
+    work_dir = Path(work_dir)
+    found = [
+        path
+        for path in work_dir.glob('*.pth')
+        if re.fullmatch(r'(epoch|iter)_\d+', path.stem)
+    ]
+    found.sort(key=lambda path: path.stat().st_mtime_ns, reverse=True)
+    try:
+        noted = Path((work_dir / LATEST).read_text().strip())
+    except OSError:
+        return found
+    if not noted.is_file():  # the folder may have been moved
+        noted = work_dir / noted.name
+    if not noted.is_file():
+        return found
+    return [noted, *(path for path in found if not path.samefile(noted))]
+
+
+class _RemoveLater:
+    """A local file backend whose files stay until others are written."""
+
+    def __init__(self, backend: LocalBackend) -> None:
+        self.backend = backend
+        self.doomed: list[tuple[str, int]] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.backend, name)
+
+    def remove(self, filepath: str) -> None:
+        self.doomed.append((filepath, os.stat(filepath).st_ino))
+
+    def finish(self) -> None:
+        for path, inode in self.doomed:
+            if os.stat(path).st_ino == inode:  # or it is the new one by now
+                self.backend.remove(path)
+
+
+@HOOKS.register_module(force=True)
+class WholeCheckpointHook(CheckpointHook):
+    """MMEngine's CheckpointHook for trainings that may be killed at any moment.
+
+    An old checkpoint is deleted only when the new one is on the disk, and not
+    before, as MMEngine does, so that there always is a whole one. Its arguments are
+    those of CheckpointHook, which :class:`PWSRunner` replaces by it.
+    """
+
+    @contextmanager
+    def _removing_later(self) -> Iterator[None]:
+        if not isinstance(self.file_backend, LocalBackend | _RemoveLater):
+            yield
+            return
+        backend = self.file_backend
+        self.file_backend = later = _RemoveLater(backend)
+        try:
+            yield
+            later.finish()
+        finally:
+            self.file_backend = backend
+
+    def _save_checkpoint_with_step(self, runner: Runner, *args, **kwargs) -> None:
+        with self._removing_later():
+            super()._save_checkpoint_with_step(runner, *args, **kwargs)
+
+    def _save_best_checkpoint(self, runner: Runner, metrics: dict) -> None:
+        with self._removing_later():
+            super()._save_best_checkpoint(runner, metrics)

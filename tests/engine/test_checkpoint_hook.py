@@ -1,0 +1,208 @@
+import multiprocessing
+import os
+import random
+import shutil
+import signal
+
+import pytest
+import torch
+from conftest import runner_of
+from mmengine.fileio import LocalBackend
+from mmengine.model import BaseModel
+from torch import nn
+from torch.utils.data import Dataset
+
+from pws_mmdet import PWSRunner
+from pws_mmdet.compat import DamagedCheckpointError, load_local_checkpoint
+from pws_mmdet.engine.checkpoint_hook import LATEST, find_checkpoints
+
+EPOCHS = 8
+
+
+class Noise(Dataset):
+    def __len__(self):
+        return 16
+
+    def __getitem__(self, i):
+        return dict(x=torch.randn(16))
+
+
+class Net(BaseModel):
+    """With a layer that only makes its checkpoints take a while to write."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(16, 16)
+        self.ballast = nn.Linear(1000, 2000)
+
+    def forward(self, x, mode='tensor'):
+        return dict(loss=self.fc(x).square().mean() + self.ballast.bias.square().sum())
+
+
+def train(work_dir, epochs=EPOCHS, resume=True, ready=None):
+    torch.manual_seed(1)
+    if ready is not None:
+        ready.set()
+    runner = runner_of(
+        Net(),
+        Noise(),
+        work_dir,
+        PWSRunner,
+        epochs=epochs,
+        resume=resume,
+        randomness=dict(seed=3),
+        default_hooks=dict(
+            sampler_seed=dict(type='EpochSeedHook'),
+            checkpoint=dict(type='CheckpointHook', interval=1, max_keep_ckpts=1),
+        ),
+    )
+    runner.train()
+    return runner.model.fc.weight.detach()
+
+
+def weights(path):
+    return load_local_checkpoint(str(path))['state_dict']['fc.weight']
+
+
+def die(*args, **kwargs):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def half_a_file(self, obj, filepath):
+    with open(filepath, 'wb') as f:
+        f.write(obj[: len(obj) // 2])
+    die()
+
+
+class Gone:
+    """Stands for ``open`` in MMEngine's hook: the note of the latest is left empty."""
+
+    def __init__(self, path, mode):
+        open(path, mode).close()
+        die()
+
+
+def train_and_die(work_dir, moment):
+    import mmengine.hooks.checkpoint_hook as host
+
+    train(work_dir, epochs=2)
+    if moment == 'writing':
+        LocalBackend.put = half_a_file
+    elif moment == 'renaming':
+        os.replace = die
+    elif moment == 'noting':
+        host.open = Gone
+    elif moment == 'deleting':
+        LocalBackend.remove = die
+    train(work_dir, epochs=3)
+
+
+@pytest.fixture(scope='module')
+def start():
+    """Run a function in a fresh process that has imported everything already."""
+    context = multiprocessing.get_context('forkserver')
+    context.set_forkserver_preload(['mmdet', 'pws_mmdet', 'conftest'])
+
+    def start(function, *args, wait=True, **kwargs):
+        process = context.Process(target=function, args=args, kwargs=kwargs)
+        process.start()
+        if wait:
+            process.join()
+        return process
+
+    start.event = context.Event
+    return start
+
+
+@pytest.mark.parametrize(
+    'moment, found', [('writing', 2), ('renaming', 2), ('noting', 3), ('deleting', 3)]
+)
+def test_a_training_killed_in_mid_checkpoint(start, tmp_path, moment, found):
+    """There is a whole checkpoint, it is found, and the rest of the run is the same."""
+    assert start(train_and_die, tmp_path, moment).exitcode == -signal.SIGKILL
+    latest = find_checkpoints(tmp_path)[0]
+    assert latest.name == f'epoch_{found}.pth'
+    assert torch.equal(train(tmp_path), train(tmp_path / 'whole'))
+    assert find_checkpoints(tmp_path)[0].name == f'epoch_{EPOCHS}.pth'
+    assert not list(tmp_path.glob('.epoch*'))
+
+
+@pytest.mark.slow
+def test_a_training_killed_at_random_moments(start, tmp_path):
+    whole = train(tmp_path / 'whole')
+    killed, moments = 0, random.Random(0)
+    work_dir = tmp_path / 'killed'
+    for _ in range(10):
+        ready = start.event()
+        process = start(train, work_dir, ready=ready, wait=False)
+        ready.wait()
+        process.join(moments.uniform(0, 1.5))
+        process.kill()
+        process.join()
+        killed += process.exitcode == -signal.SIGKILL
+        for path in find_checkpoints(work_dir):
+            assert weights(path).isfinite().all()
+        if work_dir.exists() and list(work_dir.glob(f'epoch_{EPOCHS}.pth')):
+            shutil.rmtree(work_dir)  # it got to its end: begin again
+    assert killed >= 5
+    assert torch.equal(train(work_dir), whole)
+
+
+def test_old_checkpoints_go_in_the_end(tmp_path):
+    train(tmp_path)
+    assert [p.name for p in tmp_path.glob('*.pth')] == [f'epoch_{EPOCHS}.pth']
+    assert not list(tmp_path.glob('.*'))
+
+
+def test_the_best_checkpoint_stays_until_there_is_a_better_one(tmp_path, monkeypatch):
+    """And is not deleted for one of the same name."""
+    runner = runner_of(
+        Net(),
+        Noise(),
+        tmp_path,
+        PWSRunner,
+        default_hooks=dict(
+            checkpoint=dict(type='CheckpointHook', save_best='acc', rule='greater')
+        ),
+    )
+    runner.train()
+    hook = next(h for h in runner.hooks if type(h).__name__ == 'WholeCheckpointHook')
+    best = tmp_path / 'best_acc_epoch_1.pth'
+    for acc in (0.1, 0.2):
+        hook._save_best_checkpoint(runner, dict(acc=acc))
+        assert best.is_file()
+    monkeypatch.setattr(LocalBackend, 'put', lambda *args: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        hook._save_best_checkpoint(runner, dict(acc=0.3))
+    assert weights(best).isfinite().all()
+    assert isinstance(hook.file_backend, LocalBackend)
+
+
+def test_the_latest_checkpoint(tmp_path):
+    assert find_checkpoints(tmp_path) == []
+    for i, name in enumerate(['epoch_9.pth', 'epoch_10.pth', 'best_epoch_3.pth']):
+        (tmp_path / name).touch()
+        os.utime(tmp_path / name, (i, i))
+    nine, ten = tmp_path / 'epoch_9.pth', tmp_path / 'epoch_10.pth'
+    assert find_checkpoints(tmp_path) == [ten, nine]
+    for note in (nine, 'elsewhere/epoch_9.pth'):
+        (tmp_path / LATEST).write_text(str(note))
+        assert find_checkpoints(tmp_path) == [nine, ten]
+    for note in ('', 'elsewhere/epoch_8.pth'):
+        (tmp_path / LATEST).write_text(note)
+        assert find_checkpoints(tmp_path) == [ten, nine]
+
+
+def test_a_truncated_checkpoint_is_refused_and_another_offered(tmp_path):
+    train(tmp_path, epochs=1)
+    shutil.copy(tmp_path / 'epoch_1.pth', tmp_path / 'copy.pth')
+    shutil.move(tmp_path / 'copy.pth', tmp_path / 'iter_3.pth')
+    latest = tmp_path / 'epoch_1.pth'
+    latest.write_bytes(latest.read_bytes()[:-1000])
+    with pytest.raises(DamagedCheckpointError) as error:
+        train(tmp_path)
+    assert f'{latest} is not a readable checkpoint' in str(error.value)
+    assert f'--resume {tmp_path / "iter_3.pth"}' in str(error.value)
+    (tmp_path / 'iter_3.pth').unlink()
+    with pytest.raises(DamagedCheckpointError, match='truncated'):
+        train(tmp_path)
