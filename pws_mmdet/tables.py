@@ -2,7 +2,6 @@
 
 import fnmatch
 import json
-import os
 import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -10,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+
+from .files import write_whole
 
 SCALES = ('full', 'mini')
 
@@ -209,15 +210,8 @@ def read_record(path: str | Path) -> dict | None:
 
 def write_record(path: str | Path, record: dict) -> None:
     """Write a record as a whole or not at all."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + '.part')
-    with open(part, 'w', encoding='utf-8') as file:
-        json.dump(record, file, indent=1)
-        file.write('\n')
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(path)
+    text = json.dumps(record, indent=1) + '\n'
+    write_whole(path, lambda part: part.write_text(text, encoding='utf-8'))
 
 
 def revision(root: str | Path) -> str:

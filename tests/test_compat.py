@@ -219,7 +219,9 @@ class TestTorchvision:
 class TestMmpretrain:
     @pytest.mark.parametrize('name', ['mmpretrain', 'torchvision'])
     def test_missing(self, monkeypatch, name):
-        monkeypatch.setitem(sys.modules, name, None)
+        for module in ('mmpretrain', 'torchvision'):
+            there = None if module == name else types.ModuleType(module)
+            monkeypatch.setitem(sys.modules, module, there)
         with pytest.raises(ImportError, match=rf'{name} failed.*install -e .*pretrain'):
             compat.import_mmpretrain()
 
