@@ -37,6 +37,8 @@ from .layers import (  # noqa: E402
     PWSConv2d,
     SwitchableNorm2d,
     WNConv2d,
+    share_filters,
+    shared_filters,
     standardize_weight,
 )
 from .models import (  # noqa: E402
@@ -75,6 +77,8 @@ __all__ = [
     'convert_to_pws',
     'describe_model',
     'fuse_pws',
+    'share_filters',
+    'shared_filters',
     'standardize_weight',
     'suggest_gamma',
 ]

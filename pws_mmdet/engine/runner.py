@@ -12,12 +12,14 @@ from torch import nn
 
 from ..compat import INSTALL_PRETRAIN, DamagedCheckpointError
 from ..files import write_whole
+from ..layers import share_filters
 from ..layers.reparam_conv import ReparamConv2d
 from .checkpoint_hook import WholeCheckpointHook, find_checkpoints
 from .composition_hook import CompositionHook
 from .data_check import check_data, check_pictures
 from .divergence_hook import DivergenceHook
 from .fuse_hook import FusePWSHook
+from .utils import unwrap_model
 
 CHECKPOINT_HOOKS = ('CheckpointHook', 'mmengine.CheckpointHook', CheckpointHook)
 
@@ -37,12 +39,20 @@ class PWSRunner(Runner):
       config has them.
     * Whenever a training is killed, a whole checkpoint is left, and ``--resume``
       finds it: :class:`WholeCheckpointHook`.
+    * Heads that see the maps of several levels compute their filters once in a
+      forward pass: :func:`share_filters`.
     * Distributed runs on a machine without a GPU use gloo.
     * The text of a config that a checkpoint carries is not executed on resuming.
 
     ``tools/train.py`` and ``tools/test.py`` put it in the place of
     ``mmengine.runner.Runner``; elsewhere ``runner_type='PWSRunner'`` selects it.
     """
+
+    def __init__(self, *args, **kwargs) -> None:
+        super().__init__(*args, **kwargs)
+        for module in unwrap_model(self.model).modules():
+            if hasattr(module, 'forward_single'):  # heads that see several maps
+                share_filters(module)
 
     def setup_env(self, env_cfg: dict) -> None:
         if self.distributed and not is_distributed() and get_device() == 'cpu':

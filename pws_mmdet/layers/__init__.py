@@ -3,6 +3,7 @@ from .instance_norm import AnySizeInstanceNorm2d
 from .no_norm import NoNorm
 from .pws_conv import PWSConv2d
 from .reparam_conv import ReparamConv2d
+from .sharing import share_filters, shared_filters
 from .standardize import standardize_weight
 from .switchable_norm import SwitchableNorm2d
 from .wn_conv import WNConv2d, normalize_weight
@@ -16,5 +17,7 @@ __all__ = [
     'WNConv2d',
     'bias_conv2d',
     'normalize_weight',
+    'share_filters',
+    'shared_filters',
     'standardize_weight',
 ]

@@ -21,8 +21,8 @@ class PWSConv2d(ReparamConv2d):
     with the filters of :func:`standardize_weight`. beta is the ``bias`` of the
     layer. Apart from its filters it is an ``nn.Conv2d``: the same input
     (N, c_in, H, W) and output (N, c_out, H', W'), attributes and padding modes.
-    The filters are computed from the parameters in every forward pass; nothing
-    is cached, so that parameters may be changed in any way at any time.
+    The filters are computed from the parameters in every forward pass and nothing
+    outlives it, so that parameters may be changed in any way at any time.
 
     The parameters start as in the paper: W He normal (fan_in), alpha 1, beta 0.
     alpha should not be decayed: ``paramwise_cfg=dict(custom_keys={'.alpha':

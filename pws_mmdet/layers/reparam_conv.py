@@ -1,6 +1,8 @@
 import torch
 from torch import Tensor, nn
 
+from .sharing import filters_of
+
 
 class ReparamConv2d(nn.Conv2d):
     """A convolution that computes its filters from its parameters.
@@ -8,7 +10,7 @@ class ReparamConv2d(nn.Conv2d):
     The base of :class:`PWSConv2d` and :class:`WNConv2d`, which say how in
     ``standardized_weight()``: the filters of the equivalent plain convolution,
     gain included, in shape and dtype of ``weight``. Nothing is cached between
-    forward passes.
+    forward passes; see :func:`shared_filters` for several calls in one.
 
     It also keeps their initialization: MMEngine's
     ``init_cfg=dict(layer='Conv2d')`` re-initializes the DIRECT subclasses of
@@ -79,7 +81,8 @@ class ReparamConv2d(nn.Conv2d):
         return None if self.bias is None else self.bias.expand(self.out_channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self._conv_forward(x, self.standardized_weight(), self.expanded_bias())
+        filters = filters_of(self, self.standardized_weight)
+        return self._conv_forward(x, filters, self.expanded_bias())
 
     def extra_options(self) -> str:
         """What the repr says of the subclass's own arguments."""

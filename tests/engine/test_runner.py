@@ -5,7 +5,7 @@ from mmengine.model import BaseModel, BaseModule
 from torch import nn
 from torch.utils.data import Dataset
 
-from pws_mmdet import PWSRunner
+from pws_mmdet import PWSConv2d, PWSRunner
 
 
 class Backbone(BaseModule):
@@ -104,6 +104,16 @@ def test_a_training_says_what_it_is_made_of_and_is_watched(runner):
     hooks = {type(hook).__name__: hook for hook in trainer.hooks}
     assert 'CompositionHook' in hooks and hooks['DivergenceHook'].interval == 7
     assert len(hooks) == len(trainer.hooks)
+
+
+def test_heads_of_several_levels_share_their_filters(runner):
+    class Head(nn.Sequential):
+        forward_single = None
+
+    model = Net()
+    model.head, model.other = Head(PWSConv2d(2, 2, 3)), nn.Sequential()
+    runner(model)
+    assert model.head._forward_pre_hooks and not model.other._forward_pre_hooks
 
 
 def test_an_empty_training_set_is_an_error(runner):

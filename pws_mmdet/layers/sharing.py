@@ -1,0 +1,91 @@
+"""Filters that are computed once where a layer is applied several times."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar, Token
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+
+class _Entry(NamedTuple):
+    parameters: list[Tensor | None]
+    filters: Tensor
+
+
+_Store = dict[tuple[int, bool], _Entry]
+_store: ContextVar[_Store | None] = ContextVar('_store', default=None)
+
+
+@contextmanager
+def shared_filters() -> Iterator[None]:
+    """Let layers that are applied several times compute their filters once.
+
+    Between the applications their parameters may not be changed in place. At the end
+    of the context everything is forgotten, and inside of it another one starts
+    afresh.
+    """
+    token = _store.set({})
+    try:
+        yield
+    finally:
+        _store.reset(token)
+
+
+def filters_of(conv: nn.Conv2d, compute: Callable[[], Tensor]) -> Tensor:
+    """The filters of a layer, computed unless :func:`shared_filters` has them.
+
+    Those of other parameters (functional_call, parametrizations) and those without
+    gradients are told apart. Inside of a region that is computed again in the
+    backward pass (checkpointing), everything is computed, as it will be then.
+    """
+    # the first: a compiler sees that itself, and cannot look into the store
+    if torch.compiler.is_compiling() or (store := _store.get()) is None:
+        return compute()
+    if torch._C._autograd._top_saved_tensors_default_hooks(True) is not None:
+        return compute()
+    # read once, as whoever makes them up makes others each time
+    parameters = [getattr(conv, name) for name in conv._parameters]
+    key = id(conv), torch.is_grad_enabled()
+    entry = store.get(key)
+    if entry is None or any(
+        a is not b for a, b in zip(entry.parameters, parameters, strict=True)
+    ):
+        entry = store[key] = _Entry(parameters, compute())
+    return entry.filters
+
+
+class _Sharing:
+    """The hooks of :func:`share_filters`."""
+
+    def __init__(self) -> None:
+        self.tokens: list[Token] = []  # a module may call itself
+
+    def open(self, module: nn.Module, args: tuple) -> None:
+        if not torch.compiler.is_compiling():
+            self.tokens.append(_store.set({}))
+
+    def close(self, module: nn.Module, args: tuple, output: object) -> None:
+        if not torch.compiler.is_compiling():
+            _store.reset(self.tokens.pop())
+
+
+def share_filters(module: nn.Module) -> nn.Module:
+    """Make every forward pass of a module a context of :func:`shared_filters`.
+
+    For modules that apply a layer several times, such as a head to the maps of all
+    levels. It costs nothing elsewhere, and the outputs and gradients stay the same.
+
+    Args:
+        module: It is changed in place; a second time changes nothing.
+
+    Returns:
+        The module.
+    """
+    hooks = module._forward_pre_hooks.values()
+    if not any(isinstance(getattr(h, '__self__', None), _Sharing) for h in hooks):
+        sharing = _Sharing()
+        module.register_forward_pre_hook(sharing.open)
+        module.register_forward_hook(sharing.close, always_call=True)
+    return module

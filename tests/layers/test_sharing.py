@@ -1,0 +1,221 @@
+import copy
+import pickle
+
+import pytest
+import torch
+from conftest import load_config, run_on_two_processes
+from mmdet.registry import MODELS
+from mmdet.testing import demo_mm_inputs
+from torch import nn
+from torch.func import functional_call
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.checkpoint import checkpoint
+
+from pws_mmdet import PWSConv2d, WNConv2d, share_filters, shared_filters
+from pws_mmdet.layers import pws_conv
+
+
+class Head(nn.Module):
+    """Applies a layer of each kind to maps of several sizes."""
+
+    def __init__(self):
+        super().__init__()
+        self.convs = nn.Sequential(PWSConv2d(3, 4, 3), nn.ReLU(), WNConv2d(4, 3, 1))
+        self.region = lambda function, x: function(x)
+
+    def forward(self, maps):
+        return [self.region(self.convs, x) for x in maps]
+
+
+def maps():
+    return [torch.randn(2, 3, size, size) for size in (8, 6, 4)]
+
+
+@pytest.fixture
+def counted(monkeypatch):
+    """A list that grows by one with every standardization."""
+    calls = []
+
+    def count(*args):
+        calls.append(args)
+        return standardize(*args)
+
+    standardize = pws_conv.standardize_weight
+    monkeypatch.setattr(pws_conv, 'standardize_weight', count)
+    return calls
+
+
+def outputs_and_gradients(head, x):
+    head.zero_grad()
+    y = head(x)
+    torch.cat([out.flatten() for out in y]).square().sum().backward()
+    return [*y, *(p.grad.clone() for p in head.parameters())]
+
+
+def assert_same(made, wanted):
+    for a, b in zip(made, wanted, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+
+
+def test_filters_are_computed_once_in_a_forward_pass(counted):
+    head, x = Head(), maps()
+    wanted = outputs_and_gradients(head, x)
+    assert len(counted) == 3
+    share_filters(share_filters(head))
+    assert_same(outputs_and_gradients(head, x), wanted)
+    assert len(counted) == 4
+    head.convs(x[0])  # not its forward pass
+    head.convs(x[0])
+    assert len(counted) == 6
+
+
+def test_nothing_outlives_the_pass(counted):
+    """Whatever changes the parameters, .data included, the next pass sees it."""
+    head, x = share_filters(Head()), maps()
+    before = head(x)[0]
+    head.convs[0].weight.data.normal_()
+    assert not torch.equal(head(x)[0], before)
+    assert len(counted) == 2
+
+
+def test_gradients_accumulate():
+    head, x = Head(), maps()
+    outputs_and_gradients(head, x)
+    wanted = [2 * p.grad for p in head.parameters()]
+    head.zero_grad()
+    share_filters(head)
+    for _ in range(2):
+        torch.cat([y.flatten() for y in head(x)]).square().sum().backward()
+    assert_same([p.grad for p in head.parameters()], wanted)
+
+
+def test_a_context_of_ones_own(counted):
+    conv, x = PWSConv2d(3, 4, 3), maps()[0]
+    with shared_filters():
+        y = conv(x)
+        assert torch.equal(conv(x), y) and len(counted) == 1
+        with shared_filters():
+            conv(x)
+        assert len(counted) == 2
+        conv(x)
+        assert len(counted) == 2
+    conv(x)
+    assert len(counted) == 3
+
+
+def test_an_exception_closes_it(counted):
+    head, x = share_filters(Head()), maps()
+    with pytest.raises(RuntimeError):
+        head([x[0], torch.ones(1, 7, 9, 9)])
+    head.convs(x[0])
+    head.convs(x[0])
+    assert len(counted) == 3
+
+
+def test_filters_without_gradients_are_others():
+    conv, x = PWSConv2d(3, 4, 3), maps()[0]
+    with shared_filters():
+        with torch.no_grad():
+            conv(x)
+        y = conv(x)
+    y.sum().backward()
+    assert conv.weight.grad is not None and conv.alpha.grad is not None
+
+
+def test_filters_of_other_parameters_are_others():
+    conv, x = PWSConv2d(3, 4, 3), maps()[0]
+    other = {name: torch.randn_like(p) for name, p in conv.named_parameters()}
+    wanted = functional_call(conv, other, x)
+    with shared_filters():
+        plain = conv(x)
+        torch.testing.assert_close(functional_call(conv, other, x), wanted)
+        torch.testing.assert_close(conv(x), plain)
+
+
+@pytest.mark.parametrize('reentrant', [True, False])
+@pytest.mark.parametrize('regions', ['all', 'first', 'rest'])
+def test_regions_that_are_computed_again(reentrant, regions):
+    head, x = Head(), [m.requires_grad_() for m in maps()]
+    wanted = outputs_and_gradients(head, x)
+    count = iter(range(100))
+
+    def region(function, x):
+        i = next(count)
+        if regions == 'all' or (i == 0) == (regions == 'first'):
+            return checkpoint(function, x, use_reentrant=reentrant)
+        return function(x)
+
+    head.region = region
+    assert_same(outputs_and_gradients(share_filters(head), x), wanted)
+
+
+def test_copies():
+    head, x = share_filters(Head()), maps()
+    head.region = None
+    for other in (copy.deepcopy(head), pickle.loads(pickle.dumps(head))):
+        for one in (head, other):
+            one.region = lambda function, x: function(x)
+        other.convs[0].weight.data.normal_()
+        assert not torch.equal(head(x)[0], other(x)[0])
+        head.region = None
+
+
+def test_autocast():
+    head, x = Head(), maps()
+    with torch.autocast('cpu', torch.bfloat16):
+        wanted = outputs_and_gradients(head, x)
+        made = outputs_and_gradients(share_filters(head), x)
+    assert made[0].dtype == torch.bfloat16
+    for a, b in zip(made, wanted, strict=True):
+        torch.testing.assert_close(a, b, rtol=2e-2, atol=2e-2)
+
+
+def test_compiled():
+    head, x = Head(), maps()
+    wanted = outputs_and_gradients(head, x)
+    compiled = torch.compile(share_filters(head), backend='aot_eager')
+    assert_same(outputs_and_gradients(compiled, x), wanted)
+
+
+def worker(rank):
+    torch.manual_seed(0)
+    head, x = Head(), maps()
+    own = [2 * m[rank : rank + 1] for m in x]  # half of the pictures each
+    wrapped = DistributedDataParallel(share_filters(head))
+    y = wrapped(own)
+    torch.cat([out.flatten() for out in y]).sum().backward()
+    mean = [p.grad.clone() for p in head.parameters()]
+    single = Head()
+    single.load_state_dict(head.state_dict())
+    both = [2 * m for m in x]
+    torch.cat([out.flatten() for out in single(both)]).sum().div(2).backward()
+    assert_same(mean, [p.grad for p in single.parameters()])
+
+
+def test_two_processes():
+    run_on_two_processes(worker)
+
+
+def test_retinanet(counted):
+    """A step is the same, and standardizes each of the head's filters once."""
+    cfg = load_config('configs/retinanet_r50_fpn_pws_1x.py').model
+    cfg.backbone.update(depth=18, base_channels=8, init_cfg=None, frozen_stages=-1)
+    cfg.neck.update(in_channels=[8, 16, 32, 64], out_channels=8)
+    cfg.bbox_head.update(in_channels=8, feat_channels=8)
+    model = MODELS.build(cfg)
+    model.init_weights()
+    inputs = demo_mm_inputs(2, [[3, 64, 64]] * 2, num_classes=80)
+    inputs = model.data_preprocessor(inputs, True)
+
+    def step():
+        counted.clear()
+        model.zero_grad()
+        loss, _ = model.parse_losses(model(**inputs, mode='loss'))
+        loss.backward()
+        return len(counted), [p.grad.clone() for p in model.parameters()]
+
+    before, wanted = step()
+    share_filters(model.bbox_head)
+    after, made = step()
+    assert before - after == 8 * 4  # eight convolutions, five levels
+    assert_same(made, wanted)
