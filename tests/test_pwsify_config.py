@@ -1,0 +1,108 @@
+"""Tests of tools/misc/pwsify_config.py."""
+
+import sys
+
+import pytest
+from mmengine.config import Config
+from mmengine.registry import MODELS
+
+from pws_mmdet import PWSConv2d, describe_model
+from pws_mmdet.analysis.composition import NORM
+from pws_mmdet.convert.norm_free_config import changes_of, norm_free_model
+
+FCOS = 'mmdet::fcos/fcos_r50-caffe_fpn_gn-head_1x_coco.py'
+
+
+@pytest.fixture(scope='module')
+def program(load_program):
+    return load_program('tools/misc/pwsify_config.py')
+
+
+def test_a_config_that_inherits(program, tmp_path, capsys):
+    """It says what differs, and what it says makes the norm-free model."""
+    out = tmp_path / 'new/fcos_pws.py'
+    program.pwsify(FCOS, out)
+    assert f'written: {out}, norm-free' in capsys.readouterr().out
+    cfg = Config.fromfile(out)
+    base = Config.fromstring(f'_base_ = {FCOS!r}', '.py')
+    assert cfg.custom_imports.imports == ['pws_mmdet']
+    assert cfg.train_dataloader == base.train_dataloader
+    assert cfg.optim_wrapper.paramwise_cfg.custom_keys == program.ALPHA
+    assert cfg.optim_wrapper.paramwise_cfg.bias_lr_mult == 2  # the base's
+    assert cfg.custom_hooks == program.HOOKS
+    backbone = cfg.model.backbone
+    assert backbone.type == 'PWSResNet' and not backbone.pre_activation
+    assert backbone.frozen_stages == 1 and 'norm_cfg' not in backbone
+    assert backbone.init_cfg.type == 'PWSPretrained'
+    assert backbone.init_cfg.checkpoint == base.model.backbone.init_cfg.checkpoint
+    assert cfg.model.bbox_head.loss_cls == base.model.bbox_head.loss_cls
+    model = MODELS.build(cfg.model)
+    assert isinstance(model.neck.fpn_convs[0].conv, PWSConv2d)
+    assert isinstance(model.bbox_head.cls_convs[0].conv, PWSConv2d)
+    assert not any(layer.kind == NORM for layer in describe_model(model).layers)
+
+
+def test_a_config_file_with_imports_and_hooks_of_its_own(program, tmp_path):
+    base = tmp_path / 'base.py'
+    base.write_text(
+        "_base_ = 'mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py'\n"
+        "custom_imports = dict(imports='mmdet.models')\n"
+        "custom_hooks = [dict(type='NumClassCheckHook')]\n"
+    )
+    out = tmp_path / 'deeper' / 'pws.py'
+    program.pwsify(str(base), str(out))
+    assert "_base_ = '../base.py'" in out.read_text()
+    cfg = Config.fromfile(out)
+    assert cfg.custom_imports.imports == ['mmdet.models', 'pws_mmdet']
+    hooks = [hook.type for hook in cfg.custom_hooks]
+    assert hooks == ['NumClassCheckHook', 'PWSAlphaInitHook']
+
+
+def test_what_stays_is_said(program, tmp_path, capsys):
+    config = 'mmdet::dcn/faster-rcnn_r50-dconv-c3-c5_fpn_1x_coco.py'
+    program.pwsify(config, tmp_path / 'dcn.py')
+    printed = capsys.readouterr().out
+    assert 'backbone (ResNet): its deformable convolutions exclude' in printed
+    assert '53 layers still normalize' in printed
+
+
+def test_parts_in_lists(program, tmp_path):
+    config = 'mmdet::cascade_rcnn/cascade-rcnn_r50_fpn_1x_coco.py'
+    base = Config.fromstring(f'_base_ = {config!r}', '.py').model
+    base.roi_head.bbox_head[1].update(type='Shared4Conv1FCBBoxHead')
+    before = base.to_dict()
+    conv, head = dict(type='PWS'), dict(type='PWS', gamma=1.0)
+    model, kept = norm_free_model(base, conv, head)
+    assert base.to_dict() == before and not kept
+    assert [h.conv_cfg for h in model.roi_head.bbox_head] == 3 * [head]
+    assert model.backbone.conv_cfg == conv
+    assert set(changes_of(base, model)) == {'backbone', 'neck', 'roi_head'}
+    assert changes_of(base, base) == {}
+
+
+def test_bad_input(program, tmp_path, monkeypatch, capsys):
+    out = tmp_path / 'out.py'
+
+    def error(*args):
+        monkeypatch.setattr(sys, 'argv', ['pwsify_config.py', *map(str, args)])
+        with pytest.raises(SystemExit):
+            program.main()
+        return capsys.readouterr().err.split('error: ', 1)[1]
+
+    assert 'must end in .py' in error(FCOS, tmp_path / 'out')
+    assert 'no.py cannot be read' in error(tmp_path / 'no.py', out)
+    existing = tmp_path / 'existing.py'
+    existing.write_text("model = dict(type='Nothing')\n")
+    assert 'exists: move it away' in error(FCOS, existing)
+    assert 'has no norm-free variant: building it failed' in error(existing, out)
+    (tmp_path / 'empty.py').write_text('a = 1\n')
+    assert 'describes no model' in error(tmp_path / 'empty.py', out)
+    swin = 'mmdet::maskformer/maskformer_swin-l-p4-w12_64xb1-ms-300e_coco.py'
+    small = tmp_path / 'swin.py'
+    small.write_text(
+        f'_base_ = {swin!r}\n'
+        "model = dict(_delete_=True, type='SwinTransformer', embed_dims=8, "
+        'depths=(1, 1, 1, 1), num_heads=(1, 1, 1, 1))\n'
+    )
+    assert 'no part of the model takes PWS' in error(small, out)
+    assert not out.exists()

@@ -1,0 +1,99 @@
+"""The detectors of docs/zoo.md: norm-free, they train, and fuse into plain ones."""
+
+import re
+
+import pytest
+import torch
+from conftest import ROOT
+from mmdet.registry import MODELS
+from mmdet.testing import demo_mm_inputs
+from mmengine.config import Config
+from torch import Tensor, nn
+
+from pws_mmdet import PWSConv2d, describe_model, fuse_pws
+from pws_mmdet.analysis.composition import NORM
+from pws_mmdet.convert.norm_free_config import norm_free_model
+
+ROW = re.compile(r'^\| (?P<name>[^|]+?) \| `(?P<config>\S+)` \| (?P<pws>\d+) \| ')
+PAGE = (ROOT / 'docs/zoo.md').read_text().splitlines()
+ROWS = [line.strip('| ').split(' | ') for line in PAGE if ROW.match(line)]
+
+
+def norm_free(config):
+    cfg = Config.fromstring(f'_base_ = "mmdet::{config}"', '.py')
+    conv_cfg = dict(type='PWS', gamma=1e-4)
+    head_conv_cfg = dict(type='PWS', gamma=0.1, relative_gamma=True)
+    model, _ = norm_free_model(cfg.model, conv_cfg, head_conv_cfg)
+    without_downloads(model)
+    if 'batch_augments' in model.data_preprocessor:
+        model.data_preprocessor.batch_augments = None  # they pad to 1024 pixels
+    return MODELS.build(model)
+
+
+def without_downloads(cfg):
+    for value in cfg.values() if isinstance(cfg, dict) else cfg:
+        if isinstance(value, (dict, list, tuple)):
+            without_downloads(value)
+    if isinstance(cfg, dict) and 'checkpoint' in (cfg.get('init_cfg') or {}):
+        cfg['init_cfg'] = None
+
+
+def tensors(value):
+    if isinstance(value, Tensor):
+        return [value]
+    if isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, (list, tuple)):
+        return [tensor for item in value for tensor in tensors(item)]
+    return []
+
+
+def test_the_page_has_its_rows():
+    assert len(ROWS) >= 25
+    assert len({config for _, config, *_ in ROWS}) == len(ROWS)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('row', ROWS, ids=[row[0].replace(' ', '-') for row in ROWS])
+def test_detector(row):
+    _, config, pws, norms, *_ = row
+    model = norm_free(config.strip('`'))
+    model.init_weights()
+    convs = {n: m for n, m in model.named_modules() if isinstance(m, PWSConv2d)}
+    layers = describe_model(model).layers
+    assert len(convs) == int(pws)
+    assert sum(layer.kind == NORM for layer in layers) == int(norms.split()[0])
+
+    inputs = demo_mm_inputs(
+        1,
+        [[3, 320, 320]]  # DDOD convolves maps of a 128th, deformably,
+        num_items=[3],
+        num_classes=4,
+        with_mask=True,
+        with_semantic=True,
+    )
+    inputs = model.data_preprocessor(inputs, True)
+    model.eval()
+    fused = fuse_pws(model)
+    assert not any(isinstance(m, PWSConv2d) for m in fused.modules())
+    with torch.no_grad():
+        made, wanted = (
+            tensors(net.extract_feat(inputs['inputs'])) for net in (fused, model)
+        )
+    assert made and len(made) == len(wanted)
+    for a, b in zip(made, wanted, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4 * b.abs().max().item())
+
+    model.train()
+    loss, _ = model.parse_losses(model(**inputs, mode='loss'))
+    loss.backward()
+    assert loss.isfinite()
+    learned = [m for m in convs.values() if m.weight.requires_grad]
+    reached = [m for m in learned if m.weight.grad is not None]
+    assert len(reached) >= 0.9 * len(learned)  # a branch may see no object
+    for conv in reached:
+        assert conv.weight.grad.isfinite().all()
+        mean = conv.weight.grad.flatten(1).mean(1)
+        scale = conv.weight.grad.abs().max()
+        assert mean.abs().max() <= 1e-4 * scale + 1e-12  # equation (13)
+    assert not any(isinstance(m, nn.SyncBatchNorm) for m in model.modules())

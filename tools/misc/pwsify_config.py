@@ -1,0 +1,115 @@
+"""Write the norm-free variant of a config of MMDetection's.
+
+Every part of the model that takes a conv_cfg gets PWS convolutions and loses its norm
+layers; the rest stays, and is named. OUT inherits from CONFIG and says what differs,
+so that it is trained and tested like any other.
+"""
+
+import argparse
+import copy
+import os
+from pathlib import Path
+
+from mmengine.config import Config
+from mmengine.logging import MMLogger
+from mmengine.registry import MODELS, init_default_scope
+
+from pws_mmdet.analysis import describe_model
+from pws_mmdet.analysis.composition import NORM, PWS
+from pws_mmdet.convert.norm_free_config import changes_of, norm_free_model
+from pws_mmdet.files import write_whole
+
+CONV_CFG = dict(type='PWS', gamma=1e-4)  # the paper's for ResNet
+HEAD_CONV_CFG = dict(type='PWS', gamma=0.1, relative_gamma=True)  # its authors'
+ALPHA = {'.alpha': dict(decay_mult=0.0)}
+HOOKS = [dict(type='PWSAlphaInitHook')]
+
+
+def pwsify(config: str, out: str) -> None:
+    """Write the config, and print what its model is made of.
+
+    Raises:
+        FileExistsError: If OUT exists.
+        ValueError: If the config cannot be read, describes no model, or takes no
+            PWS convolutions, or if the model that comes out cannot be built.
+    """
+    out_path = Path(out).expanduser()
+    if out_path.suffix != '.py':
+        raise ValueError(f'OUT must end in .py, got {out}')
+    if out_path.exists():
+        raise FileExistsError(f'{out} exists: move it away, or choose another name')
+    base = config
+    if '::' not in config:
+        base = os.path.relpath(Path(config).expanduser(), out_path.absolute().parent)
+    try:
+        if '::' in config:
+            cfg = Config.fromstring(f'_base_ = {config!r}', '.py')
+        else:
+            cfg = Config.fromfile(config)
+    except Exception as e:  # a config is Python, and may raise anything
+        raise ValueError(f'{config} cannot be read: {e}') from e
+    if not isinstance(cfg.get('model'), dict):
+        raise ValueError(f'{config} describes no model')
+    init_default_scope(cfg.get('default_scope', 'mmdet'))
+    try:
+        model, kept = norm_free_model(cfg.model, CONV_CFG, HEAD_CONV_CFG)
+        composition = describe_model(MODELS.build(copy.deepcopy(model)))
+    except Exception as e:  # whatever a model raises that does not take them
+        raise ValueError(
+            f'{config} has no norm-free variant: building it failed with '
+            f'{type(e).__name__}: {e}'
+        ) from e
+    if not any(layer.kind == PWS for layer in composition.layers):
+        raise ValueError(
+            f'{config}: no part of the model takes PWS convolutions. '
+            + ' '.join(f'{line}.' for line in kept)
+        )
+    write_whole(out_path, lambda part: part.write_text(describe(cfg, base, model)))
+    print(composition)
+    if kept:
+        print('Not changed:', *kept, sep='\n    ')
+    norms = [layer for layer in composition.layers if layer.kind == NORM]
+    print(
+        f'written: {out}, '
+        + (f'{len(norms)} layers still normalize' if norms else 'norm-free')
+    )
+
+
+def describe(cfg: Config, base: str, model: dict) -> str:
+    """The text of the new config."""
+    imports = cfg.get('custom_imports', {}).get('imports', [])
+    imports = [imports] if isinstance(imports, str) else list(imports)
+    entries = dict(
+        custom_imports=dict(
+            imports=list(dict.fromkeys([*imports, 'pws_mmdet'])),
+            allow_failed_imports=False,
+        ),
+        runner_type='PWSRunner',
+        model=changes_of(cfg.model, model),
+        optim_wrapper=dict(paramwise_cfg=dict(custom_keys=ALPHA)),
+        custom_hooks=[*cfg.get('custom_hooks', []), *HOOKS],
+    )
+    head = (
+        "# The norm-free variant. gamma is the paper's for ResNet in the backbone,\n"
+        "# and that of its authors' code elsewhere.\n"
+        f'_base_ = {base!r}\n\n'
+    )
+    return head + Config(entries).pretty_text
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument('config', help='path, or mmdet::FOLDER/NAME.py')
+    parser.add_argument('out', help='the config to write, such as configs/x_pws.py')
+    args = parser.parse_args()
+    MMLogger.get_instance('pwsify_config', log_level='ERROR')
+    try:
+        pwsify(args.config, args.out)
+    except (OSError, ValueError) as error:
+        parser.error(str(error))
+
+
+if __name__ == '__main__':
+    main()
