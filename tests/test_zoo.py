@@ -1,6 +1,7 @@
 """The detectors of docs/zoo.md: norm-free, they train, and fuse into plain ones."""
 
 import re
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -8,9 +9,10 @@ from conftest import ROOT
 from mmdet.registry import MODELS
 from mmdet.testing import demo_mm_inputs
 from mmengine.config import Config
-from torch import Tensor, nn
+from mmengine.optim import OptimWrapper
+from torch import Tensor
 
-from pws_mmdet import PWSConv2d, describe_model, fuse_pws
+from pws_mmdet import PWSAlphaInitHook, PWSConv2d, describe_model, fuse_pws
 from pws_mmdet.analysis.composition import NORM
 from pws_mmdet.convert.norm_free_config import norm_free_model
 
@@ -64,15 +66,18 @@ def test_detector(row):
     assert len(convs) == int(pws)
     assert sum(layer.kind == NORM for layer in layers) == int(norms.split()[0])
 
-    inputs = demo_mm_inputs(
+    batch = demo_mm_inputs(
         1,
-        [[3, 320, 320]]  # DDOD convolves maps of a 128th, deformably,
+        [[3, 320, 320]],  # DDOD convolves maps of a 128th, deformably
         num_items=[3],
         num_classes=4,
         with_mask=True,
         with_semantic=True,
     )
-    inputs = model.data_preprocessor(inputs, True)
+    optim_wrapper = OptimWrapper(torch.optim.SGD(model.parameters(), lr=1e-2))
+    runner = SimpleNamespace(model=model, optim_wrapper=optim_wrapper, iter=0)
+    PWSAlphaInitHook().before_train_iter(runner, 0, batch)
+    inputs = model.data_preprocessor(batch, True)
     model.eval()
     fused = fuse_pws(model)
     assert not any(isinstance(m, PWSConv2d) for m in fused.modules())
@@ -96,4 +101,3 @@ def test_detector(row):
         mean = conv.weight.grad.flatten(1).mean(1)
         scale = conv.weight.grad.abs().max()
         assert mean.abs().max() <= 1e-4 * scale + 1e-12  # equation (13)
-    assert not any(isinstance(m, nn.SyncBatchNorm) for m in model.modules())
