@@ -9,7 +9,9 @@ Three ways, from quick to thorough:
                          its schedule: a few hundred will do
 
 The last two take the least gamma with which no watched step would have moved a
-filter by more than --largest-step of its norm.
+filter by more than --largest-step of its norm. They show what a training does to
+its filters; where they were compared with a sweep (docs/results/gamma.md), the quick
+way chose better.
 """
 
 import argparse
