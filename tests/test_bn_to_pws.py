@@ -52,10 +52,7 @@ def test_a_detector(program, ssd, digits, tmp_path, capsys):
     model, path = ssd
     out = tmp_path / 'new/pws.pth'
     program.convert(
-        *(PWS_SSD, path, out, digits / 'train2017'),
-        num_images=4,
-        polish=3,
-        cfg_options=CHANNEL,
+        PWS_SSD, path, out, digits / 'train2017', num_images=4, cfg_options=CHANNEL
     )
     made = torch.load(out, weights_only=True)
     assert made['meta']['dataset_meta'] == dict(classes=['digit'] * 10)
@@ -157,7 +154,6 @@ def test_bad_input(program, ssd, digits, tmp_path, monkeypatch, capsys):
     calibrate = ['--calibrate', digits / 'train2017', '--num-images']
     assert '--num-images is 0' in error(PWS_SSD, path, out, *calibrate, 0)
     assert '--max-scale must' in error(PWS_SSD, path, out, '--max-scale', 0.5)
-    assert '--polish must be 0, or' in error(PWS_SSD, path, out, '--polish', 5)
     (tmp_path / 'bad').mkdir()
     (tmp_path / 'bad/picture.png').write_bytes(b'no picture')
     assert 'picture.png cannot be read' in error(

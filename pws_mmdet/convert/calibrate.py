@@ -20,7 +20,6 @@ from .equalize import (
     least_used_direction,
     scale_channels,
 )
-from .polish import Stop, polish
 
 
 @dataclass
@@ -372,6 +371,10 @@ def fit_filters(
     return *both.solve(prior, best), math.sqrt(errors[best])
 
 
+class _Stop(Exception):
+    """Ends a forward pass as soon as a layer has been seen."""
+
+
 def watch(
     model: nn.Module, batch: Any, forward: Callable, name: str, calls: int, inputs: bool
 ) -> list[Tensor]:
@@ -381,7 +384,7 @@ def watch(
     def look(*args: Any) -> None:
         seen.append(args[1][0] if inputs else args[2])
         if len(seen) == calls:
-            raise Stop
+            raise _Stop
 
     layer = model.get_submodule(name)
     register = (
@@ -390,7 +393,7 @@ def watch(
     hook = register(look)
     try:
         forward(model, batch)
-    except Stop:
+    except _Stop:
         pass
     finally:
         hook.remove()
@@ -596,7 +599,6 @@ def center_network(
     max_scale: float = MAX_SCALE,
     max_positions: int = 2**15,
     unaligned: Sequence[str] = (),
-    polish_steps: int = 0,
     seed: int = 0,
     progress: bool = True,
 ) -> tuple[dict[str, Filters], list[ConvertedLayer]]:
@@ -651,28 +653,4 @@ def center_network(
             conv = converted.get_submodule(name)
             conv.weight.copy_(filters[name][0])
             conv.bias.copy_(filters[name][1])
-    if polish_steps and calls:
-        changes = polish(
-            converted.requires_grad_(False),
-            model,
-            [layer.name for layer in report if layer.method == 'fitted'],
-            [
-                name
-                for name, module in model.named_modules()
-                if isinstance(module, (nn.Conv2d, nn.Linear))
-                and not any(re.search(pattern, name) for pattern in unaligned)
-            ],
-            batches,
-            forward=forward,
-            steps=polish_steps,
-            seed=seed,
-            progress=progress,
-        )
-        for name, (factor, offset) in changes.items():
-            weight, bias = filters[name]
-            factor = factor.to(weight)
-            filters[name] = (
-                weight * factor.view(-1, 1, 1, 1),
-                bias * factor + offset.to(bias),
-            )
     return filters, report

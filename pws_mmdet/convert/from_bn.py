@@ -189,7 +189,6 @@ def convert_to_pws(
     max_scale: float = MAX_SCALE,
     max_positions: int = 2**15,
     unaligned: Sequence[str] = UNALIGNED,
-    polish_steps: int = 0,
     seed: int = 0,
     progress: bool = True,
 ) -> tuple[nn.Module, list[ConvertedLayer]]:
@@ -224,10 +223,7 @@ def convert_to_pws(
         unaligned: Regular expressions for the names of layers whose inputs in the
             two networks do not correspond, as in heads that see proposals: the best
             zero-mean filters for the inputs that they get are taken.
-        polish_steps: Steps, one batch each, in which alpha and beta of all fitted
-            layers are then trained together, towards the outputs of the original
-            network: see :func:`pws_mmdet.convert.polish.polish`.
-        seed: Of the choice of positions, and of the order of the batches.
+        seed: Of the choice of positions.
         progress: Show a progress bar.
 
     Returns:
@@ -237,8 +233,7 @@ def convert_to_pws(
 
     Raises:
         ValueError: If there is nothing to convert, a weight is not finite,
-            ``max_scale`` is below 1, the pictures are none, or reach no layer, or
-            there are steps to polish without them.
+            ``max_scale`` is below 1, or the pictures are none, or reach no layer.
 
     Source: no paper's; the network is approximated layer by layer.
     """
@@ -249,11 +244,6 @@ def convert_to_pws(
             raise ValueError(f'The weight {name} has values that are not finite')
     if not max_scale >= 1:
         raise ValueError(f'max_scale must be 1 or more, got {max_scale}')
-    if polish_steps < 0 or (polish_steps and calibration_batches is None):
-        raise ValueError(
-            'polish_steps must be 0, or positive with calibration pictures, got '
-            f'{polish_steps}'
-        )
     if calibration_batches is not None:
         calibration_batches = list(calibration_batches)
         if not calibration_batches:
@@ -275,7 +265,6 @@ def convert_to_pws(
         max_scale=max_scale,
         max_positions=max_positions,
         unaligned=unaligned,
-        polish_steps=polish_steps,
         seed=seed,
         progress=progress,
     )

@@ -65,7 +65,7 @@ def load_bn_weights(
             as torchvision, MMDetection and mmpretrain name it.
         batches: Calibration pictures; None converts without data.
         **options: As of :func:`convert_to_pws`: ``forward``, ``max_scale``,
-            ``max_positions``, ``unaligned``, ``polish_steps``, ``seed``, ``progress``.
+            ``max_positions``, ``unaligned``, ``seed``, ``progress``.
 
     Returns:
         What became of each PWS convolution, and the keys that found no use.

@@ -107,7 +107,6 @@ def convert(
     batch_size: int = 4,
     seed: int = 0,
     max_scale: float = MAX_SCALE,
-    polish: int = 0,
     device: str = 'cpu',
     cfg_options: dict | None = None,
 ) -> None:
@@ -127,8 +126,6 @@ def convert(
     cfg = Config.fromfile(config)
     if not max_scale >= 1:
         raise ValueError(f'--max-scale must be 1 or more, got {max_scale}')
-    if polish < 0 or (polish and not calibrate):
-        raise ValueError(f'--polish must be 0, or more with --calibrate, got {polish}')
     if cfg_options:
         cfg.merge_from_dict(cfg_options)
     init_default_scope(cfg.get('default_scope', 'mmdet'))
@@ -150,7 +147,6 @@ def convert(
     batches = None
     options: dict[str, Any] = dict(seed=seed, max_scale=max_scale)
     if paths:
-        options['polish_steps'] = polish
         batches = load_pictures(cfg, paths, batch_size)
         if target is not model:
             preprocess = model.data_preprocessor
@@ -219,14 +215,6 @@ def main() -> None:
         metavar='S',
         help='bound of the scales of channels: 10 loses less where no training '
         f'follows (default: {MAX_SCALE:g})',
-    )
-    parser.add_argument(
-        '--polish',
-        type=int,
-        default=0,
-        metavar='STEPS',
-        help='then train alpha and beta of all layers together, towards the outputs '
-        'of the original network, for so many batches',
     )
     parser.add_argument('--device', default='cpu', help='such as cuda')
     parser.add_argument('--cfg-options', nargs='+', action=DictAction, metavar='K=V')
