@@ -77,13 +77,14 @@ def test_gradients_of_detectors(name, tmp_path, stock_classes):
     model, inputs = build(name)
     one = gradients(model, model, inputs, range(4))
     assert all(grad is not None for grad in one.values())
+    largest = max(grad.abs().max().item() for grad in one.values())
     for key, grad in one.items():
         scale = grad.abs().max().item()
         torch.testing.assert_close(
             two[key],
             grad,
             rtol=1e-3,
-            atol=1e-4 * scale + 1e-7,
+            atol=1e-4 * scale + 1e-6 * largest,  # sums that cancel
             msg=lambda m, k=key: k + m,
         )
 
