@@ -132,7 +132,7 @@ def test_a_training_killed_at_random_moments(start, tmp_path):
     whole = train(tmp_path / 'whole')
     killed, moments = 0, random.Random(0)
     work_dir = tmp_path / 'killed'
-    for _ in range(10):
+    while killed < 10:
         ready = start.event()
         process = start(train, work_dir, ready=ready, wait=False)
         ready.wait()
@@ -144,7 +144,6 @@ def test_a_training_killed_at_random_moments(start, tmp_path):
             assert weights(path).isfinite().all()
         if work_dir.exists() and list(work_dir.glob(f'epoch_{EPOCHS}.pth')):
             shutil.rmtree(work_dir)  # it got to its end: begin again
-    assert killed >= 5
     assert torch.equal(train(work_dir), whole)
 
 
