@@ -54,7 +54,8 @@ class _RemoveLater:
 
     def finish(self) -> None:
         for path, inode in self.doomed:
-            if os.path.isfile(path) and os.stat(path).st_ino == inode:  # or it is the new one by now
+            # or it is the new one by now
+            if os.path.isfile(path) and os.stat(path).st_ino == inode:
                 self.backend.remove(path)
 
 
