@@ -1,4 +1,4 @@
-"""Files that are there as a whole or not at all."""
+"""Files that are there as a whole or not at all, and tables in pages."""
 
 import os
 from collections.abc import Callable
@@ -29,3 +29,30 @@ def write_whole(path: str | Path, write: Callable[[Path], Any]) -> None:
         os.fsync(folder)  # the new name
     finally:
         os.close(folder)
+
+
+def put_in_page(path: Path, name: str, markdown: str) -> None:
+    """Write a table to a page, or in the place of the one that the page has.
+
+    Args:
+        path: The page; one that exists marks the place by the comments
+            ``<!-- name -->`` and ``<!-- /name -->``.
+        name: Of the table.
+        markdown: The table.
+
+    Raises:
+        ValueError: If the page exists and has no such place.
+    """
+    begin, end = f'<!-- {name} -->\n', f'<!-- /{name} -->\n'
+    before, after = '', ''
+    if path.exists():
+        page = path.read_text(encoding='utf-8')
+        before, found, rest = page.partition(begin)
+        _, found_end, after = rest.partition(end)
+        if not found or not found_end:
+            raise ValueError(
+                f'{path} exists and has no place for the table: put the lines '
+                f'{begin.strip()} and {end.strip()} into it, or name a new file'
+            )
+    page = f'{before}{begin}{markdown}{end}{after}'
+    write_whole(path, lambda part: part.write_text(page, encoding='utf-8'))

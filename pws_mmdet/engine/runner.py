@@ -12,11 +12,17 @@ from torch import nn
 
 from ..compat import INSTALL_PRETRAIN, DamagedCheckpointError
 from ..files import write_whole
-from ..layers import share_filters
+from ..layers import share_filters_of_heads
 from ..layers.reparam_conv import ReparamConv2d
 from .checkpoint_hook import WholeCheckpointHook, find_checkpoints
 from .composition_hook import CompositionHook
-from .data_check import check_data, check_pictures
+from .data_check import (
+    check_classes,
+    check_data,
+    check_pictures,
+    check_truth,
+    checked_annotations,
+)
 from .divergence_hook import DivergenceHook
 from .fuse_hook import FusePWSHook
 from .utils import unwrap_model
@@ -31,7 +37,8 @@ class PWSRunner(Runner):
     * Missing pretrained weights stop a training before any data is read. A
       resumed training and a test do without them.
     * Missing files and folders of the data stop a training or a test before
-      anything is read, missing pictures before the first step.
+      anything is read, broken annotations and missing pictures before the first
+      step.
     * A training set without a single picture is an error.
     * A test runs on plain convolutions: see :class:`FusePWSHook`.
     * A training says at its start what the model is made of, and stops when it
@@ -50,9 +57,7 @@ class PWSRunner(Runner):
 
     def __init__(self, *args, **kwargs) -> None:
         super().__init__(*args, **kwargs)
-        for module in unwrap_model(self.model).modules():
-            if hasattr(module, 'forward_single'):  # heads that see several maps
-                share_filters(module)
+        share_filters_of_heads(unwrap_model(self.model))
 
     def setup_env(self, env_cfg: dict) -> None:
         if self.distributed and not is_distributed() and get_device() == 'cpu':
@@ -147,7 +152,8 @@ class PWSRunner(Runner):
         loader = self._train_dataloader
         dataset = loader['dataset'] if isinstance(loader, dict) else {}
         try:
-            loop = super().build_train_loop(loop)
+            with checked_annotations():
+                loop = super().build_train_loop(loop)
             is_empty = len(loop.dataloader.dataset) == 0
         except ValueError as e:
             # how MMEngine fails to pack the records of an empty data set
@@ -162,17 +168,22 @@ class PWSRunner(Runner):
                 'and of the classes that metainfo names '
                 f'({dataset.get("metainfo", {}).get("classes")})?'
             )
+        check_classes(loop.dataloader.dataset)
         check_pictures(loop.dataloader.dataset)
         return loop
 
     def build_val_loop(self, loop: BaseLoop | dict) -> BaseLoop:
-        loop = super().build_val_loop(loop)
-        check_pictures(loop.dataloader.dataset)
-        return loop
+        with checked_annotations():
+            return self._checked(super().build_val_loop(loop))
 
     def build_test_loop(self, loop: BaseLoop | dict) -> BaseLoop:
-        loop = super().build_test_loop(loop)
+        with checked_annotations():
+            return self._checked(super().build_test_loop(loop))
+
+    def _checked(self, loop: BaseLoop) -> BaseLoop:
+        check_classes(loop.dataloader.dataset)
         check_pictures(loop.dataloader.dataset)
+        check_truth(loop.evaluator)
         return loop
 
     def register_hook(self, hook: Hook | dict, *args, **kwargs) -> None:

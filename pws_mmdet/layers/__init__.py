@@ -3,7 +3,7 @@ from .instance_norm import AnySizeInstanceNorm2d
 from .no_norm import NoNorm
 from .pws_conv import PWSConv2d
 from .reparam_conv import ReparamConv2d
-from .sharing import share_filters, shared_filters
+from .sharing import share_filters, share_filters_of_heads, shared_filters
 from .standardize import standardize_weight
 from .switchable_norm import SwitchableNorm2d
 from .wn_conv import WNConv2d, normalize_weight
@@ -18,6 +18,7 @@ __all__ = [
     'bias_conv2d',
     'normalize_weight',
     'share_filters',
+    'share_filters_of_heads',
     'shared_filters',
     'standardize_weight',
 ]

@@ -45,8 +45,8 @@ def filters_of(conv: nn.Conv2d, compute: Callable[[], Tensor]) -> Tensor:
         return compute()
     if torch._C._autograd._top_saved_tensors_default_hooks(True) is not None:
         return compute()
-    # read once, as whoever makes them up makes others each time
-    parameters = [getattr(conv, name) for name in conv._parameters]
+    # those of parametrizations, which are modules of the layer, too
+    parameters = [p for m in conv.modules() for p in m._parameters.values()]
     key = id(conv), torch.is_grad_enabled()
     entry = store.get(key)
     if entry is None or any(
@@ -89,3 +89,14 @@ def share_filters(module: nn.Module) -> nn.Module:
         module.register_forward_pre_hook(sharing.open)
         module.register_forward_hook(sharing.close, always_call=True)
     return module
+
+
+def share_filters_of_heads(model: nn.Module) -> None:
+    """:func:`share_filters` for each head that sees the maps of several levels.
+
+    They are known by ``forward_single``, MMDetection's name for what such a head
+    does to one map.
+    """
+    for module in model.modules():
+        if hasattr(module, 'forward_single'):
+            share_filters(module)

@@ -14,6 +14,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from pws_mmdet import tables
+from pws_mmdet.files import put_in_page
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -146,33 +147,6 @@ def to_markdown(table: tables.Table, rows: list[list[str]], notes: list[str]) ->
     return '\n'.join([*lines, '', *(f'* {note}' for note in notes)]) + '\n'
 
 
-def put(path: Path, name: str, markdown: str) -> None:
-    """Write a table to a page, or in the place of the one that the page has.
-
-    Args:
-        path: The page; one that exists marks the place by the comments
-            ``<!-- name -->`` and ``<!-- /name -->``.
-        name: Of the table.
-        markdown: The table.
-
-    Raises:
-        ValueError: If the page exists and has no such place.
-    """
-    begin, end = f'<!-- {name} -->\n', f'<!-- /{name} -->\n'
-    before, after = '', ''
-    if path.exists():
-        page = path.read_text(encoding='utf-8')
-        before, found, rest = page.partition(begin)
-        _, found_end, after = rest.partition(end)
-        if not found or not found_end:
-            raise ValueError(
-                f'{path} exists and has no place for the table: put the lines '
-                f'{begin.strip()} and {end.strip()} into it, or name a new file'
-            )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(f'{before}{begin}{markdown}{end}{after}', encoding='utf-8')
-
-
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -211,7 +185,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     if args.markdown:
         try:
-            put(args.markdown, f'{table.name}-{table.scale}', markdown)
+            put_in_page(args.markdown, f'{table.name}-{table.scale}', markdown)
         except ValueError as e:
             print(f'make_table.py: {e}', file=sys.stderr)
             return 2

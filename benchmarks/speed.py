@@ -1,0 +1,619 @@
+"""Compare PWS with plain convolutions, norm layers and other convolutions that
+normalize their weights: speed and memory of training steps and of inference.
+
+The kinds take their steps in turn (A B C A B C ...), on random pictures. A training
+step is forward, backward and SGD with momentum, at a learning rate of 0; of a detector
+also preprocessing, assignment and losses, with random objects. Inference is a forward
+pass in inference mode, of a detector without post-processing. All networks start at
+random and train whole, with norm layers in training mode; those of one part differ in
+nothing but convolutions and norm layers.
+
+  time        seconds of a step over those of plain convolutions (with biases): median
+              over the rounds
+  ms          of the median step
+  memory      peak of the tensors of a training step, weights and momenta included,
+              over that of plain convolutions; MiB beside it
+  + weights   what the peak exceeds that of plain convolutions by, over the bytes of
+              the weights
+
+The part "floor" measures the standardization of all filters of a network alone, over
+a copy of the same weights: what has to be read and written once.
+
+    python benchmarks/speed.py --out speed.json
+    python benchmarks/speed.py --read speed.json --markdown docs/benchmarks.md
+"""
+
+import argparse
+import copy
+import json
+import math
+import shlex
+import statistics
+import sys
+from collections.abc import Callable, Iterator
+from itertools import product
+from pathlib import Path
+from time import perf_counter
+from typing import Any, NamedTuple
+
+import torch
+from mmcv.cnn import ConvModule
+from mmengine.config import Config
+from mmengine.logging import MMLogger
+from mmengine.registry import MODELS
+from mmengine.runner import set_random_seed
+from torch import Tensor, nn
+
+import pws_mmdet
+from pws_mmdet.analysis.composition import find_dicts
+from pws_mmdet.analysis.speed import (
+    Contender,
+    Detector,
+    check_device,
+    describe_machine,
+    take_turns,
+)
+from pws_mmdet.files import put_in_page, write_whole
+from pws_mmdet.layers import ReparamConv2d
+
+ROOT = Path(__file__).resolve().parents[1]
+MIB = 2**20
+MIN_ROUNDS = 5
+NO_NORM = dict(type='NoNorm')
+MODES = ['training', 'inference']
+
+
+def with_bias(name: str, conv: type[nn.Conv2d]) -> dict:
+    """Register a convolution that has its bias also where blocks pass none."""
+
+    def make(*args, bias: bool = True, **kwargs) -> nn.Conv2d:
+        return conv(*args, **kwargs)
+
+    MODELS.register_module(name=name, module=make, force=True)
+    return dict(type=name)
+
+
+class Kind(NamedTuple):
+    """A way to build a network.
+
+    Args:
+        conv_cfg: Its convolutions.
+        norm_cfg: Its norm layers.
+        predictors: conv_cfg of the predictors of SSD.
+        fuse: PWS convolutions become plain ones; at inference only.
+        share: Heads of several levels compute their filters once.
+    """
+
+    conv_cfg: dict
+    norm_cfg: dict = NO_NORM
+    predictors: dict | None = None
+    fuse: bool = False
+    share: bool = True
+
+
+def make_kinds() -> dict[str, Kind]:
+    plain = dict(type='BiasConv2d')
+    pws = dict(type='PWS', gamma=1e-3)
+    kinds = {
+        'plain': Kind(plain),
+        'PWS': Kind(pws, predictors=pws),
+        'PWS, not shared': Kind(pws, predictors=pws, share=False),
+        'PWS, fused': Kind(pws, predictors=pws, fuse=True),
+        'BN': Kind(dict(type='Conv2d'), dict(type='BN')),
+        'GN': Kind(dict(type='Conv2d'), dict(type='GN', num_groups=32)),
+        'IN': Kind(dict(type='Conv2d'), dict(type='AnySizeIN')),
+        'SN': Kind(dict(type='Conv2d'), dict(type='SN')),
+        'WN': Kind(dict(type='WN')),
+        'ConvWS': Kind(with_bias('BiasConvWS', MODELS.get('ConvWS'))),
+    }
+    try:
+        from timm.layers import ScaledStdConv2d
+    except (ImportError, RuntimeError):  # a torchvision for another torch
+        pass
+    else:
+        kinds['ScaledStdConv2d'] = Kind(with_bias('BiasScaledStd', ScaledStdConv2d))
+    return kinds
+
+
+class Network(Contender):
+    """Layers or a backbone, with SGD.
+
+    Args:
+        name: Kind of the network.
+        make: Makes it.
+        input_shape: Of its input (N, C, H, W).
+        inference: Measure forward passes only.
+        fuse: Make PWS convolutions plain.
+        input_grad: The input has a gradient, as inside of a network.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        make: Callable[[], nn.Module],
+        input_shape: tuple[int, int, int, int],
+        inference: bool,
+        fuse: bool,
+        input_grad: bool,
+    ) -> None:
+        super().__init__(name, input_shape[0], input_shape[2:])
+        self.make = make
+        self.input_shape = input_shape
+        self.inference = inference
+        self.fuse = fuse
+        self.input_grad = input_grad
+
+    def build(
+        self,
+        device: torch.device,
+        num_boxes: int,
+        amp: bool,
+        seed: int,
+        memory_format: torch.memory_format,
+    ) -> None:
+        set_random_seed(seed)
+        self.device = device
+        self.amp = amp
+        self.model = self.make()
+        if self.fuse:
+            pws_mmdet.fuse_pws(self.model, inplace=True)
+        self.model.to(device, memory_format=memory_format).train(not self.inference)
+        x = torch.rand(self.input_shape).to(device, memory_format=memory_format)
+        self.x = x.requires_grad_(self.input_grad and not self.inference)
+        if not self.inference:
+            parameters = self.model.parameters()
+            self.optimizer = torch.optim.SGD(parameters, lr=0.0, momentum=0.9)
+
+    def forward(self) -> list[Tensor]:
+        with torch.autocast(self.device.type, torch.float16, enabled=self.amp):
+            outs = self.model(self.x)
+        return [outs] if isinstance(outs, Tensor) else list(outs)
+
+    def run(self) -> float:
+        if self.inference:
+            with torch.inference_mode():
+                self.forward()
+            return 0.0
+        outs = self.forward()
+        torch.autograd.backward(outs, [torch.ones_like(out) for out in outs])
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.x.grad = None
+        return 0.0
+
+
+class Part:
+    """A network that all kinds are compared in."""
+
+    kinds: tuple[str, ...] | None = None  # None: those that the part can tell apart
+
+    def make(
+        self, name: str, kind: Kind, batch_size: int, size: int, inference: bool
+    ) -> Contender:
+        raise NotImplementedError
+
+
+class LayerPart(Part):
+    """A convolution with its norm layer and ReLU, as in the middle of a network."""
+
+    def __init__(self, channels: int, kernel_size: int, stride: int) -> None:
+        self.channels = channels
+        self.kernel_size = kernel_size
+        self.stride = stride  # of its map
+
+    def make(self, name, kind, batch_size, size, inference):
+        def make():
+            return ConvModule(
+                self.channels,
+                self.channels,
+                self.kernel_size,
+                padding=self.kernel_size // 2,
+                conv_cfg=kind.conv_cfg,
+                norm_cfg=kind.norm_cfg,
+            )
+
+        side = size // self.stride
+        shape = (batch_size, self.channels, side, side)
+        return Network(name, make, shape, inference, kind.fuse, input_grad=True)
+
+
+class BackbonePart(Part):
+    """A backbone; the stem's norm is that of all the others."""
+
+    def __init__(self, **cfg) -> None:
+        self.cfg = cfg
+
+    def make(self, name, kind, batch_size, size, inference):
+        def make():
+            cfg = dict(self.cfg, conv_cfg=kind.conv_cfg, norm_cfg=kind.norm_cfg)
+            model = MODELS.build(cfg)
+            model.init_weights()
+            return model
+
+        shape = (batch_size, 3, size, size)
+        return Network(name, make, shape, inference, kind.fuse, input_grad=False)
+
+
+class DetectorPart(Part):
+    """A shipped config's detector, all of it trained.
+
+    Args:
+        config: Path of the config, which names PWS wherever it can.
+        kinds: The kinds to compare; None for all.
+    """
+
+    def __init__(self, config: str, kinds: tuple[str, ...] | None = None) -> None:
+        self.config = config
+        self.kinds = kinds
+
+    def make(self, name, kind, batch_size, size, inference):
+        cfg = Config.fromfile(ROOT / self.config)
+        for part in find_dicts(cfg.model):
+            if 'conv_cfg' not in part:
+                continue
+            predicts = part.get('type') == 'PWSSSDHead'
+            part.conv_cfg = copy.deepcopy(
+                kind.predictors if predicts else kind.conv_cfg
+            )
+            if not predicts:
+                part.norm_cfg = copy.deepcopy(kind.norm_cfg)
+        backbone = cfg.model.backbone
+        if 'stem_norm_cfg' in backbone:
+            backbone.update(stem_norm_cfg=None, frozen_stages=-1, norm_eval=False)
+        return Detector(
+            name, cfg, batch_size, (size, size), inference, kind.fuse, kind.share
+        )
+
+
+PARTS: dict[str, Part] = {
+    'conv 3x3, 64 channels, H/4': LayerPart(64, 3, 4),
+    'conv 3x3, 512 channels, H/16': LayerPart(512, 3, 16),
+    'conv 1x1, 1024 channels, H/16': LayerPart(1024, 1, 16),
+    'ResNet-50': BackbonePart(
+        type='PWSResNet', depth=50, stem_norm_cfg=None, norm_eval=False
+    ),
+    'VGG-16-SSD320': DetectorPart('configs/ssd320_vgg16_pws_1x.py'),
+    'Mask R-CNN R-50-FPN': DetectorPart('configs/mask_rcnn_r50_fpn_pws_1x.py'),
+    'RetinaNet R-50-FPN': DetectorPart(
+        'configs/retinanet_r50_fpn_pws_1x.py',
+        kinds=('plain', 'PWS', 'PWS, not shared', 'PWS, fused'),
+    ),
+}
+FLOORS = ('ResNet-50', 'VGG-16-SSD320')
+
+
+def count_rounds(warmup: int, seconds: float) -> Iterator[int]:
+    """Yield the numbers of rounds, until the time is over and they are enough."""
+    end = math.inf
+    i = 0
+    while i < warmup + MIN_ROUNDS or perf_counter() < end:
+        if i == warmup:
+            end = perf_counter() + seconds
+        yield i
+        i += 1
+
+
+def compare(
+    part: str,
+    contenders: list[Contender],
+    inference: bool,
+    warmup: int,
+    seconds: float,
+    *args,
+) -> list[dict[str, Any]]:
+    """Let contenders take their steps; return a row for each.
+
+    Args:
+        part: Its name.
+        contenders: All with the same batch; ratios are to the first.
+        inference: They take no training steps.
+        warmup: Number of rounds that do not count.
+        seconds: How long to measure; at least MIN_ROUNDS rounds.
+        *args: As of ``build``.
+    """
+    for contender in contenders:
+        contender.attempt(contender.build, *args)
+    for _ in take_turns(contenders, count_rounds(warmup, seconds), warmup):
+        pass
+    first = contenders[0]
+    rows = []
+    for contender in contenders:
+        if not inference:
+            contender.peak_memory = contender.attempt(contender.measure_memory)
+        row = dict(
+            part=part,
+            kind=contender.name,
+            inference=inference,
+            batch_size=contender.batch_size,
+            image_size=contender.image_size[0],
+            error=contender.error,
+        )
+        if contender.error is None:
+            row.update(
+                rounds=len(contender.seconds),
+                ms=1e3 * statistics.median(contender.seconds),
+                peak_mib=contender.peak_memory and contender.peak_memory / MIB,
+                weights_mib=sum(p.nbytes for p in contender.model.parameters()) / MIB,
+            )
+            if first.error is None:
+                row['time'] = 1 / contender.ratio(first)
+        rows.append(row)
+    return rows
+
+
+def measure_floor(part: str, device: torch.device, seconds: float) -> dict[str, Any]:
+    """Standardize all filters of a network, and copy them, in turn.
+
+    Returns:
+        Bytes of the filters, seconds of both, and the median of their ratios.
+    """
+    contender = PARTS[part].make('', make_kinds()['PWS'], 1, 320, True)
+    contender.fuse = False
+    contender.build(device, 1, False, 0, torch.contiguous_format)
+    convs = [m for m in contender.model.modules() if isinstance(m, ReparamConv2d)]
+
+    def standardize() -> list[Tensor]:
+        return [conv.standardized_weight() for conv in convs]
+
+    def duplicate() -> list[Tensor]:
+        return [torch.empty_like(conv.weight).copy_(conv.weight) for conv in convs]
+
+    def clock(function: Callable) -> float:
+        if device.type == 'cuda':
+            torch.cuda.synchronize(device)
+        start = perf_counter()
+        function()
+        if device.type == 'cuda':
+            torch.cuda.synchronize(device)
+        return perf_counter() - start
+
+    times = []
+    with torch.inference_mode():
+        for i in count_rounds(3, seconds):
+            pair = clock(standardize), clock(duplicate)
+            if i >= 3:
+                times.append(pair)
+    own, floor = map(statistics.median, zip(*times, strict=True))
+    weights = sum(conv.weight.nbytes for conv in convs)
+    return dict(
+        part=part,
+        layers=len(convs),
+        weights_mib=weights / MIB,
+        rounds=len(times),
+        ms=1e3 * own,
+        copy_ms=1e3 * floor,
+        copy_gb_per_second=2 * weights / floor / 1e9,  # read and written
+        time=statistics.median(a / b for a, b in times),
+    )
+
+
+def to_markdown(report: dict[str, Any]) -> str:
+    """The tables of one run, and what it was."""
+    blocks = []
+    rows = report['results']
+    for part, inference in dict.fromkeys((r['part'], r['inference']) for r in rows):
+        chosen = [r for r in rows if r['part'] == part and r['inference'] == inference]
+        what = 'inference' if inference else 'training step'
+        blocks.append(
+            f'**{part}, {what}: time over that of plain convolutions**\n\n'
+            + format_cells(chosen, 'time', 'ms')
+        )
+        if not inference:
+            blocks.append(
+                f'**{part}, {what}: peak memory over that of plain convolutions** '
+                '(in parentheses what it is above, in sizes of the weights)\n\n'
+                + format_cells(chosen, 'memory', 'MiB')
+            )
+    if report['floors']:
+        lines = ['| | layers | MiB | standardize, ms | copy, ms | copy, GB/s | ratio |']
+        lines += ['|---|---|---|---|---|---|---|']
+        lines += [
+            f'| {f["part"]} | {f["layers"]} | {f["weights_mib"]:.1f} '
+            f'| {f["ms"]:.2f} | {f["copy_ms"]:.2f} | {f["copy_gb_per_second"]:.1f} '
+            f'| {f["time"]:.2f} |'
+            for f in report['floors']
+        ]
+        blocks.append(
+            '**Standardizing all filters once, over copying them once**\n\n'
+            + '\n'.join(lines)
+            + '\n'
+        )
+    hardware = report['gpu'] or f'{report["cpu"]}, {report["threads"]} threads'
+    versions = ', '.join(f'{k} {v}' for k, v in report['versions'].items())
+    switches = [name for name in ('amp', 'channels_last') if report[name]]
+    notes = [
+        f'`{report["command"]}`',
+        f'{", ".join([hardware, *switches])}; seed {report["seed"]}; '
+        f'{report["date"][:10]}; {min(r.get("rounds", 0) for r in rows)} rounds or '
+        'more.',
+        f'Versions: {versions}.',
+    ]
+    blocks.append('\n'.join(f'* {note}' for note in notes) + '\n')
+    return '\n'.join(blocks)
+
+
+def format_cells(rows: list[dict[str, Any]], what: str, unit: str) -> str:
+    """A table of kinds by batches and sizes."""
+    columns = list(dict.fromkeys((r['batch_size'], r['image_size']) for r in rows))
+    cells = {(r['kind'], r['batch_size'], r['image_size']): r for r in rows}
+    kinds = list(dict.fromkeys(r['kind'] for r in rows))
+    head = ' | '.join(f'{batch} x {size}²' for batch, size in columns)
+    lines = [f'| | {head} |', '|---' * (len(columns) + 1) + '|']
+    for kind in kinds:
+        texts = []
+        for column in columns:
+            first, row = cells[(kinds[0], *column)], cells[(kind, *column)]
+            if row['error']:
+                texts.append(row['error'])
+            elif kind == kinds[0]:
+                texts.append(
+                    f'{row["ms" if what == "time" else "peak_mib"]:.0f} {unit}'
+                )
+            elif first['error']:
+                texts.append('')
+            elif what == 'time':
+                texts.append(f'{row["time"]:.3f}')
+            else:
+                above = row['peak_mib'] - first['peak_mib']
+                texts.append(
+                    f'{row["peak_mib"] / first["peak_mib"]:.3f} '
+                    f'({above / first["weights_mib"]:+.1f})'
+                )
+        lines.append(f'| {kind} | {" | ".join(texts)} |')
+    return '\n'.join(lines) + '\n'
+
+
+def choose(names: list[str] | None, known: list[str], option: str) -> list[str]:
+    """Those that are named, in the order of those that are known; None for all.
+
+    Raises:
+        ValueError: If one is unknown.
+    """
+    unknown = [name for name in names or [] if name not in known]
+    if unknown:
+        raise ValueError(f'{option} has no {unknown[0]!r}; there are: {known}')
+    return [name for name in known if names is None or name in names]
+
+
+def positive(number: Callable[[str], Any]) -> Callable[[str], Any]:
+    def read(text: str) -> Any:
+        value = number(text)
+        if not 0 < value < math.inf:
+            raise ValueError
+        return value
+
+    read.__name__ = f'positive {number.__name__}'
+    return read
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    whole = positive(int)
+    parser.add_argument('--parts', nargs='*', help='networks (default: all)')
+    parser.add_argument('--kinds', nargs='+', help='besides plain (default: all)')
+    parser.add_argument(
+        '--floors', nargs='*', help=f'networks to standardize alone; of {FLOORS}'
+    )
+    parser.add_argument('--batch-sizes', nargs='+', type=whole, default=[1, 2, 8])
+    parser.add_argument('--image-sizes', nargs='+', type=whole, default=[320])
+    parser.add_argument(
+        '--modes', nargs='+', choices=MODES, default=MODES, help='(default: both)'
+    )
+    parser.add_argument(
+        '--seconds',
+        type=positive(float),
+        default=30.0,
+        help='how long to measure each part, batch and size, with at least '
+        f'{MIN_ROUNDS} rounds (default: 30)',
+    )
+    parser.add_argument('--warmup', type=whole, default=2, help='rounds (default: 2)')
+    parser.add_argument('--threads', type=whole, help="(default: PyTorch's)")
+    parser.add_argument(
+        '--device', default='cuda' if torch.cuda.is_available() else 'cpu'
+    )
+    parser.add_argument('--amp', action='store_true', help='mixed precision; GPU only')
+    parser.add_argument('--channels-last', action='store_true')
+    parser.add_argument('--seed', type=int, default=0)
+    parser.add_argument('--out', type=Path, help='JSON file to write')
+    parser.add_argument(
+        '--read', type=Path, help='tables of a JSON file, and no measurement'
+    )
+    parser.add_argument(
+        '--markdown',
+        type=Path,
+        help='new page, or one with a place marked by the name of the JSON file; else '
+        'tables are printed',
+    )
+    return parser
+
+
+def measure(args: argparse.Namespace, device: torch.device) -> dict[str, Any]:
+    kinds = make_kinds()
+    wanted = choose(args.kinds, list(kinds), '--kinds')
+    wanted = list(dict.fromkeys(['plain', *wanted]))
+    parts = choose(args.parts, list(PARTS), '--parts')
+    floors = choose(args.floors, list(FLOORS), '--floors')
+    report = dict(
+        command=shlex.join(['python', *sys.argv]),
+        **describe_machine(device),
+        amp=args.amp,
+        channels_last=args.channels_last,
+        seed=args.seed,
+        warmup=args.warmup,
+        seconds=args.seconds,
+        results=[],
+        floors=[],
+    )
+    memory_format = (
+        torch.channels_last if args.channels_last else torch.contiguous_format
+    )
+    for name in parts:
+        part = PARTS[name]
+        for mode, size, batch in product(
+            args.modes, args.image_sizes, args.batch_sizes
+        ):
+            inference = mode == 'inference'
+            contenders = [
+                part.make(kind, kinds[kind], batch, size, inference)
+                for kind in wanted
+                if kind in (part.kinds or wanted)
+                and (inference or not kinds[kind].fuse)
+                and (kinds[kind].share or part.kinds)
+            ]
+            rows = compare(
+                name,
+                contenders,
+                inference,
+                args.warmup,
+                args.seconds,
+                device,
+                7,  # objects in a picture, as in COCO
+                args.amp,
+                args.seed,
+                memory_format,
+            )
+            report['results'] += rows
+            times = ', '.join(
+                f'{r["kind"]} {r.get("time", math.nan):.3f}' for r in rows
+            )
+            print(f'{name}, {mode}, {batch} x {size}: {times}', file=sys.stderr)
+            save(report, args.out)
+    for name in floors:
+        report['floors'].append(measure_floor(name, device, args.seconds))
+    save(report, args.out)
+    return report
+
+
+def save(report: dict[str, Any], path: Path | None) -> None:
+    if path is not None:
+        text = json.dumps(report, indent=1, allow_nan=False) + '\n'
+        write_whole(path, lambda part: part.write_text(text, encoding='utf-8'))
+
+
+def main() -> None:
+    parser = make_parser()
+    args = parser.parse_args()
+    MMLogger.get_instance('speed', log_level='WARNING')
+    try:
+        if args.read:
+            report = json.loads(args.read.read_text(encoding='utf-8'))
+            name = args.read.stem
+        else:
+            device = check_device(args.device, args.amp)
+            if args.threads is not None:
+                torch.set_num_threads(args.threads)
+            report = measure(args, device)
+            name = args.out.stem if args.out else 'speed'
+        tables = to_markdown(report)
+        if args.markdown:
+            put_in_page(args.markdown, name, tables)
+        else:
+            print(tables, end='')
+    except (ValueError, OSError) as e:
+        parser.error(str(e))
+
+
+if __name__ == '__main__':
+    main()
