@@ -51,15 +51,21 @@ def to_conv2d(conv: ReparamConv2d) -> nn.Conv2d:
         if one of W and alpha does, its bias if beta does. Forward hooks are not
         taken over.
     """
+    for hook in conv._forward_pre_hooks.values():
+        if hasattr(hook, 'apply_mask') or hasattr(hook, 'compute_weight'):
+            # torch.nn.utils.prune and weight_norm: until then, what they make of the
+            # parameters is that of the last forward pass
+            hook(conv, ())
     # on the meta device no random numbers are drawn
     plain = conv_like(conv, bias=conv.bias is not None, device='meta')
-    of_filters = [p for name, p in conv.named_parameters() if name != 'bias']
+    # bias_orig, where it is pruned
+    trained = [name for name, p in conv.named_parameters() if p.requires_grad]
     plain.weight = nn.Parameter(
-        conv.standardized_weight(), any(p.requires_grad for p in of_filters)
+        conv.standardized_weight(), any('bias' not in name for name in trained)
     )
     if conv.bias is not None:
         bias = conv.expanded_bias().clone()
-        plain.bias = nn.Parameter(bias, conv.bias.requires_grad)
+        plain.bias = nn.Parameter(bias, any('bias' in name for name in trained))
     return plain.train(conv.training)
 
 
@@ -80,15 +86,16 @@ def fuse_pws(model: Network, inplace: bool = False) -> Network | nn.Conv2d:
     """
     while is_model_wrapper(model):
         model = model.module
+    plain = {
+        id(module): to_conv2d(module)
+        for module in model.modules()
+        if isinstance(module, ReparamConv2d)
+    }
+    if id(model) in plain:
+        return plain[id(model)]
     if not inplace:
-        model = copy.deepcopy(model)
-    plain: dict[ReparamConv2d, nn.Conv2d] = {}
-    if isinstance(model, ReparamConv2d):
-        return to_conv2d(model)
+        return copy.deepcopy(model, memo=plain)
     for module in list(model.modules()):
         for name, child in module._modules.items():
-            if isinstance(child, ReparamConv2d):
-                if child not in plain:
-                    plain[child] = to_conv2d(child)
-                module._modules[name] = plain[child]
+            module._modules[name] = plain.get(id(child), child)
     return model

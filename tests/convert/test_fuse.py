@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from conftest import load_config
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -14,8 +15,9 @@ from mmengine.model import ExponentialMovingAverage, MMDistributedDataParallel
 from mmengine.structures import InstanceData
 from test_configs import CONFIGS, build, halve, num_classes
 from torch import nn
+from torch.nn.utils import parametrizations, parametrize, prune
 
-from pws_mmdet import PWSConv2d, fuse_pws
+from pws_mmdet import PWSConv2d, fuse_pws, standardize_weight
 from pws_mmdet.convert import to_conv2d
 from pws_mmdet.layers import ReparamConv2d, WNConv2d, bias_conv2d
 
@@ -178,6 +180,38 @@ def test_a_fused_network_can_be_trained():
     fused = fuse_pws(net().train())
     fused(torch.randn(2, 3, 9, 9)).sum().backward()
     assert all(p.grad is not None for p in fused.parameters())
+
+
+@pytest.mark.parametrize(
+    'reparametrize',
+    [
+        parametrizations.weight_norm,
+        lambda conv: parametrize.register_parametrization(conv, 'alpha', nn.Softplus()),
+        lambda conv: prune.random_unstructured(conv, 'weight', 0.5),
+        lambda conv: prune.random_unstructured(conv, 'bias', 0.5),
+        nn.utils.weight_norm,
+    ],
+    ids=['weight_norm', 'softplus', 'pruned weight', 'pruned bias', 'old weight_norm'],
+)
+@pytest.mark.parametrize('inplace', [True, False])
+@pytest.mark.filterwarnings('ignore::FutureWarning')
+def test_parameters_that_are_made_from_others(reparametrize, inplace):
+    """PWS standardizes what is made of them now, not in the last forward pass."""
+    model = nn.Sequential(PWSConv2d(3, 4, 3))
+    conv = reparametrize(model[0]) or model[0]
+    x = torch.randn(2, 3, 9, 9)
+    before = model(x)
+    for name, p in model.named_parameters():
+        nn.init.normal_(p)
+        p.requires_grad_('bias' not in name)
+    fused = fuse_pws(model, inplace)
+    assert type(fused[0]) is nn.Conv2d
+    assert fused[0].weight.requires_grad and not fused[0].bias.requires_grad
+    y = conv(x)
+    plain = standardize_weight(conv.weight, conv.alpha, conv.gamma)
+    torch.testing.assert_close(y, F.conv2d(x, plain, conv.bias))
+    torch.testing.assert_close(fused(x), y)
+    assert not torch.allclose(y, before)
 
 
 @pytest.mark.parametrize('mode', [True, False])
