@@ -9,6 +9,7 @@ from mmdet.testing import demo_mm_inputs
 from torch import nn
 from torch.func import functional_call
 from torch.nn.parallel import DistributedDataParallel
+from torch.nn.utils.parametrizations import spectral_norm, weight_norm
 from torch.utils.checkpoint import checkpoint
 
 from pws_mmdet import PWSConv2d, WNConv2d, share_filters, shared_filters
@@ -122,9 +123,16 @@ def test_filters_without_gradients_are_others():
     assert conv.weight.grad is not None and conv.alpha.grad is not None
 
 
-def test_filters_of_other_parameters_are_others():
-    conv, x = PWSConv2d(3, 4, 3), maps()[0]
-    other = {name: torch.randn_like(p) for name, p in conv.named_parameters()}
+@pytest.mark.parametrize('reparametrize', [None, weight_norm, spectral_norm])
+def test_filters_of_other_parameters_are_others(reparametrize):
+    conv, x = PWSConv2d(3, 4, 3).eval(), maps()[0]
+    if reparametrize:
+        reparametrize(conv)
+    other = {
+        name: torch.randn_like(p)
+        for name, p in conv.named_parameters()
+        if 'weight' in name
+    }
     wanted = functional_call(conv, other, x)
     with shared_filters():
         plain = conv(x)
