@@ -1,16 +1,22 @@
 """Checks of the data sets of a config, before work is lost."""
 
+import contextlib
 import inspect
+import math
 import os
 import os.path as osp
 import re
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import mmdet
+import mmdet.evaluation.metrics.coco_metric as coco_metric
 from mmdet.datasets import BaseDetDataset, CocoDataset, XMLDataset
+from mmdet.datasets.api_wrappers import COCO
 from mmdet.registry import DATASETS
+from mmengine.evaluator import Evaluator
 from mmengine.fileio import list_from_file
 from mmengine.utils import is_abs
 from torch.utils.data import Dataset
@@ -94,7 +100,7 @@ def check_data(cfg: Mapping) -> None:
 
 
 def check_pictures(dataset: Dataset) -> None:
-    """Look for the pictures that a data set of MMDetection names.
+    """Look for the pictures that a data set of MMDetection names, and for masks.
 
     Args:
         dataset: It is built; wrappers are looked into. Other data sets, what
@@ -103,15 +109,25 @@ def check_pictures(dataset: Dataset) -> None:
 
     Raises:
         FileNotFoundError: If pictures are missing. It says how many, and which.
+        ValueError: If an object has no mask, and the pipeline loads masks.
     """
     names = defaultdict(set)
     for base in _base_datasets(dataset):
         transforms = getattr(base.pipeline, 'transforms', ())
-        if any(getattr(part, 'backend_args', None) for part in (base, *transforms)):
-            continue
+        with_mask = any(getattr(part, 'with_mask', False) for part in transforms)
+        is_remote = any(
+            getattr(part, 'backend_args', None) for part in (base, *transforms)
+        )
         for i in range(len(base)):
-            path = base.get_data_info(i).get('img_path')
-            if isinstance(path, str) and '://' not in path:
+            record = base.get_data_info(i)
+            path = record.get('img_path')
+            instances = record.get('instances', ()) if with_mask else ()
+            if not all('mask' in instance for instance in instances):
+                raise ValueError(
+                    f'{base.ann_file}: an object of {path} has no segmentation, and '
+                    'the pipeline loads masks (with_mask=True)'
+                )
+            if isinstance(path, str) and '://' not in path and not is_remote:
                 folder, name = osp.split(path)
                 names[folder].add(name)
     missing = [text for folder in names if (text := _lacking(folder, names[folder]))]
@@ -121,6 +137,168 @@ def check_pictures(dataset: Dataset) -> None:
             + '\n    '.join(missing)
             + f'\n{_ways_to_get(missing)}'
         )
+
+
+def check_classes(dataset: Dataset) -> None:
+    """Look for the classes of a data set among the categories of its file.
+
+    MMDetection would leave out those that are not there, and give their labels to
+    the classes that follow.
+
+    Args:
+        dataset: As of :func:`check_pictures`.
+
+    Raises:
+        ValueError: If there are others than the file has.
+    """
+    for base in _base_datasets(dataset):
+        classes = base.metainfo.get('classes') or ()
+        if isinstance(base, CocoDataset) and len(base.cat_ids) != len(classes):
+            raise ValueError(
+                f'{base.ann_file} has categories for {len(base.cat_ids)} of the '
+                f'{len(classes)} classes of the data set, {_some(classes)}: name '
+                'those of the file in metainfo, as in '
+                "metainfo=dict(classes=('cat', 'dog'))"
+            )
+
+
+def check_truth(evaluator: Evaluator) -> None:
+    """Look for what COCO's metrics need of each annotation.
+
+    Raises:
+        ValueError: If an annotation lacks it. They would fail after an epoch.
+    """
+    for metric in evaluator.metrics:
+        truth = getattr(metric, '_coco_api', None)
+        if not isinstance(truth, CheckedCOCO):
+            continue
+        needed = ['iscrowd', *(['segmentation'] if 'segm' in metric.metrics else [])]
+        for annotation in truth.dataset.get('annotations', ()):
+            for key in needed:
+                if annotation.get(key) is None:
+                    raise ValueError(
+                        f'{truth.path}: the annotation {annotation["id"]!r} has no '
+                        f'{key!r}, which {type(metric).__name__} needs'
+                    )
+
+
+class CheckedCOCO(COCO):
+    """COCO's own reader, with errors that say which file is wrong, and what of it.
+
+    Raises:
+        ValueError: If the file is not in the form of COCO (see :func:`check_coco`).
+    """
+
+    def __init__(self, annotation_file: str | None = None) -> None:
+        self.path = annotation_file
+        try:
+            super().__init__(annotation_file)
+        except (AssertionError, ValueError) as e:  # no JSON, or not UTF-8
+            raise ValueError(
+                f'{annotation_file} cannot be used as annotations in the form of '
+                f'COCO: {e}'
+            ) from None
+
+    def createIndex(self) -> None:
+        check_coco(self.dataset)
+        super().createIndex()
+
+
+@contextlib.contextmanager
+def checked_annotations() -> Iterator[None]:
+    """Data sets and metrics that are built meanwhile check the files they read."""
+    places = ((CocoDataset, 'COCOAPI'), (coco_metric, 'COCO'))
+    stock = [getattr(*place) for place in places]
+    try:
+        for place in places:
+            setattr(*place, CheckedCOCO)
+        yield
+    finally:
+        for place, value in zip(places, stock, strict=True):
+            setattr(*place, value)
+
+
+def check_coco(content: Mapping[str, Any]) -> None:
+    """Check annotations in the form of COCO.
+
+    ``annotations`` may be missing, as in COCO's lists of test pictures, and a box may
+    have no area, as some of COCO's.
+
+    Raises:
+        ValueError: If anything is missing, given twice, or of another kind than
+            MMDetection takes. It names the first of it.
+    """
+    for key in ('images', 'categories', 'annotations'):
+        entries = content.get(key, [] if key == 'annotations' else None)
+        if not isinstance(entries, list) or not all(
+            isinstance(entry, dict) for entry in entries
+        ):
+            raise ValueError(f'{key!r} is missing, or no list of objects')
+    images = _by_id(content['images'], 'image')
+    categories = _by_id(content['categories'], 'category')
+    for i, image in images.items():
+        if not isinstance(image.get('file_name'), str):
+            raise ValueError(f"the image {i!r} has no 'file_name'")
+        for key in ('width', 'height'):
+            value = image.get(key)
+            if not (isinstance(value, (int, float)) and 0 < value < math.inf):
+                raise ValueError(
+                    f'the {key} of the image {i!r} must be a positive number, not '
+                    f'{value!r}'
+                )
+    for i, category in categories.items():
+        if not isinstance(category.get('name'), str):
+            raise ValueError(f"the category {i!r} has no 'name'")
+    annotations = _by_id(content.get('annotations', []), 'annotation')
+    for i, annotation in annotations.items():
+        for key, known in (('image_id', images), ('category_id', categories)):
+            value = annotation.get(key)
+            if isinstance(value, (list, dict)) or value not in known:
+                raise ValueError(
+                    f'the annotation {i!r} has the {key} {value!r}, which is not there'
+                )
+        box = annotation.get('bbox')
+        if not _is_box(box):
+            raise ValueError(
+                f'the bbox of the annotation {i!r} must be [x, y, width, height], '
+                f'not {box!r}'
+            )
+        area = annotation.get('area')
+        if not (isinstance(area, (int, float)) and 0 <= area < math.inf):
+            raise ValueError(
+                f'the area of the annotation {i!r} must be a number, not {area!r}; a '
+                "box's is width * height"
+            )
+        if not isinstance(annotation.get('segmentation') or [], (list, dict)):
+            raise ValueError(
+                f'the segmentation of the annotation {i!r} must be a list of '
+                'polygons, or RLE'
+            )
+
+
+def _by_id(entries: Sequence[dict], kind: str) -> dict[Any, dict]:
+    by_id = {}
+    for i, entry in enumerate(entries):
+        key = entry.get('id')
+        if not isinstance(key, (int, str)):
+            raise ValueError(f'number {i} of the {kind} entries has no id')
+        if key in by_id:
+            raise ValueError(f'the {kind} id {key!r} is given twice')
+        by_id[key] = entry
+    return by_id
+
+
+def _is_box(box: Any) -> bool:
+    return (
+        isinstance(box, list)
+        and len(box) == 4
+        and all(isinstance(v, (int, float)) and math.isfinite(v) for v in box)
+        and box[2] >= 0 <= box[3]
+    )
+
+
+def _some(names: Sequence[str]) -> str:
+    return ', '.join(map(str, names[:3])) + ', ...' * (len(names) > 3)
 
 
 def _missing_of_dataset(cfg: Mapping | None, option: str) -> Iterator[tuple[str, str]]:
@@ -191,10 +369,9 @@ def _lacking(folder: str, names: set[str]) -> str | None:
     lacking = sorted(names.difference(there))
     if not lacking:
         return None
-    etc = ', ...' if len(lacking) > 3 else ''
     return (
         f'{osp.join(folder, "")}: {len(lacking)} of {len(names)} files, '
-        f'{", ".join(lacking[:3])}{etc}'
+        f'{_some(lacking)}'
     )
 
 

@@ -1,7 +1,9 @@
 import copy
 import functools
 import json
+import math
 import os
+import re
 import shutil
 import xml.etree.ElementTree as ET
 from pathlib import Path
@@ -10,11 +12,19 @@ import cv2
 import numpy as np
 import pytest
 from conftest import ROOT
+from mmdet.datasets import CocoDataset
+from mmdet.evaluation.metrics import coco_metric
 from mmdet.registry import DATASETS
 from mmengine.config import Config
 
 from pws_mmdet import PWSRunner
-from pws_mmdet.engine.data_check import DOWNLOAD, check_data, check_pictures
+from pws_mmdet.engine.data_check import (
+    DOWNLOAD,
+    CheckedCOCO,
+    check_data,
+    check_pictures,
+    checked_annotations,
+)
 
 VOC_SPLITS = {
     'VOC2007': dict(trainval=['000001', '000002', '000003'], test=['000004', '000005']),
@@ -262,6 +272,126 @@ def test_training_stops_before_the_first_step(drawn):
     message = message_of(runner.train)
     assert f'data/digits/val2017/: 1 of 6 files, {name}\n' in message
     assert runner.iter == 0
+
+
+def without(entry, key):
+    del entry[key]
+
+
+# What is done to the file, and what the error says of it
+BROKEN = [
+    (lambda c: c.pop('images'), "'images' is missing"),
+    (lambda c: c.pop('categories'), "'categories' is missing"),
+    (lambda c: c.update(images={}), "'images' is missing, or no list"),
+    (lambda c: c.update(annotations=[[1]]), "'annotations' is missing, or no list of"),
+    (lambda c: without(c['images'][1], 'id'), 'number 1 of the image entries has no'),
+    (lambda c: c['images'][1].update(id=1), 'the image id 1 is given twice'),
+    (lambda c: without(c['images'][1], 'file_name'), "the image 2 has no 'file_name'"),
+    (lambda c: without(c['images'][1], 'width'), 'the width of the image 2 .* None'),
+    (lambda c: c['images'][1].update(height='9'), "the height of the image 2 .* '9'"),
+    (lambda c: without(c['categories'][0], 'name'), "the category 1 has no 'name'"),
+    (lambda c: c['categories'][1].update(id=1), 'the category id 1 is given twice'),
+    (lambda c: c['annotations'][1].update(id=1), 'the annotation id 1 is given twice'),
+    (lambda c: c['annotations'][1].update(image_id=99), 'annotation 2 .* image_id 99'),
+    (lambda c: without(c['annotations'][1], 'image_id'), 'image_id None'),
+    (lambda c: c['annotations'][1].update(category_id=[1]), r'category_id \[1\]'),
+    (lambda c: without(c['annotations'][1], 'category_id'), 'category_id None'),
+    (lambda c: without(c['annotations'][1], 'bbox'), 'bbox .* annotation 2 .* None'),
+    (lambda c: c['annotations'][1].update(bbox=[1, 2, 3]), r'bbox .* \[1, 2, 3\]'),
+    (lambda c: c['annotations'][1].update(bbox=[9, 9, -5, 5]), 'width, height.*-5'),
+    (lambda c: c['annotations'][1].update(bbox=[9, math.nan, 5, 5]), 'bbox .* nan'),
+    (lambda c: c['annotations'][1].update(bbox=[9, '9', 5, 5]), "bbox .* '9'"),
+    (lambda c: without(c['annotations'][1], 'area'), 'the area of the annotation 2'),
+    (lambda c: c['annotations'][1].update(segmentation='x'), 'the segmentation of the'),
+]
+
+
+@pytest.mark.parametrize('spoil, message', BROKEN)
+def test_broken_annotations(coco, spoil, message):
+    path = coco / 'annotations/instances_train2017.json'
+    content = json.loads(path.read_text())
+    spoil(content)
+    path.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=f'{re.escape(str(path))} cannot.*{message}'):
+        CheckedCOCO(str(path))
+
+
+@pytest.mark.parametrize(
+    'content', [b'', b'{"images": [', b'[]', b'\xff\xd8\xff\xe0', '{}'.encode('utf-16')]
+)
+def test_no_annotations_at_all(tmp_path, content):
+    path = tmp_path / 'train.json'
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r'train\.json cannot be used as annotations'):
+        CheckedCOCO(str(path))
+
+
+def test_annotations_as_the_real_ones_pass(coco):
+    """COCO has boxes without an area, and lists of test pictures without any."""
+    path = coco / 'annotations/instances_train2017.json'
+    content = json.loads(path.read_text())
+    content['annotations'][0].update(bbox=[0, 0, 10.5, 0], area=0, iscrowd=1)
+    content['annotations'][1].update(segmentation=dict(counts=[], size=[1, 1]))
+    path.write_text(json.dumps(content))
+    assert CheckedCOCO(str(path)).dataset == content
+    del content['annotations']
+    path.write_text(json.dumps(content))
+    assert len(CheckedCOCO(str(path)).imgs) == 12
+
+
+MASK_CONFIG = 'mini/mask_rcnn_r18_fpn_pws_digits'
+
+
+@pytest.mark.parametrize(
+    'config, split, spoil, message',
+    [
+        (DIGITS_CONFIG, 'train', lambda a: a.update(bbox=[1, 2]), 'bbox'),
+        (DIGITS_CONFIG, 'val', lambda a: a.update(image_id=99), 'image_id 99'),
+        (MASK_CONFIG, 'train', lambda a: without(a, 'segmentation'), 'no segmentation'),
+        (DIGITS_CONFIG, 'val', lambda a: without(a, 'iscrowd'), "no 'iscrowd'"),
+    ],
+)
+def test_training_stops_at_broken_annotations(drawn, config, split, spoil, message):
+    """Before the first step; MMEngine validates after the first epoch only."""
+    path = drawn / f'annotations/instances_{split}2017.json'
+    content = json.loads(path.read_text())
+    spoil(content['annotations'][0])
+    path.write_text(json.dumps(content))
+    runner = runner_of(load(config), drawn)
+    runner.model.train_step = None
+    with pytest.raises(ValueError, match=rf'instances_{split}2017\.json.*{message}'):
+        runner.train()
+
+
+def test_masks_to_evaluate_with(drawn):
+    path = drawn / 'annotations/instances_val2017.json'
+    content = json.loads(path.read_text())
+    del content['annotations'][0]['segmentation']
+    path.write_text(json.dumps(content))
+    cfg = load(MASK_CONFIG)
+    for part in cfg.val_dataloader.dataset.pipeline:
+        part.pop('with_mask', None)
+    with pytest.raises(ValueError, match="annotation 1 has no 'segmentation'.*Coco"):
+        runner_of(cfg, drawn).train()
+
+
+@pytest.mark.parametrize('split', ['train', 'val'])
+def test_a_class_that_the_file_does_not_have(drawn, split):
+    """MMDetection would give its label to the next class."""
+    cfg = load(DIGITS_CONFIG)
+    dataset = cfg[f'{split}_dataloader'].dataset
+    dataset.metainfo = dict(classes=('cat', *cfg.metainfo['classes'][1:]))
+    runner = runner_of(cfg, drawn)
+    runner.model.train_step = None
+    with pytest.raises(ValueError, match='categories for 9 of the 10 classes .*, cat,'):
+        runner.train()
+
+
+def test_other_programs_read_annotations_as_before(coco):
+    stock = CocoDataset.COCOAPI, coco_metric.COCO
+    with checked_annotations():
+        assert CocoDataset.COCOAPI is coco_metric.COCO is CheckedCOCO
+    assert (CocoDataset.COCOAPI, coco_metric.COCO) == stock != (CheckedCOCO,) * 2
 
 
 def test_testing_needs_the_test_set_alone(voc):
