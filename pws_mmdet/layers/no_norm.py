@@ -2,6 +2,8 @@ import torch
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
+from ..arguments import check_flags, check_integers
+
 
 @MODELS.register_module(force=True)
 class NoNorm(nn.Module):
@@ -15,12 +17,17 @@ class NoNorm(nn.Module):
         num_features: Channels of the input (N, num_features, ...).
         bias: Add a learned bias of shape (num_features,), which starts at 0.
         eps: Accepted and ignored: MMCV passes it to every norm layer.
+
+    Raises:
+        ValueError: If an argument is no such number or flag.
     """
 
     _abbr_ = 'no_norm'  # MMCV's prefix of the attribute: no_norm1, no_norm2, ...
 
     def __init__(self, num_features: int, bias: bool = False, eps: float = 0.0) -> None:
         super().__init__()
+        check_integers(1, num_features=num_features)
+        check_flags(bias=bias)
         self.num_features = num_features
         if bias:
             self.bias = nn.Parameter(torch.zeros(num_features))

@@ -4,6 +4,7 @@ import weakref
 from mmengine.registry import MODELS
 from torch import Tensor, fx, nn
 
+from ..arguments import check_flags, check_names
 from .reparam_conv import ReparamConv2d
 from .standardize import standardize_weight
 
@@ -46,9 +47,10 @@ class PWSConv2d(ReparamConv2d):
         beta: False drops the bias.
 
     Raises:
+        TypeError: If there is no argument of a name.
         ValueError: If gamma is not a positive finite number, a filter has a
-            single weight, the alpha mode is unknown, or the channels are not
-            divisible by ``groups``.
+            single weight, the alpha mode is unknown, or it is no convolution (see
+            :class:`ReparamConv2d`).
 
     Source: equation (12); "Parameter gamma"; Tables 1 and 2.
     """
@@ -65,6 +67,8 @@ class PWSConv2d(ReparamConv2d):
         alpha: str = 'channel',
         **kwargs,
     ) -> None:
+        check_names(type(self), kwargs)
+        check_flags(relative_gamma=relative_gamma, scale=scale)
         if alpha not in ALPHA_MODES:
             raise ValueError(f'alpha must be one of {ALPHA_MODES}, got {alpha!r}')
         if isinstance(gamma, bool) or not isinstance(gamma, (int, float)):

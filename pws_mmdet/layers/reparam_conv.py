@@ -1,7 +1,10 @@
 import torch
 from torch import Tensor, nn
 
+from ..arguments import check_flags, check_integers
 from .sharing import filters_of
+
+DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 
 class ReparamConv2d(nn.Conv2d):
@@ -25,7 +28,9 @@ class ReparamConv2d(nn.Conv2d):
         beta: False drops the bias.
 
     Raises:
-        ValueError: If the channels are not divisible by ``groups``.
+        TypeError: If there is no argument of a name.
+        ValueError: If no convolution has such sizes or such a dtype, or the channels
+            are not divisible by ``groups``.
     """
 
     def __init__(
@@ -44,6 +49,16 @@ class ReparamConv2d(nn.Conv2d):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
+        # nn.Conv2d finds most of it in its first forward pass
+        check_integers(1, in_channels=in_channels, out_channels=out_channels)
+        check_integers(0, groups=groups)
+        sizes = dict(kernel_size=kernel_size, stride=stride, dilation=dilation)
+        check_integers(1, pairs=True, **sizes)
+        if not isinstance(padding, str):
+            check_integers(0, pairs=True, padding=padding)
+        check_flags(beta=beta)
+        if dtype not in (None, *DTYPES):
+            raise ValueError(f'dtype must be one of {DTYPES}, got {dtype!r}')
         if groups < 1 or in_channels % groups or out_channels % groups:
             raise ValueError(
                 'in_channels and out_channels must be divisible by groups, got '

@@ -1,6 +1,10 @@
+import math
+
 import torch
 from mmengine.registry import MODELS
 from torch import Tensor, nn
+
+from ..arguments import check_integers
 
 
 @MODELS.register_module(name=['SN', 'SwitchableNorm2d'], force=True)
@@ -33,7 +37,8 @@ class SwitchableNorm2d(nn.Module):
         momentum: Share of the new batch in the running averages.
 
     Raises:
-        ValueError: If an input does not have the shape (N, num_features, H, W).
+        ValueError: If an argument is no such number, or an input does not have the
+            shape (N, num_features, H, W).
 
     Source: Luo et al. 2019; Tables 1, 2 and 4.
     """
@@ -44,6 +49,11 @@ class SwitchableNorm2d(nn.Module):
         self, num_features: int, eps: float = 1e-5, momentum: float = 0.1
     ) -> None:
         super().__init__()
+        check_integers(1, num_features=num_features)
+        if not (isinstance(eps, (int, float)) and 0 <= eps < math.inf):
+            raise ValueError(f'eps must be finite and not negative, got {eps!r}')
+        if not (isinstance(momentum, (int, float)) and 0 <= momentum <= 1):
+            raise ValueError(f'momentum must be from 0 to 1, got {momentum!r}')
         self.num_features = num_features
         self.eps = eps
         self.momentum = momentum

@@ -3,6 +3,7 @@ import torch.nn.functional as F
 from mmengine.registry import MODELS
 from torch import Tensor, fx, nn
 
+from ..arguments import check_names
 from .reparam_conv import ReparamConv2d
 
 G_MODES = ('fixed', 'trained')
@@ -57,13 +58,15 @@ class WNConv2d(ReparamConv2d):
             for a parameter of shape (c_out,).
 
     Raises:
-        ValueError: If the mode of g is unknown, or the channels are not
-            divisible by ``groups``.
+        TypeError: If there is no argument of a name.
+        ValueError: If the mode of g is unknown, or it is no convolution (see
+            :class:`ReparamConv2d`).
 
     Source: equations (9)-(11); Tables 1, 4 and 5.
     """
 
     def __init__(self, *args, g: str = 'fixed', **kwargs) -> None:
+        check_names(type(self), kwargs)
         if g not in G_MODES:
             raise ValueError(f'g must be one of {G_MODES}, got {g!r}')
         # nn.Conv2d calls reset_parameters before g can exist

@@ -1,0 +1,61 @@
+"""Errors for arguments that are wrong, where they are given and not where they hurt."""
+
+import inspect
+from collections.abc import Iterable
+from numbers import Integral
+from typing import Any
+
+
+def check_names(cls: type, names: Iterable[str]) -> None:
+    """Raise a TypeError if a class is given arguments that it does not have.
+
+    Args:
+        cls: Those that its ``__init__`` passes on as ``**kwargs`` are the next
+            class's in its method resolution order.
+        names: Of the arguments.
+    """
+    known: dict[str, None] = {}
+    for base in inspect.getmro(cls):
+        if '__init__' not in vars(base):
+            continue
+        parameters = [*inspect.signature(base.__init__).parameters.values()][1:]
+        kinds = {p.kind for p in parameters}
+        known |= {
+            p.name: None
+            for p in parameters
+            if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
+        }
+        if inspect.Parameter.VAR_KEYWORD not in kinds:
+            break
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        raise TypeError(
+            f'{cls.__name__} has no argument {", ".join(map(repr, unknown))}; it has '
+            f'{", ".join(known) or "none"}'
+        )
+
+
+def check_integers(least: int, pairs: bool = False, **values: Any) -> None:
+    """Raise a ValueError unless all values are integers of at least ``least``.
+
+    Args:
+        least: The least that is right.
+        pairs: A value may be two integers, too.
+        **values: By the names of the arguments.
+    """
+    for name, value in values.items():
+        is_pair = pairs and isinstance(value, (tuple, list)) and len(value) == 2
+        for number in value if is_pair else [value]:
+            is_integer = isinstance(number, Integral) and not isinstance(number, bool)
+            if not is_integer or number < least:
+                raise ValueError(
+                    f'{name} must be an integer of at least {least}'
+                    f'{", or two of them" if pairs else ""}, got {value!r}'
+                )
+
+
+def check_flags(**values: Any) -> None:
+    """Raise a ValueError unless all values are True or False."""
+    for name, value in values.items():
+        if not isinstance(value, bool):
+            raise ValueError(f'{name} must be True or False, got {value!r}')
