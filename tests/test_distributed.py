@@ -1,92 +1,17 @@
-"""Two processes compute what one computes on the same pictures."""
+"""Two processes compute what one computes on the same pictures.
+
+Gradients of detectors are in test_matrix.py.
+"""
 
 import copy
 from types import SimpleNamespace
 
-import pytest
 import torch
-from conftest import ROOT, run_on_two_processes
-from mmdet.models.task_modules.samplers import RandomSampler
-from mmdet.registry import MODELS
-from mmdet.testing import demo_mm_inputs
-from mmengine.config import Config
+from conftest import run_on_two_processes
 from mmengine.hooks import SyncBuffersHook
-from mmengine.model import MMDistributedDataParallel
-from mmengine.registry import init_default_scope
 from torch import nn
 
 import pws_mmdet  # noqa: F401
-from pws_mmdet import PWSSSDHead
-
-
-def build(name):
-    """A small detector whose loss is a mean over pictures, and its pictures."""
-    torch.manual_seed(0)
-    init_default_scope('mmdet')
-    cfg = Config.fromfile(ROOT / f'configs/mini/{name}_pws_digits.py').model
-    if name.startswith('mask'):
-        # As many samples in every picture: exactly one of them positive, and the
-        # first ones instead of random ones.
-        cfg.train_cfg.rcnn.sampler.update(num=16, pos_fraction=1 / 16)
-        RandomSampler.random_choice = lambda self, gallery, num: gallery[:num]
-    else:
-        # SSD divides by the number of positives in the batch of a process.
-        stock = PWSSSDHead.get_targets
-
-        def get_targets(self, anchor_list, *args, **kwargs):
-            *targets, _ = stock(self, anchor_list, *args, **kwargs)
-            return (*targets, 10 * len(anchor_list))
-
-        PWSSSDHead.get_targets = get_targets
-    model = MODELS.build(cfg)
-    model.init_weights()
-    inputs = demo_mm_inputs(
-        4, [[3, 96, 96]] * 4, num_items=[2, 1, 3, 2], num_classes=10, with_mask=True
-    )
-    return model, inputs
-
-
-def gradients(model, wrapped, inputs, pictures):
-    inputs = {key: [values[i] for i in pictures] for key, values in inputs.items()}
-    inputs = model.data_preprocessor(copy.deepcopy(inputs), True)
-    loss, _ = model.parse_losses(wrapped(**inputs, mode='loss'))
-    loss.backward()
-    return {name: p.grad for name, p in model.named_parameters()}
-
-
-def detector_worker(rank, name, path):
-    model, inputs = build(name)
-    wrapped = MMDistributedDataParallel(model, find_unused_parameters=False)
-    grads = gradients(model, wrapped, inputs, range(2 * rank, 2 * rank + 2))
-    if rank == 0:
-        torch.save(grads, path)
-
-
-@pytest.fixture
-def stock_classes(monkeypatch):
-    """Undo after the test what :func:`build` changes."""
-    monkeypatch.setattr(RandomSampler, 'random_choice', RandomSampler.random_choice)
-    monkeypatch.setattr(PWSSSDHead, 'get_targets', PWSSSDHead.get_targets)
-
-
-@pytest.mark.parametrize('name', ['mask_rcnn_r18_fpn', 'ssd96_vgg16'])
-def test_gradients_of_detectors(name, tmp_path, stock_classes):
-    path = tmp_path / 'gradients.pth'
-    run_on_two_processes(detector_worker, name, path)
-    two = torch.load(path)
-    model, inputs = build(name)
-    one = gradients(model, model, inputs, range(4))
-    assert all(grad is not None for grad in one.values())
-    largest = max(grad.abs().max().item() for grad in one.values())
-    for key, grad in one.items():
-        scale = grad.abs().max().item()
-        torch.testing.assert_close(
-            two[key],
-            grad,
-            rtol=1e-3,
-            atol=1e-4 * scale + 1e-6 * largest,  # sums that cancel
-            msg=lambda m, k=key: k + m,
-        )
 
 
 def layer_worker(rank, path):

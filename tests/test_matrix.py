@@ -1,0 +1,368 @@
+"""A training step under what users switch on, alone and in pairs.
+
+Each switch changes how a step is computed, not what: loss and gradients stay those of
+the plain step.
+"""
+
+import contextlib
+import copy
+import functools
+import itertools
+
+import pytest
+import torch
+from conftest import load_config, run_on_two_processes
+from mmdet.models.task_modules.samplers import RandomSampler
+from mmdet.registry import MODELS
+from mmdet.testing import demo_mm_inputs
+from mmengine.model import BaseModel, MMDistributedDataParallel
+from mmengine.optim import OptimWrapper
+from mmengine.registry import init_default_scope
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
+from torch.utils.checkpoint import checkpoint
+
+from pws_mmdet import PWSConv2d, PWSSSDHead, fuse_pws
+from pws_mmdet.layers import share_filters_of_heads
+
+PICTURES = 4
+SIZE = 64
+
+
+class Head(nn.Sequential):
+    """Applied to maps of two sizes."""
+
+    forward_single = nn.Sequential.forward
+
+    def forward(self, x):
+        return [self.forward_single(x), self.forward_single(x[..., ::2, ::2])]
+
+
+class Layers(BaseModel):
+    """PWS convolutions of several kinds."""
+
+    def __init__(self):
+        super().__init__()
+        self.backbone = nn.Sequential(
+            PWSConv2d(3, 8, 3, stride=2, padding=1),
+            nn.ReLU(),
+            PWSConv2d(8, 8, 3, groups=2, gamma=0.1, relative_gamma=True),
+            nn.ReLU(),
+        )
+        self.head = Head(
+            PWSConv2d(8, 8, 3), nn.ReLU(), PWSConv2d(8, 4, 1, alpha='layer')
+        )
+
+    def forward(self, inputs, data_samples=None, mode='tensor'):
+        maps = self.head(self.backbone(torch.stack(inputs)))
+        return dict(loss=sum(x.square().mean() for x in maps))
+
+
+class Pyramid(BaseModel):
+    """Backbone and neck of a detector."""
+
+    def __init__(self, detector):
+        super().__init__(detector.data_preprocessor)
+        self.backbone, self.neck = detector.backbone, detector.neck
+
+    def forward(self, inputs, data_samples=None, mode='tensor'):
+        maps = self.neck(self.backbone(inputs))
+        return dict(loss=sum(x.square().mean() for x in maps))
+
+
+def detector(name):
+    cfg = load_config(f'configs/mini/{name}_pws_digits.py').model
+    if name.startswith('mask'):
+        cfg.backbone.base_channels = 8
+        cfg.neck.update(in_channels=[8, 16, 32, 64], out_channels=16)
+        cfg.rpn_head.update(in_channels=16, feat_channels=16)
+        for part in ('bbox', 'mask'):
+            cfg.roi_head[f'{part}_roi_extractor'].out_channels = 16
+            cfg.roi_head[f'{part}_head'].in_channels = 16
+        cfg.roi_head.bbox_head.fc_out_channels = 32
+        cfg.roi_head.mask_head.conv_out_channels = 16
+        # as many samples in every picture, exactly one of them positive
+        cfg.train_cfg.rcnn.sampler.update(num=16, pos_fraction=1 / 16)
+    else:
+        channels = (64, 128, 64, 32)
+        cfg.backbone.width = 0.125
+        cfg.neck.update(in_channels=channels[:2], out_channels=channels)
+        cfg.bbox_head.in_channels = channels
+    model = MODELS.build(cfg)
+    model.init_weights()
+    return model
+
+
+def mask_rcnn():
+    return detector('mask_rcnn_r18_fpn')
+
+
+CASES = dict(
+    layers=Layers,
+    pyramid=lambda: Pyramid(mask_rcnn()),
+    ssd=lambda: detector('ssd96_vgg16'),
+    mask_rcnn=mask_rcnn,
+)
+
+
+def prepare(case):
+    """A model whose loss is a mean over pictures, and the pictures."""
+    torch.manual_seed(0)
+    init_default_scope('mmdet')
+    model = CASES[case]()
+    with torch.no_grad():
+        for conv in model.modules():
+            if isinstance(conv, PWSConv2d):
+                conv.alpha.uniform_(0.8, 1.2)
+                conv.bias.normal_(std=0.1)
+    if case == 'layers':
+        return model, dict(inputs=torch.randn(PICTURES, 3, 32, 32))
+    sizes = [[3, SIZE, SIZE]] * PICTURES
+    objects = [2, 1, 3, 2]
+    kwargs = dict(num_items=objects, num_classes=10, with_mask=True)
+    return model, demo_mm_inputs(PICTURES, sizes, **kwargs)
+
+
+@pytest.fixture(autouse=True)
+def means_over_pictures():
+    patches = pytest.MonkeyPatch()
+    patch(patches)
+    yield
+    patches.undo()
+
+
+def patch(patches):
+    """Take what makes a loss depend on which pictures are in a batch out of it."""
+    # the first ones instead of random ones
+    patches.setattr(RandomSampler, 'random_choice', lambda _, gallery, n: gallery[:n])
+
+    # SSD divides by the number of positives in the batch.
+    stock = PWSSSDHead.get_targets
+
+    def get_targets(self, anchor_list, *args, **kwargs):
+        *targets, _ = stock(self, anchor_list, *args, **kwargs)
+        return (*targets, 10 * len(anchor_list))
+
+    patches.setattr(PWSSSDHead, 'get_targets', get_targets)
+
+
+def autocast(model):
+    return torch.autocast('cpu', torch.bfloat16)
+
+
+def uncached_autocast(model):
+    """Casts filters that are parameters as often as those that are computed."""
+    return torch.autocast('cpu', torch.bfloat16, cache_enabled=False)
+
+
+def accumulation(model):
+    """One picture after the other: see :func:`step`."""
+
+
+def sharing(model):
+    share_filters_of_heads(model)
+
+
+def channels_last(model):
+    model.to(memory_format=torch.channels_last)
+    maps = dict(memory_format=torch.channels_last)
+    model.backbone.register_forward_pre_hook(lambda _, args: (args[0].to(**maps),))
+
+
+def compilation(model):
+    torch.compiler.reset()
+    options = dict(backend='aot_eager', fullgraph=True)
+    model.backbone = torch.compile(model.backbone, **options)
+
+
+def checkpointing(model, reentrant=False):
+    convs = [m for m in model.modules() if isinstance(m, PWSConv2d)]
+    for conv in convs[1:]:  # the first sees the picture, which needs no gradient
+        conv.forward = functools.partial(
+            checkpoint, conv.forward, use_reentrant=reentrant
+        )
+
+
+def reentrant_checkpointing(model):
+    checkpointing(model, reentrant=True)
+
+
+def plain_convolutions(model):
+    fuse_pws(model, inplace=True)
+
+
+def step(case, switches=(), pictures=range(PICTURES), wrap=lambda model: model):
+    """Take a training step of some of the pictures; its gradients by name."""
+    model, inputs = prepare(case)
+    with contextlib.ExitStack() as stack:
+        for switch in switches:
+            context = switch(model)
+            if context is not None:
+                stack.enter_context(context)
+        wrapped = wrap(model)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
+        batches = [[i] for i in pictures] if accumulation in switches else [pictures]
+        wrapper = OptimWrapper(optimizer, accumulative_counts=len(batches))
+        for batch in batches:
+            data = {key: [values[i] for i in batch] for key, values in inputs.items()}
+            wrapped.train_step(copy.deepcopy(data), wrapper)
+    # the first momentum is the gradient
+    grads = {
+        name.replace('_orig_mod.', ''): optimizer.state[p]['momentum_buffer']
+        for name, p in model.named_parameters()
+    }
+    return {n: g.full_tensor() if is_sharded(g) else g for n, g in grads.items()}
+
+
+def is_sharded(tensor):
+    return isinstance(tensor, DTensor)
+
+
+plain_step = functools.cache(step)
+
+
+def assert_same(made, wanted, tolerance):
+    largest = max(grad.abs().max().item() for grad in wanted.values())
+    assert made.keys() == wanted.keys()
+    for name, grad in wanted.items():
+        # of some parameters the gradient is a sum that cancels
+        atol = tolerance * (grad.abs().max().item() + 0.1 * largest)
+        torch.testing.assert_close(
+            made[name], grad, rtol=0, atol=atol, msg=lambda m, n=name: f'{n}: {m}'
+        )
+
+
+def assert_same_step(made, case, switches):
+    """The same as with none of the switches, but for half precision."""
+    if autocast not in switches:
+        assert_same(made, plain_step(case), 1e-4)
+    else:
+        # other kernels round otherwise
+        tolerance = 0.3 if channels_last in switches else 0.05
+        assert_same(made, plain_step(case, (autocast,)), tolerance)
+
+
+def combinations():
+    alone = [
+        autocast,
+        accumulation,
+        sharing,
+        channels_last,
+        compilation,
+        checkpointing,
+        reentrant_checkpointing,
+    ]
+    # checkpointing of one kind or the other
+    pairs = list(itertools.combinations(alone[:-1], 2))
+    pairs += [(accumulation, reentrant_checkpointing)]
+    for case in CASES:
+        for switches in [*((switch,) for switch in alone), *pairs]:
+            if case == 'mask_rcnn' and {autocast, channels_last} & {*switches}:
+                continue  # MMCV's NMS and RoIAlign on CPUs
+            if case != 'layers' and (
+                sharing in switches  # no PWS convolution sees several maps
+                or compilation in switches
+                and len(switches) > 1  # it takes seconds
+            ):
+                continue
+            names = '+'.join(switch.__name__ for switch in switches)
+            yield pytest.param(case, switches, id=f'{case}-{names}')
+
+
+@pytest.mark.parametrize('case, switches', combinations())
+def test_a_step_stays_the_same(case, switches):
+    assert_same_step(step(case, switches), case, switches)
+
+
+@pytest.mark.parametrize('case', ['layers', 'pyramid', 'ssd'])
+@pytest.mark.parametrize('half', [(), (uncached_autocast,)], ids=['fp32', 'bf16'])
+def test_a_step_is_that_of_plain_convolutions(case, half):
+    """In half precision, too: the filters are standardized in fp32.
+
+    Theirs are the gradients of the standardized filters, and those of W and alpha
+    follow by the chain rule.
+    """
+    wanted = step(case, (plain_convolutions, *half))
+    model, _ = prepare(case)
+    for name, conv in model.named_modules():
+        if isinstance(conv, PWSConv2d):
+            outputs = (conv.standardized_weight(), conv.expanded_bias())
+            grads = [wanted[f'{name}.{key}'] for key in ('weight', 'bias')]
+            parameters = dict(conv.named_parameters(prefix=name))
+            grads = torch.autograd.grad(outputs, [*parameters.values()], grads)
+            wanted.update(zip(parameters, grads, strict=True))
+    made = step(case, half)
+    assert_same(made, wanted, 1e-4)
+    # and, as far as half precision goes, the right one
+    right = plain_step(case)
+    flat = [torch.cat([g[n].flatten() for n in right]) for g in (made, right)]
+    assert torch.cosine_similarity(*flat, dim=0) > 0.9
+
+
+def distributed_data_parallel(model):
+    return MMDistributedDataParallel(model, find_unused_parameters=False)
+
+
+def static_graph(model):
+    return MMDistributedDataParallel(model, static_graph=True)
+
+
+def fully_sharded(model):
+    mesh = init_device_mesh('cpu', (2,))
+    for conv in [m for m in model.modules() if isinstance(m, PWSConv2d)]:
+        fully_shard(conv, mesh=mesh)
+    return fully_shard(model, mesh=mesh)
+
+
+DISTRIBUTED = [
+    *itertools.product(
+        ['layers', 'mask_rcnn', 'ssd'],
+        [distributed_data_parallel, static_graph, fully_sharded],
+        [()],
+    ),
+    ('mask_rcnn', distributed_data_parallel, (accumulation,)),
+    ('mask_rcnn', distributed_data_parallel, (checkpointing,)),
+    ('mask_rcnn', static_graph, (reentrant_checkpointing,)),
+    ('ssd', distributed_data_parallel, (autocast,)),
+    ('ssd', distributed_data_parallel, (autocast, accumulation)),
+    ('ssd', fully_sharded, (autocast,)),
+    ('layers', distributed_data_parallel, (sharing,)),
+    ('layers', distributed_data_parallel, (sharing, accumulation)),
+    ('layers', distributed_data_parallel, (compilation,)),
+    ('layers', fully_sharded, (sharing,)),
+    ('layers', fully_sharded, (checkpointing,)),
+]
+
+
+def distributed_worker(rank, path):
+    patch(pytest.MonkeyPatch())
+    pictures = range(2 * rank, 2 * rank + 2)
+    steps = [
+        step(case, switches, pictures, wrap) for case, wrap, switches in DISTRIBUTED
+    ]
+    if rank == 0:
+        torch.save(steps, path)
+
+
+@pytest.fixture(scope='module')
+def distributed_steps(tmp_path_factory):
+    path = tmp_path_factory.mktemp('steps') / 'gradients.pth'
+    run_on_two_processes(distributed_worker, path)
+    return torch.load(path)
+
+
+@pytest.mark.parametrize(
+    'i',
+    range(len(DISTRIBUTED)),
+    ids=lambda i: '-'.join(
+        [
+            DISTRIBUTED[i][0],
+            *(f.__name__ for f in DISTRIBUTED[i][1:2] + DISTRIBUTED[i][2]),
+        ]
+    ),
+)
+def test_two_processes_take_the_step_of_one(distributed_steps, i):
+    case, _, switches = DISTRIBUTED[i]
+    assert_same_step(distributed_steps[i], case, switches)
