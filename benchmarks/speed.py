@@ -6,7 +6,7 @@ step is forward, backward and SGD with momentum, at a learning rate of 0; of a d
 also preprocessing, assignment and losses, with random objects. Inference is a forward
 pass in inference mode, of a detector without post-processing. All networks start at
 random and train whole, with norm layers in training mode; those of one part differ in
-nothing but convolutions and norm layers.
+nothing but convolutions and norm layers; the regions of interest are as many in all.
 
   time        seconds of a step over those of plain convolutions (with biases): median
               over the rounds
@@ -38,7 +38,7 @@ from typing import Any, NamedTuple
 
 import torch
 from mmcv.cnn import ConvModule
-from mmengine.config import Config
+from mmengine.config import Config, ConfigDict
 from mmengine.logging import MMLogger
 from mmengine.registry import MODELS
 from mmengine.runner import set_random_seed
@@ -105,6 +105,7 @@ def make_kinds() -> dict[str, Kind]:
         'SN': Kind(dict(type='Conv2d'), dict(type='SN')),
         'WN': Kind(dict(type='WN')),
         'ConvWS': Kind(with_bias('BiasConvWS', MODELS.get('ConvWS'))),
+        'ConvWS and GN': Kind(dict(type='ConvWS'), dict(type='GN', num_groups=32)),
     }
     try:
         from timm.layers import ScaledStdConv2d
@@ -121,7 +122,8 @@ class Network(Contender):
     Args:
         name: Kind of the network.
         make: Makes it.
-        input_shape: Of its input (N, C, H, W).
+        image_size: Height and width of the pictures in pixels.
+        input_shape: Of the network's input (N, C, H', W').
         inference: Measure forward passes only.
         fuse: Make PWS convolutions plain.
         input_grad: The input has a gradient, as inside of a network.
@@ -131,12 +133,13 @@ class Network(Contender):
         self,
         name: str,
         make: Callable[[], nn.Module],
+        image_size: tuple[int, int],
         input_shape: tuple[int, int, int, int],
         inference: bool,
         fuse: bool,
         input_grad: bool,
     ) -> None:
-        super().__init__(name, input_shape[0], input_shape[2:])
+        super().__init__(name, input_shape[0], image_size)
         self.make = make
         self.input_shape = input_shape
         self.inference = inference
@@ -190,6 +193,15 @@ class Part:
     def make(
         self, name: str, kind: Kind, batch_size: int, size: int, inference: bool
     ) -> Contender:
+        """A contender of this kind.
+
+        Args:
+            name: Of the kind.
+            kind: It.
+            batch_size: Number of pictures.
+            size: Height and width of the pictures in pixels.
+            inference: It takes no training steps.
+        """
         raise NotImplementedError
 
 
@@ -214,7 +226,9 @@ class LayerPart(Part):
 
         side = size // self.stride
         shape = (batch_size, self.channels, side, side)
-        return Network(name, make, shape, inference, kind.fuse, input_grad=True)
+        return Network(
+            name, make, (size, size), shape, inference, kind.fuse, input_grad=True
+        )
 
 
 class BackbonePart(Part):
@@ -231,7 +245,9 @@ class BackbonePart(Part):
             return model
 
         shape = (batch_size, 3, size, size)
-        return Network(name, make, shape, inference, kind.fuse, input_grad=False)
+        return Network(
+            name, make, (size, size), shape, inference, kind.fuse, input_grad=False
+        )
 
 
 class DetectorPart(Part):
@@ -260,9 +276,24 @@ class DetectorPart(Part):
         backbone = cfg.model.backbone
         if 'stem_norm_cfg' in backbone:
             backbone.update(stem_norm_cfg=None, frozen_stages=-1, norm_eval=False)
+        if 'roi_head' in cfg.model:
+            take_as_many_regions(cfg.model)
         return Detector(
             name, cfg, batch_size, (size, size), inference, kind.fuse, kind.share
         )
+
+
+def take_as_many_regions(model: ConfigDict) -> None:
+    """Let the work of a two-stage detector not depend on what its weights propose.
+
+    All proposals of a picture remain, and those that match an object are the object's
+    own box only.
+    """
+    for proposals in (model.train_cfg.rpn_proposal, model.test_cfg.rpn):
+        proposals.nms.iou_threshold = 1.0
+    model.train_cfg.rcnn.assigner.update(
+        pos_iou_thr=0.999, neg_iou_thr=0.999, min_pos_iou=0.999
+    )
 
 
 PARTS: dict[str, Part] = {
@@ -418,14 +449,16 @@ def to_markdown(report: dict[str, Any]) -> str:
             + '\n'.join(lines)
             + '\n'
         )
+    rounds = min(
+        (r['rounds'] for r in [*rows, *report['floors']] if 'rounds' in r), default=0
+    )
     hardware = report['gpu'] or f'{report["cpu"]}, {report["threads"]} threads'
     versions = ', '.join(f'{k} {v}' for k, v in report['versions'].items())
     switches = [name for name in ('amp', 'channels_last') if report[name]]
     notes = [
         f'`{report["command"]}`',
         f'{", ".join([hardware, *switches])}; seed {report["seed"]}; '
-        f'{report["date"][:10]}; {min(r.get("rounds", 0) for r in rows)} rounds or '
-        'more.',
+        f'{report["date"][:10]}; {rounds} rounds or more.',
         f'Versions: {versions}.',
     ]
     blocks.append('\n'.join(f'* {note}' for note in notes) + '\n')
