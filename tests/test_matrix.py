@@ -8,23 +8,35 @@ import contextlib
 import copy
 import functools
 import itertools
+import math
+import os
 
 import pytest
 import torch
-from conftest import load_config, run_on_two_processes
+from conftest import load_config, run_on_two_processes, runner_of
 from mmdet.models.task_modules.samplers import RandomSampler
 from mmdet.registry import MODELS
 from mmdet.testing import demo_mm_inputs
-from mmengine.model import BaseModel, MMDistributedDataParallel
-from mmengine.optim import OptimWrapper
+from mmengine.config import Config
+from mmengine.evaluator import BaseMetric
+from mmengine.model import (
+    BaseModel,
+    MMDistributedDataParallel,
+    convert_sync_batchnorm,
+    revert_sync_batchnorm,
+)
+from mmengine.optim import AmpOptimWrapper, OptimWrapper
 from mmengine.registry import init_default_scope
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
+from torch.func import functional_call, grad, stack_module_state, vmap
 from torch.utils.checkpoint import checkpoint
+from torch.utils.data import Dataset
 
-from pws_mmdet import PWSConv2d, PWSSSDHead, fuse_pws
+from pws_mmdet import PWSConv2d, PWSRunner, PWSSSDHead, fuse_pws, share_filters
+from pws_mmdet.engine.utils import unwrap_model
 from pws_mmdet.layers import share_filters_of_heads
 
 PICTURES = 4
@@ -57,7 +69,9 @@ class Layers(BaseModel):
 
     def forward(self, inputs, data_samples=None, mode='tensor'):
         maps = self.head(self.backbone(torch.stack(inputs)))
-        return dict(loss=sum(x.square().mean() for x in maps))
+        if mode == 'loss':
+            return dict(loss=sum(x.square().mean() for x in maps))
+        return [*maps[0].square().mean((1, 2, 3))]
 
 
 class Pyramid(BaseModel):
@@ -224,13 +238,13 @@ plain_step = functools.cache(step)
 
 
 def assert_same(made, wanted, tolerance):
-    largest = max(grad.abs().max().item() for grad in wanted.values())
+    largest = max(right.abs().max().item() for right in wanted.values())
     assert made.keys() == wanted.keys()
-    for name, grad in wanted.items():
+    for name, right in wanted.items():
         # of some parameters the gradient is a sum that cancels
-        atol = tolerance * (grad.abs().max().item() + 0.1 * largest)
+        atol = tolerance * (right.abs().max().item() + 0.1 * largest)
         torch.testing.assert_close(
-            made[name], grad, rtol=0, atol=atol, msg=lambda m, n=name: f'{n}: {m}'
+            made[name], right, rtol=0, atol=atol, msg=lambda m, n=name: f'{n}: {m}'
         )
 
 
@@ -366,3 +380,193 @@ def distributed_steps(tmp_path_factory):
 def test_two_processes_take_the_step_of_one(distributed_steps, i):
     case, _, switches = DISTRIBUTED[i]
     assert_same_step(distributed_steps[i], case, switches)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason='fp16 needs a GPU')
+@pytest.mark.parametrize('case', ['layers', 'ssd', 'mask_rcnn'])
+def test_fp16_on_a_gpu(case):
+    model, inputs = prepare(case)
+    model.cuda()
+    before = copy.deepcopy(model.state_dict())
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+    wrapper = AmpOptimWrapper(optimizer=optimizer, loss_scale=128.0)
+    for _ in range(3):
+        losses = model.train_step(copy.deepcopy(inputs), wrapper)
+        assert math.isfinite(losses['loss'])
+    for name, p in model.state_dict().items():
+        assert p.isfinite().all() and not torch.equal(p, before[name]), name
+
+
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize('case', ['layers', 'pyramid', 'ssd'])
+@torch.no_grad()
+def test_half_precision_inference(case, dtype):
+    model, _ = prepare(case)
+    for conv in model.modules():
+        if isinstance(conv, PWSConv2d):
+            conv.weight.mul_(1e-2)  # so that gamma decides
+            conv.gamma = 1e-8  # 0 in fp16
+    x = torch.randn(2, 3, SIZE, SIZE)
+    wanted = maps_of(model, x)
+    for made, right in zip(maps_of(model.to(dtype), x.to(dtype)), wanted, strict=True):
+        error = (made.float() - right).norm() / right.norm()
+        assert error < 30 * torch.finfo(dtype).eps
+
+
+def maps_of(model, x):
+    maps = model.backbone(x)
+    return model.neck(maps) if hasattr(model, 'neck') else model.head(maps)
+
+
+@pytest.mark.parametrize(
+    'case, strict',
+    [('layers', True), ('layers', False), ('pyramid', False), ('ssd', False)],
+)
+@torch.no_grad()
+def test_exported_programs(case, strict):
+    model, _ = prepare(case)
+    backbone = share_filters(model.backbone)
+    x, other = torch.randn(2, 2, 3, SIZE, SIZE)
+    program = torch.export.export(backbone, (x,), strict=strict)
+    torch.testing.assert_close(program.module()(other), backbone(other))
+
+
+@pytest.mark.parametrize('alpha', ['channel', 'layer', 'fixed'])
+def test_functional_transforms_are_loops(alpha):
+    convs = [PWSConv2d(4, 6, 3, groups=2, alpha=alpha).double() for _ in range(3)]
+    for p in nn.ModuleList(convs).parameters():
+        nn.init.normal_(p)
+    x = torch.randn(2, 4, 6, 6, dtype=torch.float64)
+    weights, _ = stack_module_state(convs)
+
+    def loss(parameters, x):
+        y = functional_call(convs[0], parameters, x)
+        return y.square().sum(), y
+
+    per_model = vmap(grad(loss, has_aux=True), (0, None))
+    per_picture = vmap(grad(loss, has_aux=True), (None, 0))
+    grads, outputs = per_model(weights, x)
+    for i, conv in enumerate(convs):
+        y = conv(x)
+        torch.testing.assert_close(outputs[i], y)
+        wanted = torch.autograd.grad(y.square().sum(), conv.parameters())
+        made = [grads[name][i] for name, _ in conv.named_parameters()]
+        torch.testing.assert_close(made, list(wanted))
+    single, _ = per_picture(dict(convs[0].named_parameters()), x)
+    for name, g in single.items():
+        torch.testing.assert_close(g.sum(0), grads[name][0])
+
+
+def test_conversions_of_batch_norm_leave_pws_alone():
+    model = nn.Sequential(PWSConv2d(3, 4, 3), nn.BatchNorm2d(4))
+    conv, parameters = model[0], list(model[0].parameters())
+    for convert, norm in (
+        (nn.SyncBatchNorm.convert_sync_batchnorm, nn.SyncBatchNorm),
+        (revert_sync_batchnorm, nn.modules.batchnorm._BatchNorm),
+        (lambda m: convert_sync_batchnorm(m, 'torch'), nn.SyncBatchNorm),
+    ):
+        model = convert(model)
+        assert isinstance(model[1], norm) and model[0] is conv
+        assert all(a is b for a, b in zip(conv.parameters(), parameters, strict=True))
+
+
+class Pictures(Dataset):
+    def __len__(self):
+        return 8
+
+    def __getitem__(self, i):
+        generator = torch.Generator().manual_seed(i)
+        return dict(inputs=torch.randn(3, 32, 32, generator=generator))
+
+
+class Outputs(BaseMetric):
+    def process(self, data_batch, data_samples):
+        self.results += data_samples
+
+    def compute_metrics(self, results):
+        return dict(outputs=torch.stack(results))
+
+
+def train(work_dir, processes=1, seed=0, **kwargs):
+    """The weights after two epochs of a runner, and the outputs of a test of them."""
+    init_default_scope('mmdet')
+    pictures = dict(dataset=Pictures(), collate_fn=dict(type='pseudo_collate'))
+    loader = dict(batch_size=4, num_workers=0, **pictures)
+    loader['sampler'] = dict(type='DefaultSampler', shuffle=False)
+
+    def make(**more):
+        torch.manual_seed(seed)
+        return runner_of(
+            Layers(),
+            Pictures(),
+            work_dir,
+            PWSRunner,
+            batch_size=4 // processes,
+            epochs=2,
+            loader=pictures,
+            test_dataloader=loader,
+            test_cfg=dict(),
+            test_evaluator=dict(type=Outputs),
+            optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.02, momentum=0.9)),
+            randomness=dict(seed=seed),
+            launcher='none' if processes == 1 else 'pytorch',
+            **kwargs,
+            **more,
+        )
+
+    weights = unwrap_model(make().train()).state_dict()
+    if processes > 1:
+        torch.distributed.barrier()  # the first one writes the checkpoint
+    # of another runner, as testing in the same one starts the averages afresh
+    tested = make(load_from=str(work_dir / 'epoch_2.pth')).test()
+    return dict(weights=weights, outputs=tested['outputs'])
+
+
+EMA = dict(type='EMAHook', ema_type='ExpMomentumEMA', momentum=0.1, gamma=1)
+
+
+@pytest.fixture(scope='module')
+def trained(tmp_path_factory):
+    """What :func:`train` returns for given options, once for each."""
+
+    @functools.cache
+    def make(ema=False, seed=0):
+        path = tmp_path_factory.mktemp('train')
+        return train(path, seed=seed, custom_hooks=[EMA] if ema else [])
+
+    return make
+
+
+def test_the_seed_decides_every_bit(trained, tmp_path):
+    again = train(tmp_path)
+    torch.testing.assert_close(again, trained(), rtol=0, atol=0)
+    other = trained(seed=1)['weights']
+    assert not any(torch.equal(p, other[n]) for n, p in again['weights'].items())
+
+
+@pytest.mark.slow
+def test_a_compiled_training_is_the_same(trained, tmp_path):
+    torch.compiler.reset()
+    cfg = Config(dict(compile=dict(backend='eager')))
+    made = train(tmp_path, cfg=cfg, custom_hooks=[EMA])
+    torch.testing.assert_close(made, trained(ema=True), rtol=1e-4, atol=1e-5)
+
+
+def test_averaged_weights_are_tested(trained):
+    last, averaged = trained(), trained(ema=True)
+    torch.testing.assert_close(last['weights'], averaged['weights'], rtol=0, atol=0)
+    assert not torch.allclose(last['outputs'], averaged['outputs'], rtol=1e-2)
+
+
+def training_worker(rank, path):
+    os.environ['LOCAL_RANK'] = str(rank)
+    made = train(path, processes=2, custom_hooks=[EMA])
+    if rank == 0:
+        torch.save(made, path / 'made.pt')
+
+
+@pytest.mark.slow
+def test_two_processes_average_and_test_as_one(trained, tmp_path):
+    run_on_two_processes(training_worker, tmp_path)
+    made = torch.load(tmp_path / 'made.pt')
+    torch.testing.assert_close(made, trained(ema=True), rtol=1e-4, atol=1e-5)
