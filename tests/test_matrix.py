@@ -518,7 +518,8 @@ def train(work_dir, processes=1, seed=0, **kwargs):
     if processes > 1:
         torch.distributed.barrier()  # the first one writes the checkpoint
     # of another runner, as testing in the same one starts the averages afresh
-    tested = make(load_from=str(work_dir / 'epoch_2.pth')).test()
+    checkpoint = str(work_dir / 'epoch_2.pth')
+    tested = make(load_from=checkpoint, resume=True).test()
     return dict(weights=weights, outputs=tested['outputs'])
 
 
