@@ -60,6 +60,12 @@ def weights_of(checkpoint: Any, prefix: str | None = None) -> dict[str, torch.Te
     return weights
 
 
+def meta_of(checkpoint: Any) -> Mapping:
+    """What a checkpoint says of itself, if anything."""
+    meta = checkpoint.get('meta') if isinstance(checkpoint, Mapping) else None
+    return meta if isinstance(meta, Mapping) else {}
+
+
 def check_finite(weights: Mapping[str, torch.Tensor], source: str | Path) -> None:
     """Raise a ValueError that names the first tensors that hold NaN or infinity.
 

@@ -1,16 +1,20 @@
+import inspect
 import os.path as osp
 from pathlib import Path
+from typing import Any
 
 import torch
 from mmengine.device import get_device
 from mmengine.dist import is_distributed, master_only
 from mmengine.hooks import CheckpointHook, Hook
 from mmengine.model import is_model_wrapper
-from mmengine.registry import RUNNERS
+from mmengine.registry import HOOKS, RUNNERS
 from mmengine.runner import BaseLoop, Runner
 from torch import nn
 
+from ..arguments import check_names
 from ..compat import INSTALL_PRETRAIN, DamagedCheckpointError
+from ..convert.checkpoint import check_finite, meta_of, weights_of
 from ..files import write_whole
 from ..layers import share_filters_of_heads
 from ..layers.reparam_conv import ReparamConv2d
@@ -189,6 +193,11 @@ class PWSRunner(Runner):
     def register_hook(self, hook: Hook | dict, *args, **kwargs) -> None:
         if isinstance(hook, dict) and hook.get('type') in CHECKPOINT_HOOKS:
             hook = {**hook, 'type': WholeCheckpointHook}
+        if isinstance(hook, dict):
+            cls = hook.get('type')
+            cls = HOOKS.get(cls) if isinstance(cls, str) else cls
+            if inspect.isclass(cls):
+                check_names(cls, set(hook) - {'type', 'priority', '_scope_'})
         super().register_hook(hook, *args, **kwargs)
 
     @master_only
@@ -221,7 +230,36 @@ class PWSRunner(Runner):
             raise DamagedCheckpointError(
                 f'{e}\nAnother one beside it is {others[0]}: --resume {others[0]}'
             ) from None
+        except ValueError as e:
+            raise ValueError(f'{filename} cannot be loaded: {e}') from None
         # Resuming executes it to look for gpu_ids, which nothing writes any more.
         if isinstance(checkpoint.get('meta'), dict):
             checkpoint['meta'].pop('config', None)
         return checkpoint
+
+    def call_hook(self, fn_name: str, **kwargs) -> None:
+        # the last moment before the weights are in the model
+        if fn_name == 'after_load_checkpoint':
+            self._check_checkpoint(kwargs['checkpoint'])
+        super().call_hook(fn_name, **kwargs)
+
+    def _check_checkpoint(self, checkpoint: Any) -> None:
+        weights = weights_of(checkpoint)
+        check_finite(weights, 'it')
+        own = self.model.state_dict()
+        names = {name.removeprefix('module.') for name in own}
+        if not names & set(weights):
+            raise ValueError(
+                f'it is of another network: it has {next(iter(weights))}, and none of '
+                f'the names of this one, such as {min(names)}'
+            )
+        state = meta_of(checkpoint)
+        if self._resume and not (
+            isinstance(state.get('epoch'), int)
+            and isinstance(state.get('iter'), int)
+            and isinstance(checkpoint.get('message_hub'), dict)
+        ):
+            raise ValueError(
+                'it holds no state of a training that can be resumed. Without '
+                '--resume, --cfg-options load_from=FILE starts from its weights'
+            )

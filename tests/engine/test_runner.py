@@ -136,6 +136,34 @@ def test_config_text_in_a_checkpoint_is_not_executed(runner, tmp_path):
     assert not witness.exists()
 
 
+def test_a_wrong_checkpoint_is_no_start(runner, tmp_path):
+    """MMEngine would go on from random weights, or with NaN, or fail somewhere."""
+    path = tmp_path / 'x.pth'
+    weights = Net().state_dict()
+    nan = {name: value * torch.nan for name, value in weights.items()}
+    for content, resume, message in (
+        ([weights], False, 'it holds no weights'),
+        (dict(state_dict=[1]), False, 'it holds no weights'),
+        (dict(state_dict=nan), False, 'it has NaN or infinity in backbone.fc.'),
+        (dict(other=torch.ones(1)), False, 'of another network: it has other, and'),
+        (dict(state_dict=weights), True, 'no state of a training that can be resumed'),
+        (dict(state_dict=weights, meta=[1]), True, 'no state of a training'),
+    ):
+        torch.save(content, path)
+        trainer = runner(Net(), load_from=str(path), resume=resume)
+        with pytest.raises(ValueError, match=rf'x\.pth cannot be loaded: .*{message}'):
+            trainer.train()
+        assert not (tmp_path / 'work_dir/epoch_1.pth').exists()
+    torch.save(weights, path)
+    runner(Net(), load_from=str(path)).train()
+
+
+def test_an_unknown_option_of_a_hook_is_named(runner):
+    message = "DivergenceHook has no argument 'intervall'; it has interval"
+    with pytest.raises(TypeError, match=message):
+        runner(Net(), custom_hooks=[dict(type='DivergenceHook', intervall=7)])
+
+
 def test_other_launchers_need_a_gpu(runner, monkeypatch):
     if torch.cuda.is_available():
         pytest.skip('there is a GPU')
