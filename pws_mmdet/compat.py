@@ -122,12 +122,16 @@ def load_local_checkpoint(filename: str, map_location: Any = None) -> Any:
     try:
         return torch.load(filename, map_location=map_location, weights_only=True)
     except pickle.UnpicklingError as e:
+        if not any(word in str(e) for word in ('Unsupported', 'is not allowed')):
+            raise DamagedCheckpointError(
+                f'{filename} is not a readable checkpoint: it is no pickle, or damaged'
+            ) from e
         raise RuntimeError(
             f'{filename} was not loaded: {_describe_unsafe(filename) or e}. '
             'Unpickling such things can run any code. If you trust the file, load it '
             'with torch.load(..., weights_only=False) and save its state_dict alone.'
         ) from None
-    except (EOFError, OSError, RuntimeError) as e:
+    except Exception as e:  # what is no checkpoint fails in any way
         raise DamagedCheckpointError(
             f'{filename} is not a readable checkpoint; is it truncated? ({e})'
         ) from e

@@ -94,6 +94,16 @@ def read_record(work_dir: str | Path) -> VarianceRecord:
             f'{work_dir} holds no record of VarianceMonitorHook (*/{FILE_NAME}). '
             'Train with --cfg-options default_hooks.variance.type=VarianceMonitorHook.'
         )
+    try:
+        return _read(work_dir, paths)
+    except (AttributeError, KeyError, TypeError) as e:
+        raise ValueError(
+            f'{work_dir} holds a record that is not as VarianceMonitorHook writes it: '
+            f'{type(e).__name__}: {e}'
+        ) from e
+
+
+def _read(work_dir: Path, paths: Sequence[Path]) -> VarianceRecord:
     layers: list[Layer] | None = None
     steps: dict[int, dict[str, Any]] = {}
     for path in paths:

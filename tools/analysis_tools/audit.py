@@ -20,12 +20,10 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from textwrap import shorten
 
-from mmengine.config import Config, DictAction
+from mmengine.config import Config
 from mmengine.logging import MMLogger
 from mmengine.optim import OptimWrapper, OptimWrapperDict, build_optim_wrapper
-from mmengine.registry import MODELS, init_default_scope
 from mmengine.runner import set_random_seed
 from torch import nn
 
@@ -34,6 +32,7 @@ from pws_mmdet.analysis.composition import (
     describe_model,
     find_picture_size,
 )
+from pws_mmdet.config import ConfigOptions, build_model, describe, read_config
 
 
 def audit(
@@ -70,21 +69,6 @@ def audit(
     return composition
 
 
-def read_config(config: str, cfg_options: Mapping | None = None) -> Config:
-    """Read the config of a model; arguments and errors are those of :func:`audit`."""
-    try:
-        if '::' in config:  # which MMEngine knows as a base
-            cfg = Config.fromstring(f'_base_ = {config!r}', '.py')
-        else:
-            cfg = Config.fromfile(config)
-        cfg.merge_from_dict(dict(cfg_options or {}))
-    except Exception as e:  # a config is Python, and may raise anything
-        raise ValueError(f'{config} cannot be read: {describe(e)}') from e
-    if 'model' not in cfg:
-        raise ValueError(f'{config} describes no model')
-    return cfg
-
-
 def build(
     config: str, cfg: Config
 ) -> tuple[nn.Module, OptimWrapper | OptimWrapperDict | None]:
@@ -93,17 +77,12 @@ def build(
     Raises:
         ValueError: If that fails.
     """
-    init_default_scope(cfg.get('default_scope', 'mmdet'))
     set_random_seed(0)
+    model = build_model(config, cfg).train()
     try:
-        model = MODELS.build(cfg.model).train()
         return model, build_optimizer(model, cfg)
-    except Exception as e:  # whatever a model raises
+    except Exception as e:  # whatever an optimizer raises
         raise ValueError(f'{config} cannot be built: {describe(e)}') from e
-
-
-def describe(error: Exception) -> str:
-    return shorten(f'{type(error).__name__}: {error}', 400)
 
 
 def build_optimizer(
@@ -133,7 +112,7 @@ def main() -> None:
     parser.add_argument(
         '--cfg-options',
         nargs='+',
-        action=DictAction,
+        action=ConfigOptions,
         metavar='KEY=VALUE',
         help='changes to the config',
     )

@@ -116,9 +116,21 @@ def log_entries(work_dir: Path) -> Iterator[dict[str, Any]]:
     for path in paths:
         for line in path.read_text(encoding='utf-8').splitlines():
             try:
-                yield json.loads(line)
+                entry = json.loads(line)
             except json.JSONDecodeError:  # where a killed training stopped writing
                 continue
+            if not is_entry(entry):
+                raise ValueError(f"{path} is no log of MMEngine's: {line[:80]}")
+            yield entry
+
+
+def is_entry(entry: Any) -> bool:
+    """Whether it is one of a log: what it is plotted by are numbers."""
+    return (
+        isinstance(entry, dict)
+        and isinstance(entry.get('step'), int)
+        and all(isinstance(entry.get(k), int | float | None) for k in ('lr', 'loss'))
+    )
 
 
 def numbers(entry: dict[str, Any]) -> dict[str, float]:

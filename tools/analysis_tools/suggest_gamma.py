@@ -18,8 +18,8 @@ import argparse
 import tempfile
 from collections.abc import Mapping
 
-from audit import build, positive_integer, read_config
-from mmengine.config import Config, DictAction
+from audit import build, positive_integer
+from mmengine.config import Config
 from mmengine.logging import MMLogger
 
 from pws_mmdet import DivergenceError, PWSConv2d, PWSRunner, suggest_gamma
@@ -30,6 +30,7 @@ from pws_mmdet.analysis.gamma import (
     paper_gamma,
     pws_convs,
 )
+from pws_mmdet.config import ConfigOptions, read_config
 
 WATCHED = 10  # a step of so many is
 
@@ -105,7 +106,7 @@ def main() -> None:
     parser.add_argument(
         '--cfg-options',
         nargs='+',
-        action=DictAction,
+        action=ConfigOptions,
         metavar='KEY=VALUE',
         help='changes to the config',
     )
@@ -132,7 +133,8 @@ def suggest(
             rate, or the record is not one of its model.
     """
     cfg = read_config(config, cfg_options)
-    optimizer = cfg.get('optim_wrapper', {}).get('optimizer', {})
+    model, _ = build(config, cfg)
+    optimizer = (cfg.get('optim_wrapper') or {}).get('optimizer') or {}
     if lr is not None and not lr > 0:
         raise ValueError(f'--lr must be positive, got {lr}')
     if lr is not None and optimizer:
@@ -140,7 +142,6 @@ def suggest(
     lr = optimizer.get('lr') if lr is None else lr
     if lr is None:
         raise ValueError(f'{config} names no learning rate: give --lr')
-    model, _ = build(config, cfg)
     convs = pws_convs(model)
     if record is None and steps is None:
         gammas = suggest_gamma(model, lr)

@@ -34,7 +34,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from mmengine.config import Config, DictAction
 from mmengine.logging import MMLogger
 from mmengine.utils import track_iter_progress
 
@@ -44,6 +43,7 @@ from pws_mmdet.analysis.speed import (
     describe_machine,
     take_turns,
 )
+from pws_mmdet.config import ConfigOptions, read_config
 
 MIB = 2**20
 
@@ -107,11 +107,7 @@ def load(path: str, options: dict, *args, **kwargs) -> Detector:
     Raises:
         ValueError: If that fails, or if it lacks what no argument gives.
     """
-    try:
-        cfg = Config.fromfile(path)
-        cfg.merge_from_dict(options)
-    except Exception as e:  # a config is Python, and may raise anything
-        raise ValueError(f'{path} cannot be read: {type(e).__name__}: {e}') from e
+    cfg = read_config(path, options)
     return Detector(path, cfg, *args, **kwargs)
 
 
@@ -166,7 +162,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         '--cfg-options',
         nargs='+',
-        action=DictAction,
+        action=ConfigOptions,
         default={},
         metavar='KEY=VALUE',
         help='settings to change in all configs',

@@ -29,15 +29,13 @@ from pathlib import Path
 import mmcv
 import numpy as np
 import torch
-from mmdet.registry import MODELS
 from mmdet.structures import DetDataSample
-from mmengine.config import Config, DictAction
-from mmengine.registry import init_default_scope
 from mmengine.structures import InstanceData
 from packaging.version import Version
 from torch import nn
 
 from pws_mmdet import fuse_pws
+from pws_mmdet.config import ConfigOptions, build_model, read_config
 from pws_mmdet.convert.checkpoint import check_finite
 from pws_mmdet.convert.checkpoint import load_weights as read_weights
 
@@ -61,24 +59,6 @@ def check_extra() -> None:
                 'The export needs onnx, onnxscript and onnxruntime, and importing '
                 f'{name} failed ({e}): {INSTALL}'
             ) from e
-
-
-def build_model(config: str | Path, cfg_options: dict | None = None) -> nn.Module:
-    """The detector of a config, without weights.
-
-    Raises:
-        OSError: If the config cannot be read.
-        ValueError: If it describes no model that MMDetection knows.
-    """
-    cfg = Config.fromfile(config)
-    cfg.merge_from_dict(cfg_options or {})
-    if 'model' not in cfg:
-        raise ValueError(f'{config} describes no model')
-    init_default_scope(cfg.get('default_scope', 'mmdet'))
-    try:
-        return MODELS.build(cfg.model)
-    except KeyError as e:
-        raise ValueError(f'{config}: {e.args[0]}') from e
 
 
 def load_weights(model: nn.Module, checkpoint: str | Path) -> None:
@@ -346,7 +326,7 @@ def convert(
     batches = []
     if picture is not None:  # an error of it comes before the long work
         batches = batches_to_verify(picture, shape or (0, 0), shape is not None)
-    network = DeployedDetector(build_model(config, cfg_options))
+    network = DeployedDetector(build_model(config, read_config(config, cfg_options)))
     load_weights(network.model, checkpoint)
     fuse_pws(network.model, inplace=True)
     size = tuple(shape or trace_size(network.model))
@@ -392,7 +372,7 @@ def main() -> None:
     parser.add_argument(
         '--cfg-options',
         nargs='+',
-        action=DictAction,
+        action=ConfigOptions,
         help='changes to the config, KEY=VALUE ..., such as those of the training',
     )
     args = parser.parse_args()

@@ -16,6 +16,7 @@ from mmengine.registry import MODELS, init_default_scope
 
 from pws_mmdet.analysis import describe_model
 from pws_mmdet.analysis.composition import NORM, PWS
+from pws_mmdet.config import read_config
 from pws_mmdet.convert.norm_free_config import changes_of, norm_free_model
 from pws_mmdet.files import write_whole
 
@@ -41,15 +42,7 @@ def pwsify(config: str, out: str) -> None:
     base = config
     if '::' not in config:
         base = os.path.relpath(Path(config).expanduser(), out_path.absolute().parent)
-    try:
-        if '::' in config:
-            cfg = Config.fromstring(f'_base_ = {config!r}', '.py')
-        else:
-            cfg = Config.fromfile(config)
-    except Exception as e:  # a config is Python, and may raise anything
-        raise ValueError(f'{config} cannot be read: {e}') from e
-    if not isinstance(cfg.get('model'), dict):
-        raise ValueError(f'{config} describes no model')
+    cfg = read_config(config)
     init_default_scope(cfg.get('default_scope', 'mmdet'))
     try:
         model, kept = norm_free_model(cfg.model, CONV_CFG, HEAD_CONV_CFG)

@@ -14,15 +14,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from mmengine.config import Config, ConfigDict, DictAction
+from mmengine.config import Config, ConfigDict
 from mmengine.dataset import Compose, pseudo_collate
-from mmengine.registry import DATASETS, MODELS, init_default_scope
+from mmengine.registry import DATASETS, init_default_scope
 from mmengine.runner.checkpoint import CheckpointLoader
 from torch import nn
 
 import pws_mmdet  # noqa: F401
 from pws_mmdet.compat import load_local_checkpoint
-from pws_mmdet.convert.checkpoint import weights_of, write_checkpoint
+from pws_mmdet.config import ConfigOptions, build_model, read_config
+from pws_mmdet.convert.checkpoint import meta_of, weights_of, write_checkpoint
 from pws_mmdet.convert.equalize import MAX_SCALE
 from pws_mmdet.convert.pretrained import load_bn_weights
 
@@ -123,11 +124,9 @@ def convert(
         raise ValueError(f'OUT must end in .pth, got {out}')
     if out_path.exists():
         raise FileExistsError(f'{out} exists: move it away, or choose another name')
-    cfg = Config.fromfile(config)
+    cfg = read_config(config, cfg_options)
     if not max_scale >= 1:
         raise ValueError(f'--max-scale must be 1 or more, got {max_scale}')
-    if cfg_options:
-        cfg.merge_from_dict(cfg_options)
     init_default_scope(cfg.get('default_scope', 'mmdet'))
     if '://' in str(checkpoint):
         content = CheckpointLoader.load_checkpoint(checkpoint, map_location='cpu')
@@ -135,7 +134,8 @@ def convert(
         content = load_local_checkpoint(str(checkpoint), map_location='cpu')
     paths = find_pictures(calibrate, num_images, seed) if calibrate else []
 
-    model = MODELS.build(without_pretrained(cfg.model)).to(device)
+    without_pretrained(cfg.model)
+    model = build_model(config, cfg).to(device)
     model.eval()
     try:
         weights = weights_of(content)
@@ -157,7 +157,7 @@ def convert(
     except ValueError as e:
         raise ValueError(f'{checkpoint}: {e}') from None
     made = dict(state_dict={k: v.cpu() for k, v in target.state_dict().items()})
-    meta = content.get('meta', {}) if isinstance(content, dict) else {}
+    meta = meta_of(content)
     if target is model and 'dataset_meta' in meta:
         made['meta'] = dict(dataset_meta=meta['dataset_meta'])
     write_checkpoint(made, out_path)
@@ -217,7 +217,7 @@ def main() -> None:
         f'follows (default: {MAX_SCALE:g})',
     )
     parser.add_argument('--device', default='cpu', help='such as cuda')
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction, metavar='K=V')
+    parser.add_argument('--cfg-options', nargs='+', action=ConfigOptions, metavar='K=V')
     args = parser.parse_args()
     try:
         convert(**vars(args))

@@ -14,10 +14,11 @@ from pathlib import Path
 
 import torch
 from mmdet.registry import DATASETS
-from mmengine.config import Config, DictAction
 
 from pws_mmdet.compat import load_local_checkpoint
+from pws_mmdet.config import ConfigOptions, read_config
 from pws_mmdet.convert import fuse_detector
+from pws_mmdet.convert.checkpoint import meta_of, weights_of
 
 STOCK = '# Plain convolutions, made by fuse_pws.py. MMDetection alone loads it.\n'
 NOT_STOCK = (
@@ -60,16 +61,12 @@ def convert(
         raise FileExistsError(
             f'{out_dir} exists and is not an empty folder: choose another name'
         )
-    cfg = Config.fromfile(config)
-    if cfg_options:
-        cfg.merge_from_dict(dict(cfg_options))
+    cfg = read_config(config, cfg_options)
     content = load_local_checkpoint(str(checkpoint), map_location='cpu')
-    content = content if isinstance(content, dict) else {}
-    weights = content.get('state_dict', content)
-    if not all(isinstance(value, torch.Tensor) for value in weights.values()):
-        weights = {}
-    if not weights:
-        raise ValueError(f'{checkpoint} holds no weights of a network')
+    try:
+        weights = weights_of(content)
+    except ValueError:
+        raise ValueError(f'{checkpoint} holds no weights of a network') from None
     try:
         plain_cfg, plain = fuse_detector(cfg, weights)
     except ValueError as e:
@@ -78,7 +75,7 @@ def convert(
     text = plain_cfg.pretty_text
     imports = plain_cfg.get('custom_imports', {}).get('imports', [])
     header = NOT_STOCK if 'pws_mmdet' in imports else STOCK
-    meta = (content.get('meta') or {}).get('dataset_meta')
+    meta = meta_of(content).get('dataset_meta')
     if meta is None:
         dataset = {**plain_cfg.test_dataloader.dataset, 'lazy_init': True}
         meta = DATASETS.build(dataset).metainfo
@@ -105,7 +102,7 @@ def main() -> None:
     parser.add_argument(
         '--cfg-options',
         nargs='+',
-        action=DictAction,
+        action=ConfigOptions,
         help='changes to the config, KEY=VALUE ..., such as those of the training',
     )
     args = parser.parse_args()

@@ -11,7 +11,11 @@ from pathlib import Path
 import torch
 
 from pws_mmdet.compat import load_local_checkpoint
-from pws_mmdet.convert.checkpoint import publish_checkpoint
+from pws_mmdet.convert.checkpoint import (
+    check_finite,
+    publish_checkpoint,
+    weights_of,
+)
 
 PREFIX = 'backbone.'
 # the norm layer that a PWSResNet has as a classifier only
@@ -45,18 +49,22 @@ def publish(checkpoint: str | Path, out: str | Path) -> Path:
     Raises:
         FileNotFoundError: If there is no such checkpoint.
         RuntimeError: If it is damaged or holds more than data.
-        ValueError: If it has no weights of a backbone, or ``out`` does not end in
-            .pth.
+        ValueError: If it has no weights of a backbone, or some that are not finite,
+            or ``out`` does not end in .pth.
         FileExistsError: If ``out`` is something else than a link.
     """
     content = load_local_checkpoint(str(checkpoint), map_location='cpu')
-    weights = content.get('state_dict', content) if isinstance(content, dict) else {}
+    try:
+        weights = weights_of(content)
+    except ValueError:
+        weights = {}
     backbone = backbone_of(weights)
     if not backbone:
         found = ', '.join(sorted({f'{key.split(".")[0]}.*' for key in weights}))
         raise ValueError(
             f'{checkpoint} has no weights named {PREFIX}*, but {found or "none at all"}'
         )
+    check_finite(backbone, checkpoint)
     return publish_checkpoint(dict(state_dict=backbone), out)
 
 

@@ -1,0 +1,296 @@
+"""Whatever the programs are given: success, or one error that says why, and no file."""
+
+import argparse
+import io
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from test_compat import Hostile
+
+from pws_mmdet.compat import load_local_checkpoint
+
+pytest.importorskip('plotly', reason='the extra `report` is not installed')
+
+PROGRAMS = sorted(
+    str(path.relative_to(ROOT))
+    for folder in (ROOT / 'tools').iterdir()
+    if folder.is_dir()
+    for path in folder.glob('*.py')
+)
+# What keeps a program that is given nothing wrong from a long work
+CHEAP = {
+    'run_table.py': ['--dry-run'],
+    'digits_to_coco.py': ['--num-train', '1', '--num-val', '1', '--size', '32'],
+    'train_speed.py': ['--steps', '1', '--warmup', '1', '--threads', '1'],
+}
+CONV = dict(type='PWS', in_channels=2, out_channels=2, kernel_size=3)
+WORDS = [
+    *('', '-', '.', '..', '/', 'none', 'none/none.py', 'none.pth', 'empty.py/x.png'),
+    *('0', '-1', '1', '2', '33', '1.5', 'nan', 'inf', '1e400', 'é\n', '\x1b[', '%s{}'),
+    *('a=1', 'model=1', 'model.type=NoNorm', 'model.gama=1', '=', 'a.b.c=[1', 'model'),
+    *('table1', 'table4', 'mini', 'pws*', '(', 'conv', 'cpu', 'cuda:9', 'meta'),
+    *('out.png', 'out.svg', 'out.pth', 'out.py', 'out.onnx', 'out.html', 'new/out.csv'),
+    *('mmdet::none.py', 'torchvision::none', 'mmdet::../x.py'),
+]
+
+
+REPEATABLE = settings(derandomize=True, deadline=None, database=None)
+
+
+# How what a program expects ends, by the name of the argument
+LIKELY = dict(
+    config='.py',
+    configs='.py',
+    checkpoint='.pth',
+    out=('out.png', 'out.pth', 'out.py', 'out.onnx', 'out.html'),
+    records=('.json', 'records', 'work', 'bad'),
+    work_dirs=('work', 'bad'),
+    record=('work', 'bad'),
+    table='table1',
+    picture='.png',
+    cfg_options=('=1', 'NoNorm'),
+    shape=('1', '2', '33'),
+)
+
+
+SSD = ROOT / 'configs/mini/ssd96_vgg16_pws_digits.py'
+
+
+class Exit(Exception):
+    pass
+
+
+def write_inputs(folder):
+    """Files of all kinds, of which few are what a program expects."""
+    configs = dict(
+        conv=f'model = {CONV}',
+        norm="model = dict(type='NoNorm', num_features=2)",
+        typo=f'model = {dict(CONV, gama=1)}',
+        unknown="model = dict(type='None')",
+        text="model = 'x'",
+        nothing='x = 1',
+        syntax='model = (',
+        raises='model = 1 / 0',
+        exits='raise SystemExit(0)',
+        base="_base_ = 'none.py'",
+        odd=f'model = {CONV}\noptim_wrapper = 3\ntrain_dataloader = []',
+    )
+    for name, text in configs.items():
+        (folder / f'{name}.py').write_text(text)
+    weights = {'weight': torch.ones(2, 2, 3, 3), 'backbone.w': torch.ones(2)}
+    checkpoints = dict(
+        weights=weights,
+        list=[weights],
+        number=3,
+        nested=dict(state_dict=[1], meta=[2]),
+        keys=dict(state_dict={1: torch.ones(1), 'backbone.w': 3}, meta=None),
+        nan=dict(state_dict={k: v * torch.nan for k, v in weights.items()}),
+        alpha={'conv1.alpha': torch.ones(2, 1, 1, 1), 'layer1.0.conv1.weight': 1},
+        config=dict(weights, meta=dict(cfg='1 / 0', config='1 / 0')),
+        hostile=dict(state_dict=weights, meta=Hostile(folder / 'executed')),
+    )
+    for name, content in checkpoints.items():
+        torch.save(content, folder / f'{name}.pth')
+    whole = (folder / 'weights.pth').read_bytes()
+    (folder / 'truncated.pth').write_bytes(whole[:-300])
+    for suffix in ('py', 'pth', 'json', 'png'):
+        (folder / f'empty.{suffix}').touch()
+    cv2.imwrite(str(folder / 'picture.png'), np.zeros((8, 8, 3), np.uint8))
+    for name in ('picture.py', 'picture.pth', 'picture.json'):
+        shutil.copy(folder / 'picture.png', folder / name)
+    record = dict(
+        run='a', outcome='finished', metrics={}, label='a', curve=[dict(epoch=1, x=1)]
+    )
+    for name, content in dict(
+        record=record, list=[], null=None, curve=dict(record, curve=[1]), few={'run': 1}
+    ).items():
+        (folder / f'{name}.json').write_text(json.dumps(content))
+    entries = dict(
+        work=[dict(lr=0.1, loss=1, step=1), dict(x=1, step=1)],
+        bad=[[1], 3, 'x', None, dict(lr='x', step='y'), dict(step=None)],
+    )
+    layer = dict(name='a', type='b', n=9, filters=4, gamma=0.0, frozen=False)
+    step = dict(step=1, lr=0.1, loss=1.0, values={})
+    variances = dict(work=[dict(layers=[layer]), step], bad=[dict(layers=[3]), [1], {}])
+    for name in entries:
+        run = folder / name / '20260101_000000'
+        (run / 'vis_data').mkdir(parents=True)
+        for path, lines in (
+            ('vis_data/scalars.json', entries[name]),
+            ('variance.jsonl', variances[name]),
+        ):
+            (run / path).write_text(''.join(json.dumps(line) + '\n' for line in lines))
+    (folder / 'folder').mkdir()
+    tables = folder / 'records/table1-mini'
+    tables.mkdir(parents=True)
+    for name in ('record', 'few', 'list', 'null'):
+        shutil.copy(folder / f'{name}.json', tables)
+
+
+@pytest.fixture(scope='module')
+def inputs(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('inputs')
+    write_inputs(folder)
+    return folder
+
+
+def contents(folder):
+    return {
+        str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None
+        for path in folder.rglob('*')
+    }
+
+
+def parser_of(program, patch):
+    """The argument parser that a program makes."""
+    parsers = []
+
+    def note(self, *args, **kwargs):
+        parsers.append(self)
+        raise Exit
+
+    with patch.context() as inner:
+        inner.setattr(argparse.ArgumentParser, 'parse_args', note)
+        with pytest.raises(Exit):
+            program.main()
+    return parsers[0]
+
+
+def command_lines(parser, words):
+    """Strategy of command lines: all that is needed, and some options."""
+
+    def values(action):
+        if action.nargs == 0 or isinstance(action, argparse.BooleanOptionalAction):
+            return st.just([])
+        likely = [w for w in words if w.endswith(LIKELY.get(action.dest, ''))]
+        likely = list(map(str, action.choices or likely))
+        word = st.sampled_from(likely) | st.sampled_from(words)
+        few, many = {'+': (1, 3), None: (1, 1)}.get(action.nargs, (action.nargs,) * 2)
+        return st.lists(word, min_size=few, max_size=many)
+
+    needed, optional = [], []
+    for action in parser._actions:
+        if isinstance(action, argparse._HelpAction):
+            continue
+        if not action.option_strings:
+            needed.append(values(action))
+        else:
+            option = st.builds(
+                lambda name, parts: [name, *parts],
+                st.sampled_from(action.option_strings),
+                values(action),
+            )
+            (needed if action.required else optional).append(option)
+    return st.builds(
+        lambda first, more: [part for parts in (*first, *more) for part in parts],
+        st.tuples(*needed),
+        st.lists(st.one_of(optional), max_size=2) if optional else st.just([]),
+    )
+
+
+@pytest.mark.parametrize('path', PROGRAMS)
+def test_a_program_succeeds_or_says_why_not(
+    path, inputs, load_program, monkeypatch, capsys
+):
+    name = Path(path).name
+    monkeypatch.syspath_prepend((ROOT / path).parent)
+    program = load_program(path)
+    monkeypatch.chdir(inputs)
+    monkeypatch.setattr(subprocess, 'Popen', None)  # nothing is to be trained
+    monkeypatch.setattr('pws_mmdet.tables.revision', lambda root: 'unknown')
+    words = [*WORDS, *(str(p.relative_to(inputs)) for p in sorted(inputs.iterdir()))]
+    before = contents(inputs)
+
+    def check(arguments):
+        monkeypatch.setattr(sys, 'argv', [name, *CHEAP.get(name, []), *arguments])
+        try:
+            code = program.main()
+        except SystemExit as stop:
+            code = stop.code
+        output = capsys.readouterr()
+        after = contents(inputs)
+        for new in sorted(set(after) - set(before), reverse=True):
+            target = inputs / new
+            target.rmdir() if target.is_dir() else target.unlink()
+        for old, data in before.items():
+            if data is not None and after.get(old) != data:
+                (inputs / old).write_bytes(data)
+        assert not any('partial' in file for file in after)
+        if code not in (0, None):
+            assert code in (1, 2)
+            assert name in output.err and 'Traceback' not in output.err
+            assert after == before
+
+    if name == 'digits_to_imagefolder.py':  # 1797 pictures
+        monkeypatch.setattr(
+            program, 'SPLITS', dict(train=slice(0, 1), test=slice(1, 2))
+        )
+    lines = command_lines(parser_of(program, monkeypatch), words)
+    given(lines)(settings(REPEATABLE, max_examples=60)(check))()
+
+
+@pytest.mark.parametrize(
+    'name, arguments',
+    [
+        ('publish_backbone', ['{}', 'new.pth']),
+        ('official_to_pws', ['{}', 'new.pth']),
+        ('fuse_pws', [SSD, '{}', 'new']),
+        ('bn_to_pws', [SSD, '{}', 'new.pth']),
+        ('pws_to_onnx', [SSD, '{}', 'new.onnx']),
+    ],
+)
+def test_a_checkpoint_that_is_none_is_named(
+    name, arguments, inputs, load_program, monkeypatch, capsys
+):
+    """And nothing of it is executed, be it pickled or the text of a config."""
+    [path] = [path for path in PROGRAMS if Path(path).stem == name]
+    program = load_program(path)
+    monkeypatch.chdir(inputs)
+    before = contents(inputs)
+    for checkpoint in sorted(inputs.glob('*.pth')):
+        line = [str(part).format(checkpoint.name) for part in arguments]
+        if name == 'publish_backbone' and checkpoint.stem in ('weights', 'config'):
+            continue  # it has a backbone
+        monkeypatch.setattr(sys, 'argv', [name, *line])
+        with pytest.raises(SystemExit) as stop:
+            program.main()
+        error = capsys.readouterr().err
+        assert stop.value.code == 2 and checkpoint.name in error
+        message = 'was not loaded: it holds' if checkpoint.stem == 'hostile' else ''
+        assert message in error
+        assert contents(inputs) == before
+
+
+@given(st.binary(max_size=40), st.integers(0, 1200), st.booleans(), st.booleans())
+@example(b'\x80\x02]q\x01', 0, True, True)
+@settings(REPEATABLE, max_examples=200)
+def test_any_bytes_are_a_checkpoint_or_an_error_with_its_name(
+    noise, position, alone, old_format
+):
+    buffer = io.BytesIO()
+    content = dict(state_dict=dict(w=torch.ones(2)), meta=dict(epoch=1))
+    torch.save(content, buffer, _use_new_zipfile_serialization=not old_format)
+    data = buffer.getvalue()
+    position %= len(data)
+    if alone:
+        data = noise
+    else:
+        data = data[:position] + noise + data[position + len(noise) :]
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, 'noise.pth')
+        path.write_bytes(data)
+        try:
+            load_local_checkpoint(str(path))
+        except RuntimeError as error:
+            assert 'noise.pth' in str(error)
