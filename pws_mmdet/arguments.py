@@ -11,11 +11,15 @@ def check_names(cls: type, names: Iterable[str]) -> None:
 
     Args:
         cls: Those that its ``__init__`` passes on as ``**kwargs`` are the next
-            class's in its method resolution order.
+            class's in its method resolution order. Where there is none, nobody
+            knows which ``**kwargs`` are right, and all are.
         names: Of the arguments.
     """
     known: dict[str, None] = {}
+    kinds = set()
     for base in inspect.getmro(cls):
+        if base is object and inspect.Parameter.VAR_KEYWORD in kinds:
+            return  # such as EMAHook, whose **kwargs are those of its averages
         if '__init__' not in vars(base):
             continue
         parameters = [*inspect.signature(base.__init__).parameters.values()][1:]
