@@ -619,6 +619,20 @@ def measure(args: argparse.Namespace, device: torch.device) -> dict[str, Any]:
     return report
 
 
+def read_report(path: Path) -> dict[str, Any]:
+    """Read what a run wrote.
+
+    Raises:
+        ValueError: If something else is in the file.
+    """
+    try:
+        report = json.loads(path.read_text(encoding='utf-8'))
+        to_markdown(report)
+    except (AttributeError, KeyError, TypeError, ValueError) as e:
+        raise ValueError(f'{path} is no file of this program: {e!r}') from e
+    return report
+
+
 def save(report: dict[str, Any], path: Path | None) -> None:
     if path is not None:
         text = json.dumps(report, indent=1, allow_nan=False) + '\n'
@@ -631,7 +645,7 @@ def main() -> None:
     MMLogger.get_instance('speed', log_level='WARNING')
     try:
         if args.read:
-            report = json.loads(args.read.read_text(encoding='utf-8'))
+            report = read_report(args.read)
             name = args.read.stem
         else:
             device = check_device(args.device, args.amp)

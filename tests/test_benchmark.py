@@ -62,6 +62,16 @@ def test_all_kinds_side_by_side(main, tmp_path, capsys):
     assert capsys.readouterr().out in text
 
 
+def test_published_tables_are_those_of_the_measurements(main, root, tmp_path):
+    page = tmp_path / 'page.md'
+    published = (root / 'docs/benchmarks.md').read_text()
+    page.write_text(published)
+    reports = sorted(root.glob('docs/benchmarks/*.json'))
+    for report in reports:
+        main('--read', report, '--markdown', page)
+    assert reports and page.read_text() == published
+
+
 def test_the_floor_is_a_copy_of_the_filters(main, tmp_path):
     out = tmp_path / 'speed.json'
     main('--parts', '--floors', 'VGG-16-SSD320', '--seconds', 1e-3, '--out', out)
@@ -91,3 +101,26 @@ def test_networks_differ_in_convolutions_and_norm_layers_only(program, part, kin
     assert has_norm == (kind in ('BN', 'ConvWS and GN'))
     assert any(isinstance(m, PWSConv2d) for m in convs) == (kind == 'PWS')
     assert all(p.requires_grad for p in model.parameters())
+
+
+@pytest.mark.parametrize(
+    'args, message',
+    [
+        (['--parts', 'ResNet-51'], "--parts has no 'ResNet-51'; there are: "),
+        (['--kinds', 'XN'], "--kinds has no 'XN'; there are: "),
+        (['--floors', 'RetinaNet'], "--floors has no 'RetinaNet'; there are: "),
+        (['--batch-sizes', '0'], '--batch-sizes: invalid positive int'),
+        (['--seconds', 'nan'], '--seconds: invalid positive float'),
+        (['--device', 'cpu', '--amp'], '--amp needs a GPU'),
+        (['--read', 'missing.json'], 'missing.json'),
+        (['--read', '{broken}'], 'broken.json is no file of this program'),
+    ],
+    ids=lambda value: ' '.join(value) if isinstance(value, list) else '',
+)
+def test_bad_input(main, tmp_path, capsys, args, message):
+    broken = tmp_path / 'broken.json'
+    broken.write_text('{"results": 1}')
+    with pytest.raises(SystemExit) as e:
+        main(*(arg.format(broken=broken) for arg in args))
+    assert e.value.code == 2
+    assert message in capsys.readouterr().err
