@@ -1,12 +1,13 @@
 """Compare PWS with plain convolutions, norm layers and other convolutions that
 normalize their weights: speed and memory of training steps and of inference.
 
-The kinds take their steps in turn (A B C A B C ...), on random pictures. A training
-step is forward, backward and SGD with momentum, at a learning rate of 0; of a detector
-also preprocessing, assignment and losses, with random objects. Inference is a forward
-pass in inference mode, of a detector without post-processing. All networks start at
-random and train whole, with norm layers in training mode; those of one part differ in
-nothing but convolutions and norm layers; the regions of interest are as many in all.
+All kinds take a step in each round, in an order that is drawn anew, on random pictures.
+A training step is forward, backward and SGD with momentum, at a learning rate of 0; of
+a detector also preprocessing, assignment and losses, with random objects. Inference is
+a forward pass in inference mode, of a detector without post-processing. All networks
+start at random and train whole, with norm layers in training mode; those of one part
+differ in nothing but convolutions and norm layers; the regions of interest are as many
+in all. Plain convolutions are there twice, to see how far apart equal ones come out.
 
   time        seconds of a step over those of plain convolutions (with biases): median
               over the rounds
@@ -96,6 +97,7 @@ def make_kinds() -> dict[str, Kind]:
     pws = dict(type='PWS', gamma=1e-3)
     kinds = {
         'plain': Kind(plain),
+        'plain, again': Kind(plain),
         'PWS': Kind(pws, predictors=pws),
         'PWS, not shared': Kind(pws, predictors=pws, share=False),
         'PWS, fused': Kind(pws, predictors=pws, fuse=True),
@@ -307,7 +309,7 @@ PARTS: dict[str, Part] = {
     'Mask R-CNN R-50-FPN': DetectorPart('configs/mask_rcnn_r50_fpn_pws_1x.py'),
     'RetinaNet R-50-FPN': DetectorPart(
         'configs/retinanet_r50_fpn_pws_1x.py',
-        kinds=('plain', 'PWS', 'PWS, not shared', 'PWS, fused'),
+        kinds=('plain', 'plain, again', 'PWS', 'PWS, not shared', 'PWS, fused'),
     ),
 }
 FLOORS = ('ResNet-50', 'VGG-16-SSD320')

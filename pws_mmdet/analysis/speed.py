@@ -4,6 +4,7 @@ import copy
 import json
 import math
 import platform
+import random
 import statistics
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -319,10 +320,10 @@ def make_batch(
 def take_turns(
     contenders: Sequence[Contender], rounds: Iterable[int], warmup: int
 ) -> Iterator[int]:
-    """Let all take their steps in turn (A B C A B C ...), a round at a time.
+    """Let all take a step in each round, in an order that is drawn anew (A B B A ...).
 
-    What else happens on the machine hits all alike. An error of one ends only its
-    own steps.
+    What else happens on the machine hits all alike, and nobody always comes after the
+    same, whose memory it finds. An error of one ends only its own steps.
 
     Args:
         contenders: Built ones.
@@ -333,7 +334,7 @@ def take_turns(
         The number of each finished round.
     """
     for i in rounds:
-        for contender in contenders:
+        for contender in random.Random(i).sample(contenders, len(contenders)):
             seconds = contender.attempt(contender.step)
             if i >= warmup and seconds is not None:
                 contender.seconds.append(seconds)

@@ -3,9 +3,9 @@
 Table 1 of the PWS paper gives the images per second that each normalization
 trains. A step here is preprocessing, forward, backward and optimizer step, as
 the config sets them, on random pictures with random objects: no data set is
-needed, and loading data is not part of it. The configs take their steps in turn
-(A B C A B C ...), so that what else happens on the machine hits all alike. Name a
-config twice to see how far apart equal ones come out.
+needed, and loading data is not part of it. The configs take a step in each round,
+in an order that is drawn anew (A B B A ...), so that what else happens on the
+machine hits all alike. Name a config twice to see how far apart equal ones come out.
 
   images/s    of the median step
   ratio       images/s over those of the first config: median over the rounds
