@@ -293,6 +293,8 @@ def take_as_many_regions(model: ConfigDict) -> None:
     """
     for proposals in (model.train_cfg.rpn_proposal, model.test_cfg.rpn):
         proposals.nms.iou_threshold = 1.0
+    for name in ('bbox', 'mask'):  # else large regions are sampled more often
+        model.roi_head[f'{name}_roi_extractor'].roi_layer.sampling_ratio = 2
     model.train_cfg.rcnn.assigner.update(
         pos_iou_thr=0.999, neg_iou_thr=0.999, min_pos_iou=0.999
     )
@@ -365,9 +367,10 @@ def compare(
             row.update(
                 rounds=len(contender.seconds),
                 ms=1e3 * statistics.median(contender.seconds),
-                peak_mib=contender.peak_memory and contender.peak_memory / MIB,
                 weights_mib=sum(p.nbytes for p in contender.model.parameters()) / MIB,
             )
+            if not inference:
+                row['peak_mib'] = contender.peak_memory / MIB
             if first.error is None:
                 row['time'] = 1 / contender.ratio(first)
         rows.append(row)
@@ -431,7 +434,7 @@ def to_markdown(report: dict[str, Any]) -> str:
             f'**{part}, {what}: time over that of plain convolutions**\n\n'
             + format_cells(chosen, 'time', 'ms')
         )
-        if not inference:
+        if not inference and not isinstance(PARTS[part], LayerPart):
             blocks.append(
                 f'**{part}, {what}: peak memory over that of plain convolutions** '
                 '(in parentheses what it is above, in sizes of the weights)\n\n'
@@ -635,9 +638,18 @@ def read_report(path: Path) -> dict[str, Any]:
     return report
 
 
+def shorten_numbers(value: Any) -> Any:
+    """Five digits are more than anything here is worth."""
+    if isinstance(value, dict):
+        return {key: shorten_numbers(part) for key, part in value.items()}
+    if isinstance(value, list):
+        return [shorten_numbers(part) for part in value]
+    return float(f'{value:.5g}') if isinstance(value, float) else value
+
+
 def save(report: dict[str, Any], path: Path | None) -> None:
     if path is not None:
-        text = json.dumps(report, indent=1, allow_nan=False) + '\n'
+        text = json.dumps(shorten_numbers(report), indent=1, allow_nan=False) + '\n'
         write_whole(path, lambda part: part.write_text(text, encoding='utf-8'))
 
 
