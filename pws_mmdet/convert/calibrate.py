@@ -376,21 +376,19 @@ class _Stop(Exception):
 
 
 def watch(
-    model: nn.Module, batch: Any, forward: Callable, name: str, calls: int, inputs: bool
-) -> list[Tensor]:
-    """The inputs, or outputs, of a layer in a forward pass, call by call."""
-    seen: list[Tensor] = []
+    model: nn.Module, batch: Any, forward: Callable, name: str, calls: int
+) -> list[tuple[Tensor, Tensor]]:
+    """The inputs and outputs of a layer in a forward pass, call by call."""
+    seen: list[tuple[Tensor, Tensor]] = []
 
-    def look(*args: Any) -> None:
-        seen.append(args[1][0] if inputs else args[2])
-        if len(seen) == calls:
+    def look(module: nn.Module, args: tuple, output: Tensor) -> None:
+        if len(seen) + 1 == calls:
+            seen.append((args[0], output))
             raise _Stop
+        # an activation in place may follow before the last call
+        seen.append((args[0].clone(), output.clone()))
 
-    layer = model.get_submodule(name)
-    register = (
-        layer.register_forward_pre_hook if inputs else layer.register_forward_hook
-    )
-    hook = register(look)
+    hook = model.get_submodule(name).register_forward_hook(look)
     try:
         forward(model, batch)
     except _Stop:
@@ -543,17 +541,13 @@ class Calibration:
         for batch, count in zip(self.batches, calls.per_batch, strict=True):
             if not count:
                 continue
-            xs = watch(converted, batch, self.forward, name, count, inputs=True)
-            if original is None:
-                ys = watch(self.model, batch, self.forward, name, count, inputs=False)
-                if [x.shape for x in xs] != [
-                    (len(y), conv.in_channels, *x.shape[2:])
-                    for x, y in zip(xs, ys, strict=False)
-                ]:
+            pairs = watch(converted, batch, self.forward, name, count)
+            if original is None and converted is not self.model:
+                aims = watch(self.model, batch, self.forward, name, count)
+                if [y.shape for _, y in pairs] != [y.shape for _, y in aims]:
                     return None
-            else:
-                ys = [conv(x) for x in xs]  # for their shapes
-            for x, y in zip(xs, ys, strict=True):
+                pairs = [(x, y) for (x, _), (_, y) in zip(pairs, aims, strict=True)]
+            for x, y in pairs:
                 positions = y[:, 0].numel()
                 if not positions:
                     continue

@@ -39,6 +39,8 @@ def pictures(n=32, size=32):
 class Net(nn.Module):
     """Two branches, groups, a stride, a dilation, a 7x7, a 1x1, a shared layer."""
 
+    inplace = False
+
     def __init__(self):
         super().__init__()
         self.conv1 = nn.Conv2d(3, 12, 7, 2, 3, bias=False)
@@ -56,7 +58,9 @@ class Net(nn.Module):
     def forward(self, x):
         x = F.relu(self.bn1(self.conv1(x)))
         x = F.relu(self.left(x) + self.right(x))
-        return self.last(F.relu(self.shared(F.relu(self.shared(x)))))
+        for _ in range(2):
+            x = F.relu(self.shared(x), self.inplace)
+        return self.last(x)
 
 
 def relative_error(y, expected):
@@ -107,6 +111,15 @@ def test_everything_becomes_pws_and_nothing_normalizes(net):
     assert not any(m.training for m in new.modules())
     for key, value in net.state_dict().items():
         assert torch.equal(value, before[key])
+
+
+def test_activations_in_place_change_nothing(net):
+    x = pictures(8)
+    expected, _ = convert_to_pws(net, [x], progress=False)
+    net.inplace = True
+    new, _ = convert_to_pws(net, [x], progress=False)
+    for key, value in expected.state_dict().items():
+        assert torch.equal(new.state_dict()[key], value), key
 
 
 def test_data_bring_the_outputs_nearer(net):
