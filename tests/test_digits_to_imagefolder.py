@@ -52,10 +52,38 @@ def test_pictures_are_those_of_the_digits(folder):
 
 
 def test_own_size_is_exact(program, tmp_path):
-    digit = load_digits().images[0]
-    program.write_digit(tmp_path / '0.png', digit, 8)
-    picture = cv2.imread(str(tmp_path / '0.png'), cv2.IMREAD_GRAYSCALE)
-    assert np.array_equal(picture, (digit * 255 / 16).round())
+    program.convert(tmp_path, size=8)
+    picture = cv2.imread(str(tmp_path / 'train/0/0000.png'), cv2.IMREAD_GRAYSCALE)
+    assert np.array_equal(picture, (load_digits().images[0] * 255 / 16).round())
+
+
+def test_textured_digits_stand_out_in_colour(program, tmp_path):
+    for name in ('a', 'b'):
+        program.convert(tmp_path / name, textured=True)
+    digits = load_digits()
+    assert len(files(tmp_path / 'a')) == len(digits.target)
+    for i in range(0, 1797, 100):
+        (path,) = (tmp_path / 'a').glob(f'*/{digits.target[i]}/{i:04d}.png')
+        again = tmp_path / 'b' / path.relative_to(tmp_path / 'a')
+        assert path.read_bytes() == again.read_bytes()
+        picture = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+        assert picture.shape == (16, 16, 3)
+        assert np.ptp(picture.astype(int), axis=2).max() > 10
+        ink = cv2.resize(digits.images[i] / 16, (16, 16))
+        luma = cv2.cvtColor(picture, cv2.COLOR_BGR2GRAY).astype(float)
+        assert abs(luma[ink > 0.8].mean() - luma[ink < 0.1].mean()) > 40
+
+
+def test_textures_are_not_what_pictures_share(program, folder, tmp_path):
+    program.convert(tmp_path, textured=True)
+
+    def likeness(root):
+        """Correlation of pictures of different classes, in the mean."""
+        paths = [next(root.glob(f'train/{k}/*.png')) for k in range(10)]
+        pictures = [cv2.imread(str(p), cv2.IMREAD_GRAYSCALE).ravel() for p in paths]
+        return (np.corrcoef(pictures).sum() - 10) / 90
+
+    assert likeness(tmp_path) < 0.2 < 0.4 < likeness(folder)
 
 
 def test_main(program, tmp_path, monkeypatch, capsys):

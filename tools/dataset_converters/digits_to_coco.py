@@ -105,6 +105,15 @@ def place(
     return None
 
 
+def paint(window: np.ndarray, alpha: np.ndarray, rng: Generator) -> None:
+    """Blend a colour that stands out into a window, in place."""
+    behind = np.average(window @ LUMA_BGR, weights=alpha)
+    colour = rng.uniform(0, 255, 3)
+    while abs(colour @ LUMA_BGR - behind) < MIN_CONTRAST:
+        colour = rng.uniform(0, 255, 3)
+    window += alpha[..., None] * (colour - window)
+
+
 def draw_picture(
     images: np.ndarray, pool: np.ndarray, size: int, max_digits: int, rng: Generator
 ) -> Picture:
@@ -122,11 +131,7 @@ def draw_picture(
             continue
         boxes.append(box)
         window = np.s_[box[1] : box[3], box[0] : box[2]]
-        behind = np.average(picture[window] @ LUMA_BGR, weights=alpha)
-        colour = rng.uniform(0, 255, 3)
-        while abs(colour @ LUMA_BGR - behind) < MIN_CONTRAST:
-            colour = rng.uniform(0, 255, 3)
-        picture[window] += alpha[..., None] * (colour - picture[window])
+        paint(picture[window], alpha, rng)
         owner[window][alpha >= 0.5] = index
     picture += rng.normal(0, 6, picture.shape)  # sensor noise
     masks = [(int(index), (owner == index).astype(np.uint8)) for index in chosen]

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from digits_to_coco import check_out_dir, remove
+from digits_to_coco import check_out_dir, draw_background, paint, remove
 from sklearn.datasets import load_digits
 
 SPLITS = dict(train=slice(None, 1297), test=slice(1297, None))
@@ -25,8 +25,10 @@ def check_arguments(out_dir: str | Path, size: int, force: bool) -> None:
     check_out_dir(out_dir, force)
 
 
-def convert(out_dir: str | Path, size: int = 16, force: bool = False) -> dict[str, int]:
-    """Write the digits as grey PNG files, train first in the order of the data.
+def convert(
+    out_dir: str | Path, size: int = 16, force: bool = False, textured: bool = False
+) -> dict[str, int]:
+    """Write the digits as PNG files, train first in the order of the data.
 
     The data are in the order of their writers, so that the last 500 digits, the
     test split, are of other hands than nearly all of the train split.
@@ -38,6 +40,8 @@ def convert(out_dir: str | Path, size: int = 16, force: bool = False) -> dict[st
             8x8 pixels and are scaled bilinearly.
         force: Replace the splits in an ``out_dir`` that is not empty. Other files
             in there are kept.
+        textured: Paint each digit in a colour of its own on a coloured texture,
+            both drawn with its index as the seed. Else they are grey on black.
 
     Returns:
         The number of pictures in each split.
@@ -61,7 +65,8 @@ def convert(out_dir: str | Path, size: int = 16, force: bool = False) -> dict[st
             for index in chosen:
                 path = root / split / str(digits.target[index]) / f'{index:04d}.png'
                 path.parent.mkdir(parents=True, exist_ok=True)
-                write_digit(path, digits.images[index], size)
+                alpha = cv2.resize(digits.images[index] / 16, (size, size))
+                write(path, draw_textured(alpha, index) if textured else 255 * alpha)
             counts[split] = len(chosen)
         out_dir.mkdir(exist_ok=True)
         for split in SPLITS:
@@ -71,10 +76,17 @@ def convert(out_dir: str | Path, size: int = 16, force: bool = False) -> dict[st
     return counts
 
 
-def write_digit(path: Path, digit: np.ndarray, size: int) -> None:
-    """Write values from 0 to 16 as grey levels from 0 to 255."""
-    picture = cv2.resize(digit * (255 / 16), (size, size)).round().astype(np.uint8)
-    if not cv2.imwrite(str(path), picture):
+def draw_textured(alpha: np.ndarray, seed: int) -> np.ndarray:
+    """Paint a digit, given as a matte from 0 to 1, on a texture."""
+    rng = np.random.default_rng(seed)
+    picture = draw_background(len(alpha), rng)
+    paint(picture, alpha, rng)
+    return picture
+
+
+def write(path: Path, picture: np.ndarray) -> None:
+    """Write levels from 0 to 255."""
+    if not cv2.imwrite(str(path), picture.round().astype(np.uint8)):
         raise OSError(f'could not write {path}')
 
 
@@ -87,6 +99,11 @@ def main() -> None:
         '--size', type=int, default=16, help='side of the square pictures in pixels'
     )
     parser.add_argument(
+        '--textured',
+        action='store_true',
+        help='coloured digits on coloured textures instead of grey on black',
+    )
+    parser.add_argument(
         '--force',
         action='store_true',
         help='replace train and test in a directory that is not empty; '
@@ -94,7 +111,7 @@ def main() -> None:
     )
     args = parser.parse_args()
     try:
-        check_arguments(**vars(args))
+        check_arguments(args.out_dir, args.size, args.force)
     except (ValueError, OSError) as error:
         parser.error(str(error))
     counts = convert(**vars(args))
