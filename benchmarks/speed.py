@@ -17,8 +17,10 @@ in all. Plain convolutions are there twice, to see how far apart equal ones come
   + weights   what the peak exceeds that of plain convolutions by, over the bytes of
               the weights
 
-The part "floor" measures the standardization of all filters of a network alone, over
-a copy of the same weights: what has to be read and written once.
+--floors measures the standardization of all filters of a network alone, over a copy of
+the same weights: what has to be read and written once. --profiles says in which of
+PyTorch's operators a training step with PWS spends its time, beside one with plain
+convolutions.
 
     python benchmarks/speed.py --out speed.json
     python benchmarks/speed.py --read speed.json --markdown docs/benchmarks.md
@@ -44,6 +46,7 @@ from mmengine.logging import MMLogger
 from mmengine.registry import MODELS
 from mmengine.runner import set_random_seed
 from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile
 
 import pws_mmdet
 from pws_mmdet.analysis.composition import find_dicts
@@ -60,6 +63,7 @@ from pws_mmdet.layers import ReparamConv2d
 ROOT = Path(__file__).resolve().parents[1]
 MIB = 2**20
 MIN_ROUNDS = 5
+NUM_BOXES = 7  # objects in a picture, as in COCO
 NO_NORM = dict(type='NoNorm')
 MODES = ['training', 'inference']
 
@@ -315,6 +319,8 @@ PARTS: dict[str, Part] = {
     ),
 }
 FLOORS = ('ResNet-50', 'VGG-16-SSD320')
+PROFILED = ('plain', 'PWS')
+LEAST_SHARE = 0.002  # of a step, for an operator to have a row of its own
 
 
 def count_rounds(warmup: int, seconds: float) -> Iterator[int]:
@@ -423,6 +429,71 @@ def measure_floor(part: str, device: torch.device, seconds: float) -> dict[str, 
     )
 
 
+def measure_profile(
+    part: str, batch_size: int, size: int, warmup: int, seconds: float, *args
+) -> dict[str, Any]:
+    """Profile training steps with plain convolutions and with PWS, in turn.
+
+    Args:
+        part: Its name.
+        batch_size: Number of pictures.
+        size: Height and width of the pictures in pixels.
+        warmup, seconds, *args: As of ``compare``.
+
+    Returns:
+        Milliseconds of a median step in each operator itself, without those that it
+        calls, of both; operators that differ by less than LEAST_SHARE of a step are
+        summed.
+    """
+    contenders = [
+        PARTS[part].make(kind, make_kinds()[kind], batch_size, size, False)
+        for kind in PROFILED
+    ]
+    for contender in contenders:
+        contender.build(*args)
+    on_gpu = contenders[0].device.type == 'cuda'
+    activity = ProfilerActivity.CUDA if on_gpu else ProfilerActivity.CPU
+    times: list[dict[str, list[float]]] = [{}, {}]
+    rounds = 0
+    for i in count_rounds(warmup, seconds):
+        for contender, own in zip(contenders, times, strict=True):
+            with profile(activities=[activity]) as profiler:
+                contender.step()
+            for event in profiler.key_averages() if i >= warmup else ():
+                spent = (
+                    event.self_device_time_total
+                    if on_gpu
+                    else event.self_cpu_time_total
+                )
+                own.setdefault(event.key, []).append(spent / 1e3)
+        rounds += i >= warmup
+    medians = [
+        {key: statistics.median(values) for key, values in own.items()} for own in times
+    ]
+    totals = [sum(own.values()) for own in medians]
+    keys = sorted(
+        {*medians[0], *medians[1]},
+        key=lambda key: medians[0].get(key, 0.0) - medians[1].get(key, 0.0),
+    )
+    rows = []
+    for key in keys:
+        pair = [own.get(key, 0.0) for own in medians]
+        if abs(pair[1] - pair[0]) >= LEAST_SHARE * totals[0]:
+            rows.append(dict(operator=key, ms=pair))
+    others = [
+        total - sum(row['ms'][i] for row in rows) for i, total in enumerate(totals)
+    ]
+    rows.append(dict(operator='all others', ms=others))
+    return dict(
+        part=part,
+        batch_size=batch_size,
+        image_size=size,
+        rounds=rounds,
+        ms=totals,
+        operators=rows,
+    )
+
+
 def to_markdown(report: dict[str, Any]) -> str:
     """The tables of one run, and what it was."""
     blocks = []
@@ -454,9 +525,19 @@ def to_markdown(report: dict[str, Any]) -> str:
             + '\n'.join(lines)
             + '\n'
         )
-    rounds = min(
-        (r['rounds'] for r in [*rows, *report['floors']] if 'rounds' in r), default=0
-    )
+    profiles = report.get('profiles', [])
+    for p in profiles:
+        lines = [f'| | {" | ".join(PROFILED)} | difference |', '|---|---|---|---|']
+        for row in [*p['operators'], dict(operator='whole step', ms=p['ms'])]:
+            plain, pws = row['ms']
+            name = row['operator'].replace('|', r'\|')
+            lines.append(f'| {name} | {plain:.1f} | {pws:.1f} | {pws - plain:+.1f} |')
+        blocks.append(
+            f'**{p["part"]}, training step, {p["batch_size"]} x {p["image_size"]}²: ms '
+            'in each operator**\n\n' + '\n'.join(lines) + '\n'
+        )
+    measured = [*rows, *report['floors'], *profiles]
+    rounds = min((r['rounds'] for r in measured if 'rounds' in r), default=0)
     hardware = report['gpu'] or f'{report["cpu"]}, {report["threads"]} threads'
     versions = ', '.join(f'{k} {v}' for k, v in report['versions'].items())
     switches = [name for name in ('amp', 'channels_last') if report[name]]
@@ -534,6 +615,9 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         '--floors', nargs='*', help=f'networks to standardize alone; of {FLOORS}'
     )
+    parser.add_argument(
+        '--profiles', nargs='*', default=[], help='networks to profile (default: none)'
+    )
     parser.add_argument('--batch-sizes', nargs='+', type=whole, default=[1, 2, 8])
     parser.add_argument('--image-sizes', nargs='+', type=whole, default=[320])
     parser.add_argument(
@@ -573,6 +657,7 @@ def measure(args: argparse.Namespace, device: torch.device) -> dict[str, Any]:
     wanted = list(dict.fromkeys(['plain', *wanted]))
     parts = choose(args.parts, list(PARTS), '--parts')
     floors = choose(args.floors, list(FLOORS), '--floors')
+    profiles = choose(args.profiles, list(PARTS), '--profiles')
     report = dict(
         command=shlex.join(['python', *sys.argv]),
         **describe_machine(device),
@@ -583,10 +668,12 @@ def measure(args: argparse.Namespace, device: torch.device) -> dict[str, Any]:
         seconds=args.seconds,
         results=[],
         floors=[],
+        profiles=[],
     )
     memory_format = (
         torch.channels_last if args.channels_last else torch.contiguous_format
     )
+    build_args = (device, NUM_BOXES, args.amp, args.seed, memory_format)
     for name in parts:
         part = PARTS[name]
         for mode, size, batch in product(
@@ -601,16 +688,7 @@ def measure(args: argparse.Namespace, device: torch.device) -> dict[str, Any]:
                 and (kinds[kind].share or part.kinds)
             ]
             rows = compare(
-                name,
-                contenders,
-                inference,
-                args.warmup,
-                args.seconds,
-                device,
-                7,  # objects in a picture, as in COCO
-                args.amp,
-                args.seed,
-                memory_format,
+                name, contenders, inference, args.warmup, args.seconds, *build_args
             )
             report['results'] += rows
             times = ', '.join(
@@ -620,6 +698,12 @@ def measure(args: argparse.Namespace, device: torch.device) -> dict[str, Any]:
             save(report, args.out)
     for name in floors:
         report['floors'].append(measure_floor(name, device, args.seconds))
+    for name in profiles:
+        for size, batch in product(args.image_sizes, args.batch_sizes):
+            row = measure_profile(
+                name, batch, size, args.warmup, args.seconds, *build_args
+            )
+            report['profiles'].append(row)
     save(report, args.out)
     return report
 
@@ -665,7 +749,8 @@ def main() -> None:
             device = check_device(args.device, args.amp)
             if args.threads is not None:
                 torch.set_num_threads(args.threads)
-            report = measure(args, device)
+            # rounded as in the file, whose tables are to be the same
+            report = shorten_numbers(measure(args, device))
             name = args.out.stem if args.out else 'speed'
         tables = to_markdown(report)
         if args.markdown:

@@ -80,6 +80,20 @@ def test_the_floor_is_a_copy_of_the_filters(main, tmp_path):
     assert floor['ms'] > 0 and floor['copy_ms'] > 0
 
 
+def test_profiles_add_up_to_the_step(main, tmp_path, capsys):
+    out = tmp_path / 'speed.json'
+    small = ['--batch-sizes', 1, '--image-sizes', 32, '--seconds', 1e-3]
+    main('--parts', '--floors', '--profiles', LAYER, *small, '--out', out)
+    (profile,) = json.loads(out.read_text())['profiles']
+    for i, total in enumerate(profile['ms']):
+        operators = sum(row['ms'][i] for row in profile['operators'])
+        assert 0 < total == pytest.approx(operators, rel=1e-3)
+    by_name = {row['operator']: row['ms'] for row in profile['operators']}
+    plain, pws = by_name['aten::native_group_norm']
+    assert plain == 0 < pws
+    assert '| aten::native_group_norm | 0.0 | ' in capsys.readouterr().out
+
+
 @pytest.mark.parametrize('part', ['ResNet-50', 'VGG-16-SSD320', MASK_RCNN])
 @pytest.mark.parametrize('kind', ['plain', 'PWS', 'BN', 'ConvWS and GN'])
 def test_networks_differ_in_convolutions_and_norm_layers_only(program, part, kind):
@@ -109,6 +123,7 @@ def test_networks_differ_in_convolutions_and_norm_layers_only(program, part, kin
         (['--parts', 'ResNet-51'], "--parts has no 'ResNet-51'; there are: "),
         (['--kinds', 'XN'], "--kinds has no 'XN'; there are: "),
         (['--floors', 'RetinaNet'], "--floors has no 'RetinaNet'; there are: "),
+        (['--profiles', 'RetinaNet'], "--profiles has no 'RetinaNet'; there are: "),
         (['--batch-sizes', '0'], '--batch-sizes: invalid positive int'),
         (['--seconds', 'nan'], '--seconds: invalid positive float'),
         (['--device', 'cpu', '--amp'], '--amp needs a GPU'),
