@@ -24,7 +24,7 @@ class DivergenceError(FloatingPointError):
     """A training whose losses or weights are no longer finite numbers.
 
     Args:
-        iteration: The training step that showed it, counted from 1.
+        iteration: The first training step that showed it, counted from 1.
         reason: What is not finite.
         advice: What else to say, whole sentences.
     """
@@ -47,7 +47,8 @@ class DivergenceHook(Hook):
 
     Args:
         interval: Look at every so many iterations. On a GPU each look waits for
-            the forward pass to end.
+            the forward pass to end. The error names the first iteration whose loss
+            was not finite, which may lie up to an interval back.
 
     Raises:
         DivergenceError: It says in which iteration, and what.
@@ -59,6 +60,7 @@ class DivergenceHook(Hook):
         self.first: dict[str, float] | None = None
         self.recorder: _OutputRecorder | None = None
         self.is_checked = False
+        self.losses: list[Tensor | None] = []  # of the iterations since the last look
 
     def before_train(self, runner: Runner) -> None:
         model = unwrap_model(runner.model)
@@ -72,12 +74,15 @@ class DivergenceHook(Hook):
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch=None):
         self.batch = data_batch
         self.is_checked = False
+        self.losses.append(None)
         if self.first is None:
             self.recorder = _OutputRecorder(unwrap_model(runner.model))
 
     def _checked(self, runner: Runner, parse_losses: Callable) -> Callable:
         def parse_and_check(losses: dict) -> tuple[Tensor, dict]:
             loss, log_vars = parse_losses(losses)
+            if self.losses and self.losses[-1] is None:
+                self.losses[-1] = loss.detach()
             is_due = self.every_n_train_iters(runner, self.interval)
             if is_due and not self.is_checked:
                 self.is_checked = True
@@ -109,10 +114,17 @@ class DivergenceHook(Hook):
     def _check_losses(self, runner: Runner, losses: dict) -> None:
         losses = {k: v for k, v in losses.items() if torch.is_tensor(v)}
         bad = [k for k, v in losses.items() if not torch.isfinite(v).all()]
-        if _any_process(bool(bad), runner):
+        first = runner.iter + 1 if bad else math.inf
+        for loss in reversed(self.losses[:-1]) if bad else ():
+            if loss is None or torch.isfinite(loss).all():
+                break
+            first -= 1
+        self.losses.clear()
+        first = _earliest(first, runner)
+        if first < math.inf:
             reason = ', '.join(f'{k} is {losses[k].mean().item()}' for k in bad)
             reason = reason or 'the loss of another process is not finite'
-            self._stop(runner, runner.iter + 1, reason)
+            self._stop(runner, int(first), reason)
 
     def _check_weights(self, runner: Runner, iteration: int) -> None:
         bad = [
@@ -120,7 +132,7 @@ class DivergenceHook(Hook):
             for name, p in unwrap_model(runner.model).named_parameters()
             if not torch.isfinite(p).all()
         ]
-        if _any_process(bool(bad), runner):
+        if _earliest(iteration if bad else math.inf, runner) < math.inf:
             few = ', '.join(bad[:3]) + (f' and {len(bad) - 3} more' * (len(bad) > 3))
             reason = f'weights are not finite, {few or "in another process"}'
             self._stop(runner, iteration, reason)
@@ -192,12 +204,14 @@ class _OutputRecorder:
         return variances
 
 
-def _any_process(flag: bool, runner: Runner) -> bool:
+def _earliest(iteration: float, runner: Runner) -> float:
+    """The least over all processes."""
     if dist.is_available() and dist.is_initialized():
-        votes = torch.tensor(float(flag), device=next(runner.model.parameters()).device)
-        all_reduce(votes)
-        return votes.item() > 0
-    return flag
+        device = next(runner.model.parameters()).device
+        votes = torch.tensor(float(iteration), dtype=torch.float64, device=device)
+        all_reduce(votes, 'min')
+        return votes.item()
+    return iteration
 
 
 def _checkpoint_is_due(runner: Runner) -> bool:

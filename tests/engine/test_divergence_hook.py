@@ -181,7 +181,26 @@ def test_leaves_nothing_in_the_model(make_runner):
     assert not any(m._forward_hooks for m in runner.model.modules())
 
 
-def test_looks_at_every_interval(make_runner):
-    with pytest.raises(DivergenceError, match='iteration 8'):
-        train(make_runner, 8, 4)
+@pytest.mark.parametrize('step', [9, 11, 12])  # of two epochs of 6
+def test_looks_at_every_interval_and_says_since_when(make_runner, step):
+    model = Net(step, float('nan'))
+    with pytest.raises(DivergenceError, match='iteration') as error:
+        train(make_runner, step, 4, model=model)
+    assert model.step == 12 + 1  # once more, for the layer
+    assert error.value.iteration == step
     assert train(make_runner, 100, 1).iter == 12
+
+
+def test_a_loss_that_comes_back_is_not_the_beginning(make_runner):
+    """As when mixed precision skips a step."""
+
+    class Skips(Net):
+        def forward(self, x, mode='tensor'):
+            losses = super().forward(x, mode)
+            if self.step in (5, 7, 8):  # no gradient: the weights stay finite
+                losses['loss_b'] = torch.full((), float('inf'))
+            return losses
+
+    with pytest.raises(DivergenceError) as error:
+        train(make_runner, 100, 4, model=Skips(100, 0.0))
+    assert error.value.iteration == 7
