@@ -49,7 +49,8 @@ class PWSRunner(Runner):
       diverges: :class:`CompositionHook` and :class:`DivergenceHook`, unless the
       config has them.
     * Whenever a training is killed, a whole checkpoint is left, and ``--resume``
-      finds it: :class:`WholeCheckpointHook`.
+      finds it: :class:`WholeCheckpointHook`. If nothing is left to train, the
+      validation that may have been cut off is made.
     * Heads that see the maps of several levels compute their filters once in a
       forward pass: :func:`share_filters`.
     * Distributed runs on a machine without a GPU use gloo.
@@ -241,6 +242,11 @@ class PWSRunner(Runner):
         # the last moment before the weights are in the model
         if fn_name == 'after_load_checkpoint':
             self._check_checkpoint(kwargs['checkpoint'])
+        elif fn_name == 'before_train':
+            self._start = self.iter
+        elif fn_name == 'after_train' and self.iter == self._start and self._val_loop:
+            self.logger.info('Nothing is left to train: validating')
+            self.val_loop.run()
         super().call_hook(fn_name, **kwargs)
 
     def _check_checkpoint(self, checkpoint: Any) -> None:

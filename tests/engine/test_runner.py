@@ -1,6 +1,7 @@
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.evaluator import BaseMetric
 from mmengine.model import BaseModel, BaseModule
 from torch import nn
 from torch.utils.data import Dataset
@@ -86,6 +87,50 @@ def test_resuming_does_without_the_weights(runner, tmp_path, load_from):
     resumed = runner(Net('none.pth'), resume=True, load_from=path, epochs=2)
     resumed.train()
     assert resumed.iter == 2
+
+
+class Evaluator(BaseMetric):
+    calls = 0
+
+    def process(self, data_batch, data_samples):
+        self.results.append(1)
+
+    def compute_metrics(self, results):
+        Evaluator.calls += 1
+        return dict(ones=len(results))
+
+
+@pytest.mark.parametrize('by_epoch', [True, False])
+def test_a_validation_that_was_cut_off_is_made_on_resuming(runner, tmp_path, by_epoch):
+    class Judged(Net):
+        def forward(self, x, mode='tensor'):
+            return super().forward(x) if mode == 'loss' else [x]
+
+    train_cfg = dict(by_epoch=True, max_epochs=2)
+    if not by_epoch:
+        train_cfg = dict(by_epoch=False, max_iters=2, val_interval=1)
+    options = dict(
+        train_cfg=train_cfg,
+        val_dataloader=dict(
+            batch_size=2,
+            num_workers=0,
+            sampler=dict(type='DefaultSampler', shuffle=False),
+            dataset=dict(type=Data),
+        ),
+        val_evaluator=[Evaluator()],
+        val_cfg=dict(),
+        default_hooks=dict(
+            checkpoint=dict(type='CheckpointHook', interval=1, by_epoch=by_epoch)
+        ),
+    )
+    Evaluator.calls = 0
+    runner(Judged(), **options).train()
+    assert Evaluator.calls == 2
+    again = runner(Judged(), resume=True, **options)
+    again.train()
+    assert again.iter == 2 and Evaluator.calls == 3
+    (log,) = (tmp_path / 'work_dir').glob(f'{again.timestamp}/vis_data/scalars.json')
+    assert '"ones": 2' in log.read_text()
 
 
 def test_resuming_from_nothing_needs_the_weights(runner):
