@@ -3,11 +3,18 @@
 Version guards, safe checkpoints, and MMDetection's programs run in place.
 """
 
+import codecs
+import difflib
+import functools
+import json
 import os.path as osp
 import pickle
 import runpy
 import sys
+import types
 import urllib.error
+import urllib.parse
+from collections.abc import Callable, Iterable
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -24,6 +31,8 @@ INSTALL = (
 INSTALL_PRETRAIN = (
     f"pip install -e '.[pretrain]' torch=={torch.__version__.split('+')[0]}"
 )
+# torch.load(weights_only=True) takes what is allow-listed by name
+HAS_ALLOW_LIST = Version(torch.__version__).release >= (2, 6)
 # The forks onedl-mmcv, onedl-mmengine and onedl-mmdetection import under the same
 # names: the imported modules count, not the distributions.
 MINIMUM_VERSIONS = dict(mmengine='0.7.1', mmcv='2.0.0rc4', mmdet='3.0.0')
@@ -67,41 +76,97 @@ def _getattr_of_history_buffer(owner: Any, name: str) -> Any:
     raise pickle.UnpicklingError(f'getattr({owner!r}, {name!r}) is not allowed')
 
 
-def allow_mmengine_checkpoints() -> None:
-    """Let MMEngine load its own checkpoints on torch >= 2.6, and no other pickle.
-
-    ``torch.load`` takes only weights by default since 2.6, and MMEngine's
-    checkpoints hold its log history besides. What these hold is allow-listed;
-    a file that holds anything else is refused with a message that names it.
-    """
-    if Version(torch.__version__).release < (2, 6):
-        return
-    import mmengine.runner.checkpoint as mmengine_checkpoint
+def _allowed_besides_tensors() -> dict[str, Any]:
+    """What MMEngine's checkpoints hold, by the names in their pickles."""
     import numpy as np
     from mmengine.logging import HistoryBuffer
 
     numpy_core = np._core if Version(np.__version__).major >= 2 else np.core
-    allowed = [
-        HistoryBuffer,
-        (_getattr_of_history_buffer, 'builtins.getattr'),
-        slice,
-        np.ndarray,
-        np.dtype,
-        *{type(np.dtype(t)) for t in (*np.typecodes['AllInteger'], *'efd?')},
-    ]
+    classes = [HistoryBuffer, slice, np.ndarray, np.dtype]
+    classes += {type(np.dtype(t)) for t in (*np.typecodes['AllInteger'], *'efd?')}
+    allowed = {f'{c.__module__}.{c.__qualname__}': c for c in classes}
+    allowed['builtins.getattr'] = _getattr_of_history_buffer
     for core in ('numpy._core', 'numpy.core'):  # numpy 2, numpy 1
         for name in ('_reconstruct', 'scalar'):
             function = getattr(numpy_core.multiarray, name)
-            allowed.append((function, f'{core}.multiarray.{name}'))
-    torch.serialization.add_safe_globals(allowed)
-    mmengine_checkpoint.CheckpointLoader.register_scheme(
-        prefixes='', loader=load_local_checkpoint, force=True
+            allowed[f'{core}.multiarray.{name}'] = function
+    return allowed
+
+
+def allow_mmengine_checkpoints() -> None:
+    """Let MMEngine load its own checkpoints, and no other pickle.
+
+    ``torch.load`` takes only weights by default since 2.6, and MMEngine's
+    checkpoints hold its log history besides. What these hold is allow-listed;
+    a file that holds anything else is refused with a message that names it. Weights
+    that are loaded must be of the kind of the network, too: see
+    :func:`pws_mmdet.convert.checkpoint.check_kind`.
+    """
+    import mmengine.runner.checkpoint as mmengine_checkpoint
+
+    if HAS_ALLOW_LIST:
+        torch.serialization.add_safe_globals(
+            [(value, name) for name, value in _allowed_besides_tensors().items()]
+        )
+    register = mmengine_checkpoint.CheckpointLoader.register_scheme
+    register(prefixes='', loader=load_local_checkpoint, force=True)
+    register(
+        prefixes=['modelzoo://', 'torchvision://'],
+        loader=load_from_torchvision,
+        force=True,
     )
+    for names, list_names in (
+        (('openmmlab://', 'open-mmlab://'), mmengine_checkpoint.get_external_models),
+        (('mmcls://',), mmengine_checkpoint.get_mmcls_models),
+    ):
+        loader = mmengine_checkpoint.CheckpointLoader._schemes[names[0]]
+        register(prefixes=names, loader=_named(loader, list_names), force=True)
     mmengine_checkpoint.load_url = load_url
+    load = mmengine_checkpoint.load_state_dict
+    mmengine_checkpoint.load_state_dict = _of_the_right_kind(load)
+
+
+def _of_the_right_kind(load: Callable) -> Callable:
+    if hasattr(load, '__wrapped__'):  # it is already
+        return load
+
+    @functools.wraps(load)
+    def load_state_dict(module: Any, state_dict: Any, *args, **kwargs) -> None:
+        from .convert.checkpoint import check_kind
+
+        check_kind(module, state_dict)
+        load(module, state_dict, *args, **kwargs)
+
+    return load_state_dict
 
 
 class DamagedCheckpointError(RuntimeError):
     """A checkpoint is no whole file of torch's."""
+
+
+class _Unpickler(pickle.Unpickler):
+    """For a torch whose own allow-list takes no more: the same names, and no other."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        from torch._weights_only_unpickler import _get_allowed_globals
+
+        allowed = {**_get_allowed_globals(), **_allowed_besides_tensors()}
+        allowed['_codecs.encode'] = codecs.encode  # how protocol 2 has bytes
+        key = f'{module}.{name}'.replace('__builtin__.', 'builtins.')  # Python 2's
+        if key not in allowed:
+            raise pickle.UnpicklingError(f'{key} is not allowed')
+        return allowed[key]
+
+
+def _load_data(file: str, map_location: Any) -> Any:
+    if HAS_ALLOW_LIST:
+        return torch.load(file, map_location=map_location, weights_only=True)
+    module = types.ModuleType('restricted_pickle')
+    module.Unpickler = _Unpickler
+    module.load = lambda f, **kwargs: _Unpickler(f, **kwargs).load()
+    return torch.load(
+        file, map_location=map_location, pickle_module=module, weights_only=False
+    )
 
 
 def load_local_checkpoint(filename: str, map_location: Any = None) -> Any:
@@ -120,7 +185,7 @@ def load_local_checkpoint(filename: str, map_location: Any = None) -> Any:
     if not osp.isfile(filename):
         raise FileNotFoundError(f'There is no checkpoint {filename}.')
     try:
-        return torch.load(filename, map_location=map_location, weights_only=True)
+        return _load_data(filename, map_location)
     except pickle.UnpicklingError as e:
         if not any(word in str(e) for word in ('Unsupported', 'is not allowed')):
             raise DamagedCheckpointError(
@@ -140,27 +205,85 @@ def load_local_checkpoint(filename: str, map_location: Any = None) -> Any:
 def _describe_unsafe(filename: str) -> str | None:
     try:
         names = torch.serialization.get_unsafe_globals_in_checkpoint(filename)
-    except Exception:  # an old format: torch.load's own message has the name
+    except Exception:  # an old format or torch: torch.load's own message has the name
         return None
     return f'it holds {", ".join(sorted(names))}' if names else None
 
 
-def load_url(url: str, *args, **kwargs) -> Any:
+def load_url(
+    url: str,
+    model_dir: str | None = None,
+    map_location: Any = None,
+    progress: bool = True,
+    check_hash: bool = False,
+    file_name: str | None = None,
+) -> Any:
     """``torch.hub.load_state_dict_from_url`` for weights only.
 
     Raises:
         ConnectionError: If the file cannot be downloaded.
+        RuntimeError: As of :func:`load_local_checkpoint`.
     """
-    try:
-        return torch.hub.load_state_dict_from_url(
-            url, *args, weights_only=True, **kwargs
-        )
-    except urllib.error.URLError as e:
-        raise ConnectionError(
-            f'{url} could not be downloaded ({e.reason}). Fetch it where there is a '
-            'network connection and name its path instead, for example '
-            '--cfg-options model.backbone.init_cfg.checkpoint=PATH'
-        ) from e
+    folder = Path(model_dir or Path(torch.hub.get_dir(), 'checkpoints'))
+    path = folder / (file_name or Path(urllib.parse.urlparse(url).path).name)
+    if not path.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        found = torch.hub.HASH_REGEX.search(path.name) if check_hash else None
+        prefix = found and found.group(1)
+        try:
+            torch.hub.download_url_to_file(url, str(path), prefix, progress)
+        except urllib.error.URLError as e:
+            raise ConnectionError(
+                f'{url} could not be downloaded ({e.reason}). Fetch it where there is '
+                'a network connection and name its path instead, for example '
+                '--cfg-options model.backbone.init_cfg.checkpoint=PATH'
+            ) from e
+    return load_local_checkpoint(str(path), map_location)
+
+
+def load_from_torchvision(filename: str, map_location: Any = None) -> Any:
+    """Load what 'torchvision://NAME' stands for, without torchvision.
+
+    MMEngine knows the plain names itself. It asks torchvision for all of them, which
+    is needed for 'torchvision://NAME.WEIGHTS' alone.
+
+    Raises:
+        ConnectionError: If it cannot be downloaded.
+        ValueError: If there is no such name.
+    """
+    import mmengine.runner.checkpoint as mmengine_checkpoint
+
+    name = filename.split('://', 1)[1]
+    path = Path(mmengine_checkpoint.__file__).parents[1] / 'hub/torchvision_0.12.json'
+    urls, hint = json.loads(path.read_text()), ''
+    if name not in urls:
+        try:
+            urls = mmengine_checkpoint.get_torchvision_models()
+        except (ImportError, RuntimeError) as e:
+            hint = f' NAME.WEIGHTS needs torchvision, and importing it failed ({e}).'
+    if name not in urls:
+        raise ValueError(_describe_unknown(filename, urls) + hint)
+    return mmengine_checkpoint.load_from_http(urls[name], map_location=map_location)
+
+
+def _named(loader: Callable, list_names: Callable[[], Iterable[str]]) -> Callable:
+    """A loader of MMEngine's that says so where there is no such name."""
+
+    @functools.wraps(loader)
+    def load(filename: str, map_location: Any = None) -> Any:
+        try:
+            return loader(filename, map_location)
+        except KeyError:
+            raise ValueError(_describe_unknown(filename, list_names())) from None
+
+    return load
+
+
+def _describe_unknown(filename: str, names: Iterable[str]) -> str:
+    scheme, name = filename.split('://', 1)
+    close = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+    meant = f' Did you mean {", ".join(close)}?' if close else ''
+    return f'{scheme}:// has no weights named {name!r}.{meant}'
 
 
 # torch forgets the operators that are declared here with this object.

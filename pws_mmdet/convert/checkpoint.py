@@ -3,14 +3,17 @@
 import hashlib
 import io
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from mmengine.model import is_model_wrapper
+from torch import nn
 
 from ..compat import load_local_checkpoint
 from ..files import write_whole
+from ..layers import PWSConv2d
 
 
 def load_weights(checkpoint: str | Path) -> dict[str, torch.Tensor]:
@@ -82,6 +85,74 @@ def check_finite(weights: Mapping[str, torch.Tensor], source: str | Path) -> Non
         )
 
 
+def check_kind(model: nn.Module, weights: Mapping[str, Any]) -> None:
+    """Raise a ValueError if weights with PWS are for a network without, or reversely.
+
+    Loaded nevertheless, they make a network that computes something else, and
+    MMEngine only warns of missing names. Layers that only one of both has do not
+    count.
+
+    Args:
+        model: The network that is to take them.
+        weights: Tensors by the names of its ``state_dict``.
+    """
+    while is_model_wrapper(model):
+        model = model.module
+    weights = {key.removeprefix('module.'): v for key, v in weights.items()}
+    alphas = {key.rpartition('.alpha')[0] for key in weights if '.alpha' in key}
+    plain, pws = [], []
+    for name, module in model.named_modules():
+        kernel = weights.get(f'{name}.weight')
+        if not isinstance(module, nn.Conv2d) or getattr(kernel, 'ndim', 0) != 4:
+            continue
+        if not isinstance(module, PWSConv2d):
+            pws += [name] if name in alphas else []
+        elif module.alpha is not None and name not in alphas:
+            plain.append(name)
+    if plain:
+        kind = 'without PWS'
+        if not alphas:
+            has_bn = any(key.endswith('.running_mean') for key in weights)
+            kind = 'with BN' if has_bn else 'of plain convolutions'
+        raise ValueError(
+            f'these are the weights of a network {kind}, and this one has PWS in '
+            f'{first_of(plain)}. tools/model_converters/bn_to_pws.py converts them'
+        )
+    if pws:
+        raise ValueError(
+            'these are the weights of a PWS checkpoint, and this network has other '
+            f'convolutions in {first_of(pws)}: name the config that they were trained '
+            'with. tools/model_converters/fuse_pws.py makes them plain'
+        )
+
+
+def first_of(names: Sequence[str], count: int = 3) -> str:
+    """Some names for a message."""
+    more = len(names) - count
+    return ', '.join(names[:count]) + (f' and {more} more' if more > 0 else '')
+
+
+def check_out(out: str | Path, suffix: str) -> Path:
+    """The path of a file (or, without a suffix, folder) that is to be made.
+
+    Raises:
+        ValueError: If it does not end in ``suffix``.
+        FileExistsError: If there is such a file or link.
+        OSError: If it cannot be made.
+    """
+    path = Path(out).expanduser()
+    if suffix and path.suffix != suffix:
+        raise ValueError(f'OUT must end in {suffix}, got {out}')
+    if os.path.lexists(path):
+        _refuse(path)
+    folder = next(p for p in path.absolute().parents if os.path.lexists(p))
+    if not folder.is_dir():
+        raise NotADirectoryError(f'{out} cannot be written: {folder} is no folder')
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise PermissionError(f'{out} cannot be written: {folder} is read-only')
+    return path
+
+
 def write_checkpoint(content: dict[str, Any], out: str | Path) -> None:
     """Write a checkpoint whole or not at all.
 
@@ -94,10 +165,9 @@ def write_checkpoint(content: dict[str, Any], out: str | Path) -> None:
     Raises:
         ValueError: If ``out`` does not end in .pth.
         FileExistsError: If there is such a file or link.
+        OSError: If it cannot be written.
     """
-    out = _check_name(out)
-    if os.path.lexists(out):
-        _refuse(out)
+    out = check_out(out, '.pth')
     _write(out, _serialize(content))
 
 

@@ -4,9 +4,16 @@ import hashlib
 
 import pytest
 import torch
+from mmcv.cnn import ConvModule
+from mmengine.model import BaseModule
+from mmengine.runner import load_checkpoint
+from torch import nn
 
+from pws_mmdet import PWSConv2d
 from pws_mmdet.convert.checkpoint import (
     check_finite,
+    check_kind,
+    check_out,
     load_weights,
     publish_checkpoint,
     write_checkpoint,
@@ -86,3 +93,79 @@ def test_check_finite():
         weights[name] = torch.tensor([1.0, float('nan' if name < 'd' else 'inf')])
     with pytest.raises(ValueError, match='net.pth has NaN .* in b, c, d and 1 more'):
         check_finite(weights, 'net.pth')
+
+
+def block(kind):
+    conv_cfg = dict(type='PWS') if kind == 'PWS' else None
+    norm_cfg = dict(type=kind) if kind in ('BN', 'SyncBN') else None
+    return ConvModule(2, 2, 3, conv_cfg=conv_cfg, norm_cfg=norm_cfg)
+
+
+class Pair(nn.Module):
+    def __init__(self, one, two):
+        super().__init__()
+        self.one, self.two = block(one), block(two)
+
+
+KINDS = ('PWS', 'BN', 'SyncBN', 'plain')
+
+
+@pytest.mark.parametrize('ours', KINDS)
+@pytest.mark.parametrize('theirs', KINDS)
+def test_weights_of_another_kind(ours, theirs):
+    model, weights = block(ours), block(theirs).state_dict()
+    if (ours == 'PWS') == (theirs == 'PWS'):
+        return check_kind(model, weights)
+    kind = 'of plain convolutions' if theirs == 'plain' else 'with BN'
+    message = f'network {kind}, and this one has PWS in conv. tools/.*bn_to_pws.py'
+    if ours != 'PWS':
+        message = 'of a PWS checkpoint, and this network has other convolutions in conv'
+    for module in (model, nn.DataParallel(model)):
+        for prefix in ('', 'module.'):
+            with pytest.raises(ValueError, match=message):
+                check_kind(module, {prefix + k: v for k, v in weights.items()})
+
+
+def test_layers_of_one_network_alone_do_not_count():
+    """To start from a part of another network is no mistake, nor are both kinds."""
+    check_kind(Pair('PWS', 'BN'), Pair('PWS', 'BN').state_dict())
+    backbone = {f'one.{k}': v for k, v in block('PWS').state_dict().items()}
+    check_kind(Pair('PWS', 'BN'), {**backbone, 'head.weight': torch.ones(2, 2, 1, 1)})
+    check_kind(block('PWS'), {'other.weight': torch.ones(2, 2, 3, 3)})
+    check_kind(PWSConv2d(2, 2, 3, alpha='fixed'), nn.Conv2d(2, 2, 3).state_dict())
+    with pytest.raises(ValueError, match='network without PWS, .* in two.conv'):
+        check_kind(Pair('PWS', 'PWS'), Pair('PWS', 'BN').state_dict())
+
+
+def test_mmengine_does_not_load_the_other_kind(tmp_path):
+    """As init_detector does, and an init_cfg."""
+    path = str(tmp_path / 'bn.pth')
+    torch.save(block('BN').state_dict(), path)
+    with pytest.raises(ValueError, match='of a network with BN'):
+        load_checkpoint(block('PWS'), path)
+    load_checkpoint(block('BN'), path)
+
+    class Net(BaseModule):
+        def __init__(self, **init_cfg):
+            super().__init__(dict(type='Pretrained', checkpoint=path, **init_cfg))
+            self.conv = PWSConv2d(2, 2, 3)
+
+    with pytest.raises(ValueError, match='of a network with BN'):
+        Net().init_weights()
+    torch.save({f'x.{k}': v for k, v in block('BN').state_dict().items()}, path)
+    with pytest.raises(ValueError, match='of a network with BN'):
+        Net(prefix='x.').init_weights()
+
+
+def test_what_cannot_be_written_is_known_beforehand(tmp_path, monkeypatch):
+    assert check_out(tmp_path / 'new/net.pth', '.pth') == tmp_path / 'new/net.pth'
+    (tmp_path / 'file').touch()
+    with pytest.raises(NotADirectoryError, match='file is no folder'):
+        check_out(tmp_path / 'file/new/net.pth', '.pth')
+    (tmp_path / 'link.pth').symlink_to(tmp_path / 'nowhere/net.pth')
+    with pytest.raises(FileExistsError, match='link.pth exists'):
+        check_out(tmp_path / 'link.pth', '.pth')
+    monkeypatch.setattr('os.access', lambda path, mode: False)  # root may write all
+    with pytest.raises(PermissionError, match='net.pth cannot be written'):
+        check_out(tmp_path / 'new/net.pth', '.pth')
+    assert not (tmp_path / 'new').exists()
