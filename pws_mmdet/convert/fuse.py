@@ -4,6 +4,7 @@ import copy
 from typing import Any, TypeVar
 
 import torch
+from mmdet.models.dense_heads.tood_head import TaskDecomposition
 from mmengine.model import is_model_wrapper
 from torch import nn
 
@@ -38,13 +39,26 @@ def conv_like(
     )
 
 
+def read_past(model: nn.Module) -> set[nn.Module]:
+    """The convolutions whose weight a network reads itself, and does not call them.
+
+    In MMDetection TOODHead does so.
+    """
+    return {
+        module.reduction_conv.conv
+        for module in model.modules()
+        if isinstance(module, TaskDecomposition)
+    }
+
+
 @torch.no_grad()
-def to_conv2d(conv: ReparamConv2d) -> nn.Conv2d:
+def to_conv2d(conv: ReparamConv2d, keep_weight: bool = False) -> nn.Conv2d:
     """The plain convolution that computes what a PWS (or WN) convolution does.
 
     Args:
         conv: Its filters, with alpha, and its beta become weight and bias, of the
             same dtype, on the same device.
+        keep_weight: Its weight becomes the weight as it is, instead.
 
     Returns:
         An ``nn.Conv2d`` without a gradient history. Its weight requires a gradient
@@ -60,9 +74,9 @@ def to_conv2d(conv: ReparamConv2d) -> nn.Conv2d:
     plain = conv_like(conv, bias=conv.bias is not None, device='meta')
     # bias_orig, where it is pruned
     trained = [name for name, p in conv.named_parameters() if p.requires_grad]
-    plain.weight = nn.Parameter(
-        conv.standardized_weight(), any('bias' not in name for name in trained)
-    )
+    filters = torch.empty_like(conv.weight)  # channels_last, if it is
+    filters.copy_(conv.weight if keep_weight else conv.standardized_weight())
+    plain.weight = nn.Parameter(filters, any('bias' not in name for name in trained))
     if conv.bias is not None:
         bias = conv.expanded_bias().clone()
         plain.bias = nn.Parameter(bias, any('bias' in name for name in trained))
@@ -82,19 +96,29 @@ def fuse_pws(model: Network, inplace: bool = False) -> Network | nn.Conv2d:
             before holds parameters that are then no longer the model's.
 
     Returns:
-        The network; without ``inplace`` a deep copy of it.
+        The network; without ``inplace`` a deep copy of it, whose methods are not
+        compiled any more.
     """
     while is_model_wrapper(model):
         model = model.module
+    past = read_past(model)
     plain = {
-        id(module): to_conv2d(module)
+        id(module): to_conv2d(module, keep_weight=module in past)
         for module in model.modules()
         if isinstance(module, ReparamConv2d)
     }
     if id(model) in plain:
         return plain[id(model)]
     if not inplace:
-        return copy.deepcopy(model, memo=plain)
+        memo: dict[int, Any] = dict(plain)
+        model = copy.deepcopy(model, memo)
+        for module in model.modules():
+            for name, value in vars(module).items():
+                # A compiled method is one of the network that was copied
+                method = getattr(value, '_torchdynamo_orig_callable', None)
+                if method is not None:
+                    vars(module)[name] = copy.deepcopy(method, memo)
+        return model
     for module in list(model.modules()):
         for name, child in module._modules.items():
             module._modules[name] = plain.get(id(child), child)

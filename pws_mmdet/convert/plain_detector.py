@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..layers import ReparamConv2d
+from .checkpoint import check_kind
 from .fuse import fuse_pws
 
 PACKAGE = __name__.split('.')[0]
@@ -96,6 +97,7 @@ def _without_pretrained(cfg: Any) -> Any:
 
 def _load(model: nn.Module, weights: Mapping[str, Any]) -> None:
     weights = {key.removeprefix('module.'): value for key, value in weights.items()}
+    check_kind(model, weights)
     try:
         missing, unexpected = model.load_state_dict(weights, strict=False)
     except RuntimeError as e:  # its first line names the class alone

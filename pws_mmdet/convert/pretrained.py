@@ -1,6 +1,7 @@
 """Weights of networks with BN for networks with PWS, by the names of their layers."""
 
 import copy
+import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -14,14 +15,16 @@ from torch import Tensor, nn
 
 from ..layers import PWSConv2d
 from .calibrate import ConvertedLayer, Layer, center_network
-from .checkpoint import check_finite, weights_of
+from .checkpoint import check_finite, check_kind, first_of, weights_of
 from .from_bn import UNALIGNED, fold_bn, set_filters
-from .fuse import conv_like
+from .fuse import conv_like, read_past
 
 CALIBRATE = (
     'python tools/model_converters/bn_to_pws.py CONFIG CHECKPOINT OUT.pth '
     '--calibrate FOLDER'
 )
+
+BN_EPS = 1e-5  # torch's; the networks of mobile devices and YOLOX have 1e-3
 
 
 def is_pws(weights: Mapping[str, Tensor]) -> bool:
@@ -44,16 +47,12 @@ def _bn_of(conv: str, weights: Mapping[str, Tensor]) -> str | None:
     return bn if same else None
 
 
-def _first(names: Sequence[str], count: int = 5) -> str:
-    more = len(names) - count
-    return ', '.join(names[:count]) + (f' and {more} more' if more > 0 else '')
-
-
 @torch.no_grad()
 def load_bn_weights(
     model: nn.Module,
     weights: Mapping[str, Tensor],
     batches: Sequence[Any] | None = None,
+    bn_eps: float = BN_EPS,
     **options: Any,
 ) -> tuple[list[ConvertedLayer], list[str]]:
     """Give a network with PWS the weights of the same network with BN.
@@ -64,6 +63,7 @@ def load_bn_weights(
         weights: Of the network with BN, or without any norm, by the same names; BN's
             as torchvision, MMDetection and mmpretrain name it.
         batches: Calibration pictures; None converts without data.
+        bn_eps: The eps of its BN layers, which a checkpoint does not tell.
         **options: As of :func:`convert_to_pws`: ``forward``, ``max_scale``,
             ``max_positions``, ``unaligned``, ``seed``, ``progress``.
 
@@ -91,6 +91,15 @@ def load_bn_weights(
     }
     if not convs:
         raise ValueError('the network has no PWS convolutions')
+    if not (math.isfinite(bn_eps) and bn_eps >= 0):
+        raise ValueError(f'the eps of BN must be finite and not negative, got {bn_eps}')
+    past = read_past(model)
+    for name, conv in convs.items():
+        if conv in past:
+            raise ValueError(
+                f'{name}: the network reads its weight and does not call it, so that '
+                'it cannot be converted. Let that part have plain convolutions'
+            )
 
     plain = copy.deepcopy(model)
     layers, used, wrong = [], set(), []
@@ -110,7 +119,7 @@ def load_bn_weights(
         if bn:
             names = ('weight', 'bias', 'running_mean', 'running_var')
             state = {key: weights.get(f'{bn}.{key}') for key in names}
-            weight, bias, layer.mean, layer.std = fold_bn(weight, bias, state)
+            weight, bias, layer.mean, layer.std = fold_bn(weight, bias, state, bn_eps)
             used |= {f'{bn}.{key}' for key in (*names, 'num_batches_tracked')}
         layers.append(layer)
         new = conv_like(conv)
@@ -129,12 +138,21 @@ def load_bn_weights(
     if missing or wrong:
         rest = sorted(set(weights) - used - set(others))
         parts = [
-            missing and f'they lack {_first(missing)}',
-            wrong and _first(wrong),
-            rest and f'no use for {_first(rest)}',
+            missing and f'they lack {first_of(missing)}',
+            wrong and first_of(wrong),
+            rest and f'no use for {first_of(rest)}',
         ]
         raise ValueError(
             'the weights do not fit the network: ' + '; '.join(filter(None, parts))
+        )
+    unused = sorted(set(weights) - used - set(others))
+    modules = {name for name, _ in model.named_modules()}
+    left = [key.removesuffix('.running_mean') for key in unused if '.running_m' in key]
+    left = [name for name in left if name.rpartition('.')[0] in modules]
+    if left:
+        raise ValueError(
+            'the names of these BN layers do not tell which convolution they follow: '
+            f'{first_of(left)}. convert_to_pws converts the network itself'
         )
     others = {key: weights[key] for key in others}
     plain.load_state_dict(others, strict=False)
@@ -149,7 +167,7 @@ def load_bn_weights(
             raise ValueError(f'{name}: {e}') from None
     # and not in place: PWSAlphaInitHook spares what it sees to be loaded
     model.load_state_dict({**converted.state_dict(), **others})
-    return report, sorted(set(weights) - used - set(others))
+    return report, unused
 
 
 @WEIGHT_INITIALIZERS.register_module('PWSPretrained', force=True)
@@ -165,17 +183,23 @@ class PWSPretrainedInit:
         checkpoint: A path, or what MMEngine takes: 'torchvision://resnet50', a URL.
         prefix: Take the weights below this name only, such as 'backbone.'.
         map_location: Where to load them.
+        bn_eps: The eps of its BN layers, if it has them.
 
     Raises:
         ValueError: If the checkpoint does not fit the network.
     """
 
     def __init__(
-        self, checkpoint: str, prefix: str | None = None, map_location: str = 'cpu'
+        self,
+        checkpoint: str,
+        prefix: str | None = None,
+        map_location: str = 'cpu',
+        bn_eps: float = BN_EPS,
     ) -> None:
         self.checkpoint = checkpoint
         self.prefix = prefix
         self.map_location = map_location
+        self.bn_eps = bn_eps
 
     def __call__(self, module: nn.Module) -> None:
         content = CheckpointLoader.load_checkpoint(
@@ -197,13 +221,21 @@ class PWSPretrainedInit:
 
     def _load(self, module: nn.Module, weights: dict[str, Tensor]) -> None:
         check_finite(weights, 'it')
-        missing, unexpected = module.load_state_dict(weights, strict=False)
+        check_kind(module, weights)
+        try:
+            missing, unexpected = module.load_state_dict(weights, strict=False)
+        except RuntimeError as e:  # other sizes, a line each
+            lines = [line.strip() for line in str(e).splitlines()[1:]]
+            text = f'the weights do not fit the network: {first_of(lines)}'
+            raise ValueError(text) from None
         if missing:
-            raise ValueError(f'the weights lack {_first(missing)}')
+            raise ValueError(f'the weights lack {first_of(missing)}')
         self._tell_of_unused(unexpected)
 
     def _convert(self, module: nn.Module, weights: dict[str, Tensor]) -> None:
-        report, unused = load_bn_weights(module, weights, progress=False)
+        report, unused = load_bn_weights(
+            module, weights, bn_eps=self.bn_eps, progress=False
+        )
         self._tell_of_unused(unused)
         print_log(
             f'{self.checkpoint} is of a network with BN: its {len(report)} '
@@ -215,7 +247,9 @@ class PWSPretrainedInit:
 
     def _tell_of_unused(self, keys: Sequence[str]) -> None:
         if keys:
-            print_log(f'{self.checkpoint}: no use for {_first(keys)}', logger='current')
+            print_log(
+                f'{self.checkpoint}: no use for {first_of(keys)}', logger='current'
+            )
 
     def _get_init_info(self) -> str:
         return f'{type(self).__name__}: load from {self.checkpoint}'

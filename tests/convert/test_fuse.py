@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from conftest import load_config
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from mmdet.models import RetinaHead
+from mmdet.models import RetinaHead, TOODHead
 from mmdet.testing import demo_mm_inputs
 from mmengine.model import ExponentialMovingAverage, MMDistributedDataParallel
 from mmengine.structures import InstanceData
@@ -19,6 +19,7 @@ from torch.nn.utils import parametrizations, parametrize, prune
 
 from pws_mmdet import PWSConv2d, fuse_pws, standardize_weight
 from pws_mmdet.convert import to_conv2d
+from pws_mmdet.convert.pretrained import load_bn_weights
 from pws_mmdet.layers import ReparamConv2d, WNConv2d, bias_conv2d
 
 REPARAMETRIZED = [
@@ -220,6 +221,58 @@ def test_the_mode_is_kept_layer_by_layer(mode):
     model[1].train(not mode)
     modes = [m.training for m in fuse_pws(model).modules()]
     assert modes == [m.training for m in model.modules()]
+
+
+def test_a_compiled_method_of_the_copy_is_its_own():
+    model = net().eval()
+    model.forward = torch.compile(model.forward, backend='eager')
+    model[1].other = torch.compile(model[1].forward, backend='eager')
+    fused = fuse_pws(model)
+    x = torch.randn(1, 3, 9, 9)
+    expected = model(x)
+    for p in model.parameters():
+        nn.init.zeros_(p)
+    check_close(fused(x), expected)
+    check_close(fused[1].other(fused[0](x)), fused[1](fused[0](x)))
+
+
+@pytest.mark.parametrize(
+    'memory_format', [torch.channels_last, torch.contiguous_format], ids=str
+)
+def test_the_memory_format_is_kept(memory_format):
+    conv = randomize(PWSConv2d(3, 4, 3)).to(memory_format=memory_format)
+    plain = fuse_pws(conv)
+    assert plain.weight.stride() == conv.weight.stride()
+    assert torch.equal(plain.weight, conv.standardized_weight())
+
+
+def test_a_weight_that_the_network_reads_itself_is_kept():
+    """TOOD's decomposition of tasks scales the weight, and does not call the layer."""
+    head = TOODHead(
+        num_classes=3,
+        in_channels=8,
+        feat_channels=8,
+        stacked_convs=2,
+        anchor_type='anchor_free',
+        conv_cfg=dict(type='PWS'),
+        norm_cfg=dict(type='NoNorm'),
+        anchor_generator=dict(
+            type='AnchorGenerator',
+            ratios=[1.0],
+            octave_base_scale=8,
+            scales_per_octave=1,
+            strides=[8],
+        ),
+        initial_loss_cls=dict(type='FocalLoss', use_sigmoid=True),
+        loss_cls=dict(type='QualityFocalLoss', use_sigmoid=True),
+    )
+    head = randomize(head)
+    fused = fuse_pws(head)
+    assert not any(isinstance(m, PWSConv2d) for m in fused.modules())
+    maps = [torch.randn(1, 8, 6, 7)]
+    check_close(fused(maps), head(maps))
+    with pytest.raises(ValueError, match='reduction_conv.conv: the network reads'):
+        load_bn_weights(head, fused.state_dict())
 
 
 def test_no_random_number_is_drawn():

@@ -110,10 +110,45 @@ def test_alpha_that_was_converted_is_not_initialized_from_data(bn_net, make_runn
     assert hook.loaded == {m for m in net.modules() if isinstance(m, PWSConv2d)}
 
 
-def refuse(net, weights, message):
+def test_the_eps_of_bn(bn_net, save):
+    for module in bn_net.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.eps = 0.1
+    expected, _ = convert_to_pws(bn_net, progress=False)
+    net = pws_net(save(bn_net.state_dict()))
+    net.init_cfg['bn_eps'] = 0.1
+    net.init_weights()
+    x = torch.randn(2, 3, 64, 64)
+    for y, e in zip(net.eval()(x), expected(x), strict=True):
+        torch.testing.assert_close(y, e, rtol=1e-3, atol=1e-3)
+    weights = bn_net.state_dict()
+    other = pws_net()
+    load_bn_weights(other, weights, progress=False)
+    assert (other.eval()(x)[-1] - y).abs().max() > 0.01 * y.abs().max()
+    for eps in (-1, float('nan')):
+        refuse(pws_net(), weights, 'the eps of BN must be finite', bn_eps=eps)
+
+
+def test_bn_layers_of_unknown_names(bn_net):
+    weights = {k.replace('bn1', 'post'): v for k, v in bn_net.state_dict().items()}
+    refuse(pws_net(), weights, 'these BN layers do not tell .*layer1.0.post')
+
+
+def test_checkpoints_of_the_other_kind_or_size(save):
+    plain = pws_net().state_dict()
+    path = save({k: v for k, v in plain.items() if 'layer1.0.conv1.alpha' != k})
+    with pytest.raises(ValueError, match='bn.pth: these are .*layer1.0.conv1'):
+        pws_net(path).init_weights()
+    path = save(pws_net(base_channels=4, stem_channels=4).state_dict())
+    message = r'bn.pth: the weights do not fit the network: size mismatch for conv1'
+    with pytest.raises(ValueError, match=message):
+        pws_net(path).init_weights()
+
+
+def refuse(net, weights, message, **options):
     before = copy.deepcopy(net.state_dict())
     with pytest.raises(ValueError, match=message):
-        load_bn_weights(net, weights, progress=False)
+        load_bn_weights(net, weights, progress=False, **options)
     for key, value in net.state_dict().items():
         assert torch.equal(value, before[key])
 
