@@ -1,11 +1,13 @@
 """Checks of the data sets of a config, before work is lost."""
 
 import contextlib
+import functools
 import inspect
 import math
 import os
 import os.path as osp
 import re
+import urllib.request
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -30,8 +32,34 @@ XML_FILES = (
     ('ann_subdir', 'Annotations', '.xml'),
     ('img_subdir', 'JPEGImages', '.jpg'),
 )
+# Data sets of mmpretrain that read a folder of pictures for each class
+CLASS_FOLDERS = ('CustomDataset', 'ImageNet')
+# What its CIFAR10 downloads if it is missing: the folder of its files, the archive
+CIFAR10 = 'cifar-10-batches-py'
+CIFAR10_URL = 'https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz'
 # By a pattern of a missing path: how to get what lies in its root
 WAYS = {
+    r'(?P<root>.*\bdigits_imagefolder)/': (
+        'Write the digits:\n'
+        '    python tools/dataset_converters/digits_to_imagefolder.py {root}\n'
+    ),
+    r'(?P<root>.*\bdigits_textured)/': (
+        'Draw the digits:\n'
+        '    python tools/dataset_converters/digits_to_imagefolder.py {root} '
+        '--textured\n'
+    ),
+    rf'(?P<root>.*)/{CIFAR10}': (
+        'CIFAR-10 is expected as {root}/' + CIFAR10 + '. The first training downloads '
+        'it where there is a network; else bring it:\n'
+        f'    curl -O {CIFAR10_URL}\n'
+        '    tar -xzf cifar-10-python.tar.gz -C {root}\n'
+    ),
+    r'(?P<root>.*(?i:imagenet|ilsvrc|in1k)[^/]*)/(train|val)\b': (
+        "ImageNet is expected in torchvision's layout, {root}/train/CLASS and "
+        '{root}/val/CLASS. It is given to those who sign up at '
+        'https://image-net.org/download; link a copy:\n'
+        '    ln -s FOLDER {root}\n'
+    ),
     r'(?P<root>.*\bdigits)/': (
         'Draw the digits:\n'
         '    python tools/dataset_converters/digits_to_coco.py {root}\n'
@@ -60,19 +88,25 @@ WAYS = {
 }
 
 
-def check_data(cfg: Mapping) -> None:
+def check_data(
+    cfg: Mapping,
+    elsewhere: str = 'set the options in brackets, or data_root beside them, with '
+    '--cfg-options',
+) -> None:
     """Look for the files and folders that the data sets of a config need.
 
     These are the annotation files and the picture folders of all data sets in
     the form of COCO or Pascal VOC, wrapped ones included, all that a list of VOC
-    names, and the annotation files of the evaluators. No data set is built. What
-    is read through a ``backend_args`` or a URL, and other data sets, are left
-    alone.
+    names, and the annotation files of the evaluators; of mmpretrain's data sets,
+    the folders of CustomDataset and ImageNet, and CIFAR10 where it cannot be
+    downloaded. No data set is built. What is read through a ``backend_args`` or a
+    URL, and other data sets, are left alone.
 
     Args:
         cfg: A config, or of its keys those to check: ``train_dataloader``,
             ``val_dataloader``, ``val_evaluator``, ``test_dataloader`` and
             ``test_evaluator``.
+        elsewhere: What to do about data that lies elsewhere, for the message.
 
     Raises:
         FileNotFoundError: If anything is missing. It names all that is, the
@@ -94,8 +128,7 @@ def check_data(cfg: Mapping) -> None:
             'The data that the config names is not there. Missing:\n'
             + '\n'.join(lines)
             + f'\n{_ways_to_get(missing)}'
-            'If it lies elsewhere, set the options in brackets, or data_root beside '
-            'them, with --cfg-options.'
+            f'If it lies elsewhere, {elsewhere}.'
         )
 
 
@@ -308,8 +341,15 @@ def _missing_of_dataset(cfg: Mapping | None, option: str) -> Iterator[tuple[str,
     for i, inner in enumerate(cfg.get('datasets') or []):
         yield from _missing_of_dataset(inner, f'{option}.datasets.{i}')
 
-    cls = cfg.get('type')
-    cls = DATASETS.get(cls) if isinstance(cls, str) else cls
+    kind = cfg.get('type')
+    cls = DATASETS.get(kind) if isinstance(kind, str) else kind
+    # mmpretrain's types are not in MMDetection's scope, and may not be installed
+    if cls is None or cls.__module__.startswith('mmpretrain.'):
+        name = getattr(cls, '__name__', str(kind))
+        if name in CLASS_FOLDERS:
+            yield from _missing_classes(cfg, option)
+        elif name == 'CIFAR10':
+            yield from _missing_cifar10(cfg, option)
     if not (inspect.isclass(cls) and issubclass(cls, (CocoDataset, XMLDataset))):
         return
     pipeline = [part for part in cfg.get('pipeline') or [] if isinstance(part, Mapping)]
@@ -338,6 +378,49 @@ def _missing_of_dataset(cfg: Mapping | None, option: str) -> Iterator[tuple[str,
                 subfolder = osp.join(folder, cfg.get(name, default))
                 if text := _lacking(subfolder, {f'{i}{suffix}' for i in ids}):
                     yield text, f'{option}.{name}'
+
+
+def _missing_classes(cfg: Mapping, option: str) -> Iterator[tuple[str, str]]:
+    # ImageNet names the folder by its split, and has a list of pictures in meta/
+    root, split = cfg.get('data_root') or '', cfg.get('split') or ''
+    prefix, ann_file = cfg.get('data_prefix') or split, cfg.get('ann_file')
+    if isinstance(prefix, Mapping):
+        prefix = prefix.get('img_path') or ''
+    folder = osp.expanduser(osp.join(root, prefix))
+    if cfg.get('backend_args') or '://' in folder:
+        return
+    key = 'data_prefix' if cfg.get('data_prefix') else 'data_root'
+    if ann_file:
+        ann_file = osp.expanduser(osp.join(root, ann_file))
+        if not _is_there(ann_file):
+            yield ann_file, f'{option}.ann_file'
+    has_list = ann_file or (split and osp.isfile(osp.join(root, f'meta/{split}.txt')))
+    if has_list or not cfg.get('with_label', True):
+        if not osp.isdir(folder):
+            yield osp.join(folder, ''), f'{option}.{key}'
+    elif not (osp.isdir(folder) and any(e.is_dir() for e in os.scandir(folder))):
+        yield osp.join(folder, 'CLASS', ''), f'{option}.{key}'
+
+
+def _missing_cifar10(cfg: Mapping, option: str) -> Iterator[tuple[str, str]]:
+    key = 'data_root' if cfg.get('data_root') else 'data_prefix'
+    root = osp.join(cfg.get('data_root') or '', cfg.get('data_prefix') or '')
+    if cfg.get('backend_args') or '://' in root:
+        return
+    folder = osp.join(root, CIFAR10)
+    there = osp.isdir(folder) or osp.isfile(osp.join(root, osp.basename(CIFAR10_URL)))
+    if not there and not (cfg.get('download', True) and _answers(CIFAR10_URL)):
+        yield osp.join(folder, ''), f'{option}.{key}'
+
+
+@functools.cache  # of all runs of a program
+def _answers(url: str) -> bool:
+    try:
+        request = urllib.request.Request(url, method='HEAD')
+        with urllib.request.urlopen(request, timeout=10):
+            return True
+    except OSError:  # URLError is one
+        return False
 
 
 def _missing_of_evaluator(cfg, option: str) -> Iterator[tuple[str, str]]:

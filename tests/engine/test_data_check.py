@@ -18,6 +18,7 @@ from mmdet.registry import DATASETS
 from mmengine.config import Config
 
 from pws_mmdet import PWSRunner
+from pws_mmdet.engine import data_check
 from pws_mmdet.engine.data_check import (
     DOWNLOAD,
     CheckedCOCO,
@@ -210,6 +211,112 @@ def test_what_others_read_is_left_alone(workplace):
     check_data(dict(val_evaluator=evaluator, val_dataloader=None))
     with pytest.raises(FileNotFoundError, match=r'none/none\.json'):
         check_data(dict(train_dataloader=dict(dataset=here)))
+
+
+def class_folders(data_root, **kwargs):
+    dataset = dict(type='CustomDataset', data_root=str(data_root), **kwargs)
+    return dict(train_dataloader=dict(dataset=dataset))
+
+
+@pytest.mark.parametrize(
+    'root, way',
+    [
+        ('data/digits_imagefolder', 'digits_to_imagefolder.py {}\n'),
+        ('data/digits_textured', 'digits_to_imagefolder.py {} --textured\n'),
+    ],
+)
+def test_folders_of_classes(workplace, root, way):
+    cfg = class_folders(root, data_prefix='train')
+    option = 'train_dataloader.dataset.data_prefix'
+    message = message_of(check_data, cfg)
+    assert f'    {root}/train/CLASS/  ({option})\n' in message
+    assert way.format(root) in message
+    Path(root, 'train').mkdir(parents=True)
+    Path(root, 'train/README').touch()  # no class
+    assert f'{root}/train/CLASS/' in message_of(check_data, cfg)
+    Path(root, 'train/0').mkdir()
+    check_data(cfg)
+
+
+def test_lists_of_pictures_need_no_folders_of_classes(workplace):
+    cfg = class_folders('data', ann_file='list.txt', data_prefix=dict(img_path='all'))
+    message = message_of(check_data, cfg)
+    assert 'data/list.txt  (train_dataloader.dataset.ann_file)\n' in message
+    assert 'data/all/  (train_dataloader.dataset.data_prefix)\n' in message
+    Path('data/all').mkdir(parents=True)
+    Path('data/list.txt').touch()
+    check_data(cfg)
+    check_data(class_folders('data/all', with_label=False))
+    check_data(class_folders('none', backend_args=dict(backend='petrel')))
+    check_data(class_folders('s3://bucket/none'))
+
+
+def test_imagenet(workplace):
+    dataset = dict(type='ImageNet', data_root='data/imagenet', split='val')
+    cfg = dict(val_dataloader=dict(dataset=dataset))
+    message = message_of(check_data, cfg)
+    assert 'data/imagenet/val/CLASS/  (val_dataloader.dataset.data_root)' in message
+    assert 'data/imagenet/train/CLASS and' in message and 'image-net.org' in message
+    Path('data/imagenet/val').mkdir(parents=True)  # all in one folder
+    assert 'val/CLASS/' in message_of(check_data, cfg)
+    Path('data/imagenet/meta').mkdir()
+    Path('data/imagenet/meta/val.txt').touch()  # which ImageNet finds by itself
+    check_data(cfg)
+    message = message_of(
+        check_data,
+        cfg | dict(train_dataloader=dict(dataset=dict(dataset, split='train'))),
+    )
+    assert 'data/imagenet/train/CLASS/  (' in message and 'val/CLASS/  (' not in message
+
+
+def test_cifar10_is_downloaded_where_it_can(workplace, monkeypatch):
+    asked = []
+    answers = [True, False]
+
+    def answer(url):
+        asked.append(url)
+        return answers[len(asked) - 1]
+
+    monkeypatch.setattr(data_check, '_answers', answer)
+    dataset = dict(type='CIFAR10', data_root='data/cifar10', split='train')
+    cfg = dict(train_dataloader=dict(dataset=dataset))
+    check_data(cfg)
+    message = message_of(check_data, cfg)
+    option = '(train_dataloader.dataset.data_root)'
+    assert f'data/cifar10/cifar-10-batches-py/  {option}' in message
+    assert asked[1] in message and 'tar -xzf cifar-10-python.tar.gz' in message
+    dataset['download'] = False
+    assert 'cifar-10-batches-py/  (' in message_of(check_data, cfg)
+    Path('data/cifar10/cifar-10-batches-py').mkdir(parents=True)
+    check_data(cfg)
+    assert len(asked) == 2
+
+
+def test_a_network_that_is_not_there():
+    assert not data_check._answers('http://127.0.0.1:9/none')
+
+
+@pytest.mark.parametrize(
+    'name, path',
+    [
+        ('mini/convpool_pws_digits', 'data/digits_imagefolder/test/CLASS/'),
+        ('imagenet/resnet50_pws_in1k', 'data/imagenet/val/CLASS/'),
+        ('cifar10/convpool_pws_cifar10', 'data/cifar10/cifar-10-batches-py/'),
+    ],
+)
+def test_classification_stops_before_anything_is_built(
+    workplace, monkeypatch, name, path
+):
+    pytest.importorskip('mmpretrain', reason='mmpretrain is not installed')
+    monkeypatch.setattr(data_check, '_answers', lambda url: False)
+    message = message_of(check_data, load(name))
+    assert re.search(rf'{path}  \(.*\bval_dataloader\.dataset\.data_', message)
+
+
+def test_the_program_says_what_to_do_about_data_elsewhere(workplace):
+    message = message_of(check_data, load(COCO_CONFIG), 'say --data')
+    assert message.endswith('If it lies elsewhere, say --data.')
+    assert '--cfg-options' in message_of(check_data, load(COCO_CONFIG))
 
 
 def test_pictures_that_the_annotations_name(coco):
