@@ -100,13 +100,16 @@ def test_a_config_that_raises_ends_only_itself(main, configs, tmp_path, capsys):
         (['{config}', '--out', '{folder}'], 'is a directory'),
         (['{empty}', '--image-size', '8', '8'], 'give --batch-size'),
         (['{empty}', '--batch-size', '8'], 'give --image-size'),
+        (['{classifier}', '--batch-size', '8'], 'classifier.py is a classifier'),
     ],
     ids=lambda value: ' '.join(value) if isinstance(value, list) else '',
 )
 def test_errors_before_any_work(main, configs, tmp_path, capsys, args, message):
     empty = tmp_path / 'empty.py'
     empty.write_text('model = dict()\n')
-    names = dict(config=configs[0], folder=tmp_path, empty=empty)
+    classifier = tmp_path / 'classifier.py'
+    classifier.write_text("model = dict(type='ImageClassifier')\n")
+    names = dict(config=configs[0], folder=tmp_path, empty=empty, classifier=classifier)
     with pytest.raises(SystemExit) as e:
         main(*(arg.format(**names) for arg in args))
     assert e.value.code == 2

@@ -105,9 +105,14 @@ def load(path: str, options: dict, *args, **kwargs) -> Detector:
     """Read a config.
 
     Raises:
-        ValueError: If that fails, or if it lacks what no argument gives.
+        ValueError: If that fails, if it lacks what no argument gives, or if it is
+            no detector's.
     """
     cfg = read_config(path, options)
+    if str(cfg.model.get('type')).endswith('Classifier'):
+        raise ValueError(
+            f'{path} is a classifier, and train_speed.py makes pictures for detectors'
+        )
     return Detector(path, cfg, *args, **kwargs)
 
 
