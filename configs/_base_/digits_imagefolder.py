@@ -40,7 +40,7 @@ test_dataloader = val_dataloader
 train_cfg = dict(max_epochs=60, val_interval=6)
 param_scheduler = [dict(type='MultiStepLR', milestones=[30, 45, 54], gamma=0.1)]
 default_hooks = dict(
-    logger=dict(interval=10), checkpoint=dict(interval=60, max_keep_ckpts=1)
+    logger=dict(interval=10), checkpoint=dict(interval=6, max_keep_ckpts=1)
 )
 custom_hooks = [dict(type='DivergenceHook', interval=1)]
 randomness = dict(seed=0)
