@@ -11,6 +11,7 @@ model = dict(
         _delete_=True,
         type='PWSResNet',
         depth=50,
+        stem_norm_cfg=None,
         out_indices=(1, 2, 3),
         norm_eval=False,
     ),
