@@ -3,7 +3,7 @@
 import fnmatch
 import json
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,14 @@ import yaml
 from .files import write_whole
 
 SCALES = ('full', 'mini')
+
+# What tools/analysis_tools/make_table.py reads of a record, of each attempt in it, and
+# of the hardware
+ATTEMPT = dict(date=str, revision=str, versions=dict, hardware=dict)
+RECORD = dict(
+    run=str, row=str, column=str, seed=int, outcome=str, metrics=dict, **ATTEMPT
+)
+HARDWARE = dict(cpu=str, cores=int, processes=int, threads=int)
 
 
 class TableError(ValueError):
@@ -64,9 +72,13 @@ class Run:
     def folder(self) -> str:
         return f'{self.table}-{self.scale}'
 
-    def arguments(self) -> list[str]:
-        """The arguments of ``tools/train.py``, the config first."""
-        options = {**self.options, 'randomness.seed': self.seed}
+    def arguments(self, changes: Mapping[str, Any] | None = None) -> list[str]:
+        """The arguments of ``tools/train.py``, the config first.
+
+        Args:
+            changes: Options in the place of the run's own, or beside them.
+        """
+        options = {**self.options, 'randomness.seed': self.seed, **(changes or {})}
         pairs = [f'{key}={value}' for key, value in options.items()]
         return [self.config, *self.flags, '--cfg-options', *pairs]
 
@@ -100,6 +112,7 @@ class Table:
         self.data: str = self._scale_spec['data']
         self.head: list[str] = spec['head']
         self.figures: list[str] = spec.get('figures', [])
+        self.authors: list[str] = spec.get('authors', [])
         self.metrics = [Metric(**metric) for metric in self._scale_spec['metrics']]
         self.decimals: int = spec.get('decimals', 1)
         self.columns: dict[str, dict] = spec.get('columns', {'': dict(label='')})
@@ -187,6 +200,10 @@ class Table:
         figure = figures[index] if index < len(figures) else None
         return f'{figure:.{self.decimals}f}' if isinstance(figure, float) else figure
 
+    def is_of_authors(self, row: str, figure: str) -> bool:
+        """Whether a figure beside the paper's is from its authors' repository."""
+        return figure in self.authors or bool(self.rows[row].get('authors'))
+
 
 def text(value: Any) -> str:
     """A cell of the grid as it is printed."""
@@ -198,14 +215,39 @@ def text(value: Any) -> str:
 
 
 def read_record(path: str | Path) -> dict | None:
-    """The record of a run, or None if it is missing or only half written."""
+    """The record of a run, or None if it is missing or only half written.
+
+    Half written is also one that lacks what ``RECORD`` names.
+    """
     try:
         with open(path, encoding='utf-8') as file:
             record = json.load(file)
     except (FileNotFoundError, json.JSONDecodeError, UnicodeDecodeError):
         return None
-    complete = isinstance(record, dict) and {'run', 'outcome', 'metrics'} <= set(record)
-    return record if complete else None
+    return record if _is_whole(record) else None
+
+
+def attempts(record: dict) -> list[dict]:
+    """What trained a run, in turn: revision, date, versions and hardware of each."""
+    return record.get('attempts', [record])
+
+
+def _is_whole(record: Any) -> bool:
+    def has(value, kinds):
+        return isinstance(value, dict) and all(
+            isinstance(value.get(name), kind) for name, kind in kinds.items()
+        )
+
+    return (
+        has(record, RECORD)
+        and all(isinstance(v, (int, float)) for v in record['metrics'].values())
+        and isinstance(attempts(record), list)
+        and len(attempts(record)) > 0
+        and all(
+            has(attempt, ATTEMPT) and has(attempt['hardware'], HARDWARE)
+            for attempt in attempts(record)
+        )
+    )
 
 
 def write_record(path: str | Path, record: dict) -> None:

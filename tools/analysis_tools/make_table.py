@@ -8,15 +8,17 @@ tools/misc/run_table.py.
 import argparse
 import collections
 import csv
+import math
 import statistics
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 
 from pws_mmdet import tables
 from pws_mmdet.files import put_in_page
 
 ROOT = Path(__file__).resolve().parents[2]
+MARK = ' ¹'
 
 
 def read_records(table: tables.Table, folder: Path) -> list[dict]:
@@ -43,6 +45,7 @@ def cell(records: Iterable[dict], metric: tables.Metric) -> str:
     """One measured figure: '', '61.2', '61.2 ± 0.4', 'NaN', '61.2 (1 of 3 NaN)'."""
     ended = [r for r in records if not r['outcome'].startswith('failed')]
     values = [metric.of(r['metrics']) for r in ended if r['outcome'] == 'finished']
+    values = [value for value in values if math.isfinite(value)]
     if not ended:
         return ''
     if not values:
@@ -55,8 +58,16 @@ def cell(records: Iterable[dict], metric: tables.Metric) -> str:
     return text
 
 
-def make_rows(table: tables.Table, records: list[dict]) -> list[list[str]]:
-    """The table's cells, the heading first."""
+def make_rows(
+    table: tables.Table, records: list[dict], mark: str = ''
+) -> list[list[str]]:
+    """The table's cells, the heading first.
+
+    Args:
+        table: The table.
+        records: Of its runs.
+        mark: Put behind the figures that are the authors' and not the paper's.
+    """
     by_cell = collections.defaultdict(list)
     for record in records:
         by_cell[record['row'], record['column']].append(record)
@@ -84,7 +95,10 @@ def make_rows(table: tables.Table, records: list[dict]) -> list[list[str]]:
         for column in table.columns:
             for figure, metrics in groups:
                 if figure:
-                    line.append(tables.text(table.paper(row_name, column, figure)))
+                    published = tables.text(table.paper(row_name, column, figure))
+                    if published and table.is_of_authors(row_name, figure):
+                        published += mark
+                    line.append(published)
                 line += [cell(by_cell[row_name, column], m) for m in metrics]
         rows.append(line)
     return rows
@@ -94,34 +108,83 @@ def make_notes(table: tables.Table, records: list[dict], revision: str) -> list[
     """What has to be known of the figures: where, when and how they were measured."""
     if not records:
         return ['No run has a record yet.']
+    notes = [f'`{command}`' for command in make_commands(table, records)]
     seeds = sorted({record['seed'] for record in records})
-    notes = [
-        f'`python tools/misc/run_table.py {table.name} --scale {table.scale}'
-        + (f' --seeds {" ".join(map(str, seeds))}`' if seeds != [0] else '`'),
-        f'Seeds: {", ".join(map(str, seeds))}. '
-        f'Dates: {span(record["date"] for record in records)}.',
-    ]
-    machines = collections.Counter(describe_machine(record) for record in records)
+    dates = [a['date'] for record in records for a in tables.attempts(record)]
+    dates += [record['date'] for record in records]
+    notes.append(f'Seeds: {", ".join(map(str, seeds))}. Dates: {span(dates)}.')
+    machines = count(records, lambda attempt: describe_machine(attempt['hardware']))
     notes.append(f'Hardware: {"; ".join(machines)}.')
-    versions = collections.Counter(
-        ', '.join(f'{k} {v}' for k, v in record['versions'].items())
-        for record in records
+    versions = count(
+        records, lambda a: ', '.join(f'{k} {v}' for k, v in a['versions'].items())
     )
     notes.append(f'Versions: {"; ".join(versions)}.')
-    revisions = collections.Counter(record['revision'] for record in records)
-    counts = ', '.join(f'{name} ({n} runs)' for name, n in revisions.items())
-    # The table does not name its own revision, which changes when it is committed.
-    others = set(revisions) != {revision}
-    notes.append(
-        f'Revisions of the code{", others than this one" if others else ""}: '
-        f'{counts}; a "+" marks code that differed from the commit.'
-    )
+    notes.append(describe_revisions(records, revision))
     for record in records:
+        values = [metric.of(record['metrics']) for metric in table.metrics]
         if record['outcome'] != 'finished':
             notes.append(f'{record["run"]} {record["outcome"]}.')
         elif not any(metric.key in record['metrics'] for metric in table.metrics):
             notes.append(f'{record["run"]} detected nothing at its end.')
+        elif not all(map(math.isfinite, values)):
+            notes.append(f'{record["run"]} finished with a figure that is not finite.')
     return notes
+
+
+def make_commands(table: tables.Table, records: list[dict]) -> list[str]:
+    """The calls of run_table.py that make these runs and no others."""
+    cells = {run.cell: run for run in table.runs()}
+    names = {(run.row, run.column): cell for cell, run in cells.items()}
+    of_seed = collections.defaultdict(set)
+    for record in records:
+        of_seed[record['seed']].add(names[record['row'], record['column']])
+    seeds_of = collections.defaultdict(list)
+    for seed in sorted(of_seed):
+        seeds_of[frozenset(of_seed[seed])].append(str(seed))
+    commands = []
+    for chosen, seeds in seeds_of.items():
+        command = f'python tools/misc/run_table.py {table.name} --scale {table.scale}'
+        if len(chosen) < len(cells):
+            command += f' --rows {" ".join(name_rows(cells.values(), chosen))}'
+        if seeds != ['0']:
+            command += f' --seeds {" ".join(seeds)}'
+        commands.append(command)
+    return commands
+
+
+def name_rows(runs: Iterable[tables.Run], chosen: Collection[str]) -> list[str]:
+    """The names of cells in the order of ``runs``; of rows, where all are chosen."""
+    by_row = collections.defaultdict(list)
+    for run in runs:
+        by_row[run.row].append(run.cell)
+    names = []
+    for row, cells in by_row.items():
+        some = [cell for cell in cells if cell in chosen]
+        names += [row] if some == cells else some
+    return names
+
+
+def count(
+    records: list[dict], describe: Callable[[dict], str]
+) -> collections.Counter[str]:
+    """How many runs were trained by what; several attempts are 'this then that'."""
+    return collections.Counter(
+        ' then '.join(dict.fromkeys(map(describe, tables.attempts(record))))
+        for record in records
+    )
+
+
+def describe_revisions(records: list[dict], revision: str) -> str:
+    own, others = [], []
+    for name, number in count(records, lambda attempt: attempt['revision']).items():
+        runs = 'run' if number == 1 else 'runs'
+        (own if name == revision else others).append(f'{name} ({number} {runs})')
+    # The table does not name its own revision, which changes when it is committed.
+    parts = [f'Revisions of the code: {", ".join(own)}'] if own else []
+    if others:
+        start = '' if own else 'Revisions of the code, '
+        parts.append(f'{start}others than this one: {", ".join(others)}')
+    return f'{"; ".join(parts)}; a "+" marks code that differed from the commit.'
 
 
 def span(dates: Iterable[str]) -> str:
@@ -129,21 +192,45 @@ def span(dates: Iterable[str]) -> str:
     return first if first == last else f'{first} to {last}'
 
 
-def describe_machine(record: dict) -> str:
-    hardware = record['hardware']
+def describe_machine(hardware: dict) -> str:
     if hardware.get('gpu'):
         return f'{hardware["processes"]} x {hardware["gpu"]}'
     threads = hardware['threads'] * hardware['processes']
     return f'{hardware["cpu"]}, {threads} of {hardware["cores"]} cores a run'
 
 
-def to_markdown(table: tables.Table, rows: list[list[str]], notes: list[str]) -> str:
+def make_sheet(table: tables.Table, records: list[dict]) -> list[list[str]]:
+    """The cells of :func:`make_rows` as numbers alone, for CSV.
+
+    Where the authors' figures are marked in the page, here a last column names them.
+    """
+    rows = make_rows(table, records)
+    of_authors = [
+        [
+            figure
+            for figure in table.figures
+            if table.is_of_authors(row, figure)
+            and any(table.paper(row, column, figure) for column in table.columns)
+        ]
+        for row in table.rows
+    ]
+    if any(of_authors):
+        rows[0].append("figures of the authors' repository")
+        for row, figures in zip(rows[1:], of_authors, strict=True):
+            row.append(', '.join(figures))
+    return rows
+
+
+def to_markdown(table: tables.Table, records: list[dict], notes: list[str]) -> str:
     def line(cells):
         return '| ' + ' | '.join(cells) + ' |'
 
+    rows = make_rows(table, records, MARK)
     lines = [f'**{table.title}**', '', f'Data: {table.data}.', '']
     lines += [line(rows[0]), '|' + '---|' * len(rows[0])]
     lines += [line(cells) for cells in rows[1:]]
+    if any(text.endswith(MARK) for cells in rows for text in cells):
+        lines += ['', f"{MARK.strip()} From the authors' repository, not in the paper."]
     return '\n'.join([*lines, '', *(f'* {note}' for note in notes)]) + '\n'
 
 
@@ -179,22 +266,21 @@ def main(argv: list[str] | None = None) -> int:
         )
         return 2
     records = read_records(table, args.records)
-    rows = make_rows(table, records)
-    markdown = to_markdown(
-        table, rows, make_notes(table, records, tables.revision(ROOT))
-    )
-    if args.markdown:
-        try:
+    notes = make_notes(table, records, tables.revision(ROOT))
+    markdown = to_markdown(table, records, notes)
+    try:
+        if args.csv:
+            args.csv.parent.mkdir(parents=True, exist_ok=True)
+            with open(args.csv, 'w', encoding='utf-8', newline='') as file:
+                writer = csv.writer(file, lineterminator='\n')
+                writer.writerows(make_sheet(table, records))
+        if args.markdown:
             put_in_page(args.markdown, f'{table.name}-{table.scale}', markdown)
-        except ValueError as e:
-            print(f'make_table.py: {e}', file=sys.stderr)
-            return 2
-    else:
+    except (OSError, ValueError) as e:
+        print(f'make_table.py: {e}', file=sys.stderr)
+        return 2
+    if not args.markdown:
         print(markdown, end='')
-    if args.csv:
-        args.csv.parent.mkdir(parents=True, exist_ok=True)
-        with open(args.csv, 'w', encoding='utf-8', newline='') as file:
-            csv.writer(file, lineterminator='\n').writerows(rows)
     return 0
 
 

@@ -11,6 +11,8 @@ import argparse
 import contextlib
 import datetime
 import fcntl
+import importlib.metadata
+import itertools
 import json
 import math
 import os
@@ -21,16 +23,43 @@ import signal
 import statistics
 import subprocess
 import sys
+import textwrap
 import threading
 import warnings
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from pws_mmdet import tables
 
 ROOT = Path(__file__).resolve().parents[2]
 
 DIVERGED = re.compile(r'Training diverged at (iteration \d+)')
+# The last line of a traceback; the launcher's own says only that a process failed
+EXCEPTION = re.compile(
+    r'(?!\S*ChildFailedError)\w[\w.]*(Error|Exception|Interrupt)(:|$)'
+)
+AFTER_EXCEPTION = re.compile(r'\s*$|Traceback |[EWI]\d{4} ')
+RANK = re.compile(r'\[rank\d+\]: ?')
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run's config, the data and the processes say of it.
+
+    Args:
+        options: Changes to the run's own options.
+        batch_size: Of all processes.
+        max_epochs: Of the training.
+        versions: Packages beside those of all runs.
+    """
+
+    options: dict[str, Any]
+    batch_size: int
+    max_epochs: int
+    versions: dict[str, str]
 
 
 class Program:
@@ -39,7 +68,7 @@ class Program:
     Args:
         out: Folder of the records.
         jobs: Runs at the same time.
-        gpus: Processes of each run.
+        gpus: Processes of each run, which share its batch.
         data: Where the data set lies, or None for where the configs say.
     """
 
@@ -61,8 +90,14 @@ class Program:
         record = tables.read_record(self.record_path(run))
         return record is not None and not record['outcome'].startswith('failed')
 
-    def data_options(self, run: tables.Run) -> dict[str, str]:
-        """Check the run's config and data; the options that put --data in it."""
+    def plan(self, run: tables.Run) -> Plan:
+        """Check the run's config and data.
+
+        Raises:
+            FileNotFoundError: If data is missing.
+            ImportError, RuntimeError: If a package is.
+            ValueError: If the processes cannot share the batch.
+        """
         from mmengine.config import Config
 
         from pws_mmdet.engine.data_check import check_data
@@ -71,18 +106,31 @@ class Program:
             warnings.simplefilter('ignore')
             cfg = Config.fromfile(ROOT / run.config)
         options = dict(find_data(cfg, self.data)) if self.data else {}
-        cfg.merge_from_dict(options)
-        check_data(cfg)
-        return options
+        cfg.merge_from_dict({**run.options, **options})
+        batch_size = cfg.train_dataloader.batch_size
+        if batch_size % self.gpus:
+            raise ValueError(
+                f'{self.gpus} processes (--gpus) cannot share the batch of {run.cell}, '
+                f'which is {batch_size}'
+            )
+        if self.gpus > 1:
+            options['train_dataloader.batch_size'] = batch_size // self.gpus
+        check_data(cfg, 'name its folder with --data FOLDER')
+        is_classifier = cfg.get('default_scope') == 'mmpretrain'
+        return Plan(
+            options=options,
+            batch_size=batch_size,
+            max_epochs=cfg.train_cfg.max_epochs,
+            versions=installed('mmpretrain', 'torchvision') if is_classifier else {},
+        )
 
-    def train(self, run: tables.Run, data_options: dict[str, str]) -> dict | None:
+    def train(self, run: tables.Run, plan: Plan) -> dict | None:
         """Train one run to its end; its record, or None if another process does."""
         if self.stopped:
             return None
         work_dir = self.out / run.folder / run.name
         work_dir.mkdir(parents=True, exist_ok=True)
-        arguments = run.arguments()
-        arguments += [f'{key}={value}' for key, value in data_options.items()]
+        arguments = run.arguments(plan.options)
         arguments[0] = str(ROOT / run.config)
         if self.gpus > 1:
             program = [ROOT / 'tools/dist_train.sh', arguments[0], self.gpus]
@@ -101,15 +149,17 @@ class Program:
             with self.lock:
                 if self.stopped:
                     return None
-                slot = self.slots.pop()
+                attempt = self.describe_attempt(plan)
+                attempts = begin_attempt(work_dir, attempt)
                 process = subprocess.Popen(
                     command,
                     stdout=console,
                     stderr=subprocess.STDOUT,
-                    env=self.env(slot),
+                    env=self.env(self.slots[-1]),
                     pass_fds=[console.fileno()],
                     start_new_session=True,
                 )
+                slot = self.slots.pop()
                 self.processes.add(process)
             code = process.wait()
             with self.lock:
@@ -120,7 +170,28 @@ class Program:
         with open(work_dir / 'console.log', encoding='utf-8', errors='replace') as file:
             file.seek(start)
             log = file.read()
-        record = self.make_record(run, work_dir, code, log)
+        outcome, curve, seconds = read_outcome(work_dir, code, log, plan.max_epochs)
+        record = dict(
+            table=run.table,
+            scale=run.scale,
+            run=run.name,
+            row=run.row,
+            column=run.column,
+            seed=run.seed,
+            label=run.label,
+            config=run.config,
+            options={**run.options, 'randomness.seed': run.seed},
+            flags=list(run.flags),
+            batch_size=plan.batch_size,
+            outcome=outcome,
+            metrics=curve[-1] if curve and outcome == 'finished' else {},
+            curve=curve,
+            minutes=round(seconds / 60, 1),
+            **attempt,
+        )
+        record['date'] = datetime.date.today().isoformat()  # of its end
+        if len(attempts) > 1:
+            record['attempts'] = attempts
         tables.write_record(self.record_path(run), record)
         return record
 
@@ -129,7 +200,7 @@ class Program:
         if (ROOT / 'pws_mmdet').is_dir():  # the revision that the record names
             paths = [str(ROOT), env.get('PYTHONPATH', '')]
             env['PYTHONPATH'] = os.pathsep.join(filter(None, paths))
-        env.setdefault('OMP_NUM_THREADS', str(self.threads))
+        env['OMP_NUM_THREADS'] = str(self.threads)
         env['PYTHON'] = sys.executable
         devices = self.environment['hardware']['gpus']
         if devices and self.jobs > 1 and 'CUDA_VISIBLE_DEVICES' not in env:
@@ -140,45 +211,25 @@ class Program:
 
     @property
     def threads(self) -> int:
+        """Of each process."""
+        given = os.environ.get('OMP_NUM_THREADS', '').split(',')[0].strip()
+        if given.isdigit():
+            return int(given)
         return max(1, len(os.sched_getaffinity(0)) // (self.jobs * self.gpus))
 
-    def make_record(self, run: tables.Run, work_dir: Path, code: int, log: str) -> dict:
-        curve, seconds = read_log(work_dir)
-        diverged = DIVERGED.search(log)
-        if diverged:
-            outcome = f'diverged at {diverged[1]}'
-        elif code == 0:
-            outcome = 'finished'
-        else:
-            lines = [line.strip() for line in log.splitlines() if line.strip()]
-            reason = lines[-1] if lines else 'no output'
-            outcome = f'failed with exit status {code}: {reason[:300]}'
-        options = {**run.options, 'randomness.seed': run.seed}
-        hardware = dict(
-            self.environment['hardware'],
-            jobs=self.jobs,
-            processes=self.gpus,
-            threads=self.threads,
-        )
+    def describe_attempt(self, plan: Plan) -> dict:
+        """Who trains from now on, with what: a part of the record."""
         return dict(
-            table=run.table,
-            scale=run.scale,
-            run=run.name,
-            row=run.row,
-            column=run.column,
-            seed=run.seed,
-            label=run.label,
-            config=run.config,
-            options=options,
-            flags=list(run.flags),
-            outcome=outcome,
-            metrics=curve[-1] if curve and outcome == 'finished' else {},
-            curve=curve,
-            minutes=round(seconds / 60, 1),
             date=datetime.date.today().isoformat(),
             revision=self.environment['revision'],
-            versions=self.environment['versions'],
-            hardware=hardware,
+            versions={**self.environment['versions'], **plan.versions},
+            hardware=dict(
+                self.environment['hardware'],
+                jobs=self.jobs,
+                processes=self.gpus,
+                threads=self.threads,
+            ),
+            data=self.data,
         )
 
     def stop(self) -> None:
@@ -217,6 +268,71 @@ def find_data(cfg: dict, data: str) -> list[tuple[str, str]]:
         for key, value in strings
         if value == root or value.startswith(root + '/')
     ]
+
+
+def begin_attempt(work_dir: Path, attempt: dict) -> list[dict]:
+    """Note who trains a run from here on.
+
+    Returns:
+        What differs among the attempts that the training goes on from and this one,
+        in their order. Attempts that left no checkpoint are not among them.
+    """
+    from pws_mmdet.engine.checkpoint_hook import find_checkpoints
+
+    path = work_dir / 'attempts.json'
+    checkpoint = next((p.name for p in find_checkpoints(work_dir)), None)
+    former = []
+    if checkpoint:
+        with contextlib.suppress(FileNotFoundError):
+            former = json.loads(path.read_text(encoding='utf-8'))['attempts']
+    if former and former[-1]['checkpoint'] == checkpoint:
+        former.pop()
+    former.append(dict(attempt, checkpoint=checkpoint))
+    tables.write_record(path, dict(attempts=former))
+    distinct = []
+    for stamp in former:
+        stamp = {k: v for k, v in stamp.items() if k != 'checkpoint'}
+        if stamp not in distinct:
+            distinct.append(stamp)
+    return distinct
+
+
+def read_outcome(
+    work_dir: Path, code: int, log: str, max_epochs: int
+) -> tuple[str, list[dict], float]:
+    """How a training ended, and what :func:`read_log` returns.
+
+    Args:
+        work_dir: Of the training.
+        code: Exit status.
+        log: All that it printed.
+        max_epochs: The epoch whose validation is the result.
+    """
+    curve, seconds = read_log(work_dir)
+    if diverged := DIVERGED.search(log):
+        outcome = f'diverged at {diverged[1]}'
+    elif code != 0:
+        outcome = f'failed with exit status {code}: {find_reason(log)}'
+    elif not curve or curve[-1]['epoch'] != max_epochs:
+        outcome = 'failed: no validation of the last epoch'
+    else:
+        outcome = 'finished'
+    return outcome, curve, seconds
+
+
+def find_reason(log: str) -> str:
+    """The last exception of a log with its message, else the last line."""
+    lines = [RANK.sub('', line, count=1).rstrip() for line in log.splitlines()]
+    for i in reversed(range(len(lines))):
+        if EXCEPTION.match(lines[i]):
+            rest = itertools.takewhile(
+                lambda line: not AFTER_EXCEPTION.match(line), lines[i + 1 :]
+            )
+            reason = ' '.join([lines[i], *rest])
+            break
+    else:
+        reason = next(filter(None, reversed(lines)), 'no output')
+    return textwrap.shorten(reason, 300, placeholder=' ...')
 
 
 def read_log(work_dir: Path) -> tuple[list[dict], float]:
@@ -268,6 +384,15 @@ def describe_environment() -> dict:
     )
 
 
+def installed(*packages: str) -> dict[str, str]:
+    """Versions of those packages that are installed; none is imported."""
+    versions = {}
+    for package in packages:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[package] = importlib.metadata.version(package)
+    return versions
+
+
 def cpu_model() -> str:
     with contextlib.suppress(OSError):
         for line in Path('/proc/cpuinfo').read_text(encoding='utf-8').splitlines():
@@ -301,7 +426,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         '--gpus',
         type=int,
         default=1,
-        help="GPUs, or CPU processes, of each run; each has a batch of the config's",
+        help='GPUs, or CPU processes, of each run, which share its batch: each has a '
+        'part of it, the same for all',
     )
     parser.add_argument('--out', type=Path, default=Path('work_dirs/tables'))
     parser.add_argument(
@@ -325,27 +451,33 @@ def list_runs(runs: list[tables.Run], out: Path) -> None:
 def describe(record: dict, metrics: list[tables.Metric]) -> str:
     figures = ''
     if record['outcome'] == 'finished':
-        figures = ''.join(f', {m.name} {m.of(record["metrics"]):.1f}' for m in metrics)
+        values = {m.name: m.of(record['metrics']) for m in metrics}
+        figures = ''.join(
+            f', {name} ' + (f'{value:.1f}' if math.isfinite(value) else 'NaN')
+            for name, value in values.items()
+        )
     return f'{record["outcome"]}{figures} ({record["minutes"]} min)'
 
 
 def run_all(
-    program: Program,
-    data_options: dict[tables.Run, dict[str, str]],
-    table: tables.Table,
+    program: Program, plans: Mapping[tables.Run, Plan], table: tables.Table
 ) -> int:
-    """Train the runs of ``data_options``; the number of those that failed."""
-    missing = list(data_options)
+    """Train the runs of ``plans``; the number of those that failed."""
+    missing = list(plans)
     failed, durations = 0, []
     with ThreadPoolExecutor(program.jobs) as pool:
         futures = {
-            pool.submit(program.train, run, data_options[run]): run for run in missing
+            pool.submit(program.train, run, plan): run for run, plan in plans.items()
         }
         for count, future in enumerate(as_completed(futures), 1):
-            run, record = futures[future], future.result()
+            run, error = futures[future], future.exception()
             if program.stopped:
                 continue
-            if record is None:
+            record = None if error else future.result()
+            if error:  # of this program, such as a full disk
+                failed += 1
+                result = f'failed: {type(error).__name__}: {error}'
+            elif record is None:
                 result = 'is being trained by another process'
             else:
                 failed += record['outcome'].startswith('failed')
@@ -370,14 +502,18 @@ def main(argv: list[str] | None = None) -> int:
         print(f'run_table.py: {e}', file=sys.stderr)
         return 2
     if args.dry_run:
-        list_runs(runs, args.out)
+        try:
+            list_runs(runs, args.out)
+            sys.stdout.flush()
+        except BrokenPipeError:  # | head
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     program = Program(args.out, args.jobs, args.gpus, args.data)
     missing = [run for run in runs if not program.is_done(run)]
     print(f'{len(runs)} runs, {len(runs) - len(missing)} of them done', flush=True)
     try:
-        data_options = {run: program.data_options(run) for run in missing}
-    except (FileNotFoundError, ImportError, RuntimeError) as e:
+        plans = {run: program.plan(run) for run in missing}
+    except (FileNotFoundError, ImportError, RuntimeError, ValueError) as e:
         print(f'run_table.py: {e}', file=sys.stderr)
         return 2
 
@@ -388,7 +524,7 @@ def main(argv: list[str] | None = None) -> int:
     for signum in (signal.SIGINT, signal.SIGTERM):
         signal.signal(signum, interrupt)
     try:
-        failed = run_all(program, data_options, table)
+        failed = run_all(program, plans, table)
     except KeyboardInterrupt:
         print('Interrupted: the same command goes on from here.', file=sys.stderr)
         return 130
