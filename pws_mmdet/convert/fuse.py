@@ -1,6 +1,7 @@
 """Convolutions that compute their filters into plain ones."""
 
 import copy
+import inspect
 from typing import Any, TypeVar
 
 import torch
@@ -83,6 +84,14 @@ def to_conv2d(conv: ReparamConv2d, keep_weight: bool = False) -> nn.Conv2d:
     return plain.train(conv.training)
 
 
+def _uncompiled(value: Any, memo: dict[int, Any]) -> Any:
+    """For a compiled method, of the network that was copied, the copy's own one."""
+    if not hasattr(value, '_torchdynamo_orig_callable'):
+        return value
+    method = inspect.unwrap(value)
+    return copy.deepcopy(method, memo) if inspect.ismethod(method) else value
+
+
 def fuse_pws(model: Network, inplace: bool = False) -> Network | nn.Conv2d:
     """Make every PWS (and WN) convolution of a network a plain one.
 
@@ -114,10 +123,7 @@ def fuse_pws(model: Network, inplace: bool = False) -> Network | nn.Conv2d:
         model = copy.deepcopy(model, memo)
         for module in model.modules():
             for name, value in vars(module).items():
-                # A compiled method is one of the network that was copied
-                method = getattr(value, '_torchdynamo_orig_callable', None)
-                if method is not None:
-                    vars(module)[name] = copy.deepcopy(method, memo)
+                vars(module)[name] = _uncompiled(value, memo)
         return model
     for module in list(model.modules()):
         for name, child in module._modules.items():

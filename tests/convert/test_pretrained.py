@@ -118,13 +118,15 @@ def test_the_eps_of_bn(bn_net, save):
     net = pws_net(save(bn_net.state_dict()))
     net.init_cfg['bn_eps'] = 0.1
     net.init_weights()
+    net.eval()
     x = torch.randn(2, 3, 64, 64)
-    for y, e in zip(net.eval()(x), expected(x), strict=True):
+    for y, e in zip(net(x), expected(x), strict=True):
         torch.testing.assert_close(y, e, rtol=1e-3, atol=1e-3)
     weights = bn_net.state_dict()
     other = pws_net()
     load_bn_weights(other, weights, progress=False)
-    assert (other.eval()(x)[-1] - y).abs().max() > 0.01 * y.abs().max()
+    other.eval()
+    assert (other(x)[-1] - y).abs().max() > 0.01 * y.abs().max()
     for eps in (-1, float('nan')):
         refuse(pws_net(), weights, 'the eps of BN must be finite', bn_eps=eps)
 
