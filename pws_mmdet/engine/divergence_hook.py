@@ -1,6 +1,6 @@
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,7 +15,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..analysis.gamma import advise
 from ..analysis.statistics import Moments
-from .utils import learning_rate, unwrap_model
+from ..arguments import check_integers
+from .utils import base_learning_rate, is_compiling, unwrap_model
 
 EXPLODED = 1000  # times the variance of the first step
 
@@ -39,28 +40,31 @@ class DivergenceError(FloatingPointError):
 class DivergenceHook(Hook):
     """Stop a training whose losses or weights have become infinite or NaN.
 
-    Losses are looked at before the step that would carry them into the weights,
-    and weights before they could replace the last good checkpoint, too. All
-    processes stop together. The error names the first layer, in the order of the
-    forward pass, whose output has exploded since the first step, and the learning
-    rate and gamma that the paper would have taken.
+    The loss of every iteration is looked at before the step that would carry it
+    into the weights. Weights, and buffers such as the running statistics of BN, are
+    looked at from time to time, and before they could replace the last good
+    checkpoint. All processes stop together. The error names the first layer, in the
+    order of the forward pass, whose output has exploded since the first step, and
+    the learning rate and gamma that the paper would have taken.
+
+    Where mixed precision skips steps whose gradients are infinite, it goes on doing
+    so: only losses count.
 
     Args:
-        interval: Look at every so many iterations. On a GPU each look waits for
-            the forward pass to end. The error names the first iteration whose loss
-            was not finite, which may lie up to an interval back.
+        interval: Look at the weights at every so many iterations.
 
     Raises:
+        ValueError: If the interval is no positive integer.
         DivergenceError: It says in which iteration, and what.
     """
 
     def __init__(self, interval: int = 50) -> None:
+        check_integers(1, interval=interval)
         self.interval = interval
         self.batch: Any = None
         self.first: dict[str, float] | None = None
         self.recorder: _OutputRecorder | None = None
         self.is_checked = False
-        self.losses: list[Tensor | None] = []  # of the iterations since the last look
 
     def before_train(self, runner: Runner) -> None:
         model = unwrap_model(runner.model)
@@ -74,19 +78,19 @@ class DivergenceHook(Hook):
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch=None):
         self.batch = data_batch
         self.is_checked = False
-        self.losses.append(None)
         if self.first is None:
             self.recorder = _OutputRecorder(unwrap_model(runner.model))
 
     def _checked(self, runner: Runner, parse_losses: Callable) -> Callable:
+        # takes two seconds to import; an optimizer's first step does it, too
+        from torch._dynamo import disable
+
+        check = disable(self._check_loss)  # else its forward pass would be compiled
+
         def parse_and_check(losses: dict) -> tuple[Tensor, dict]:
             loss, log_vars = parse_losses(losses)
-            if self.losses and self.losses[-1] is None:
-                self.losses[-1] = loss.detach()
-            is_due = self.every_n_train_iters(runner, self.interval)
-            if is_due and not self.is_checked:
-                self.is_checked = True
-                self._check_losses(runner, log_vars)
+            self.is_checked = True
+            check(runner, loss, {'loss': loss, **log_vars})
             return loss, log_vars
 
         return parse_and_check
@@ -101,45 +105,37 @@ class DivergenceHook(Hook):
         if self.recorder is not None:
             self.first = self.recorder.finish()
             self.recorder = None
-        if self.every_n_train_iters(runner, self.interval):
-            if not self.is_checked:  # a model with a training step of its own
-                self._check_losses(runner, outputs or {})
-            self._check_weights(runner, runner.iter + 1)
-        elif _checkpoint_is_due(runner):
+        if not self.is_checked:  # a model with a training step of its own
+            losses = {k: v for k, v in (outputs or {}).items() if 'loss' in k}
+            losses = {k: v for k, v in losses.items() if torch.is_tensor(v)}
+            if losses:
+                self._check_loss(runner, sum(v.mean() for v in losses.values()), losses)
+        is_due = self.every_n_train_iters(runner, self.interval)
+        if is_due or _checkpoint_is_due(runner):
             self._check_weights(runner, runner.iter + 1)
 
     def after_train_epoch(self, runner: Runner) -> None:
         self._check_weights(runner, runner.iter)  # the count is one ahead here
 
-    def _check_losses(self, runner: Runner, losses: dict) -> None:
-        losses = {k: v for k, v in losses.items() if torch.is_tensor(v)}
-        bad = [k for k, v in losses.items() if not torch.isfinite(v).all()]
-        first = runner.iter + 1 if bad else math.inf
-        for loss in reversed(self.losses[:-1]) if bad else ():
-            if loss is None or torch.isfinite(loss).all():
-                break
-            first -= 1
-        self.losses.clear()
-        first = _earliest(first, runner)
-        if first < math.inf:
-            reason = ', '.join(f'{k} is {losses[k].mean().item()}' for k in bad)
-            reason = reason or 'the loss of another process is not finite'
-            self._stop(runner, int(first), reason)
+    def _check_loss(self, runner: Runner, loss: Tensor, parts: dict) -> None:
+        if not _in_any_process(~torch.isfinite(loss.detach()).all()):
+            return
+        parts = {k: v.detach() for k, v in parts.items() if torch.is_tensor(v)}
+        bad = {k: v for k, v in parts.items() if not torch.isfinite(v).all()}
+        reason = ', '.join(f'{k} is {v.mean().item()}' for k, v in bad.items())
+        reason = reason or 'the loss of another process is not finite'
+        self._stop(runner, runner.iter + 1, reason)
 
     def _check_weights(self, runner: Runner, iteration: int) -> None:
-        bad = [
-            name
-            for name, p in unwrap_model(runner.model).named_parameters()
-            if not torch.isfinite(p).all()
-        ]
-        if _earliest(iteration if bad else math.inf, runner) < math.inf:
+        bad = _not_finite(unwrap_model(runner.model).state_dict())
+        if _in_any_process(torch.tensor(bool(bad))):
             few = ', '.join(bad[:3]) + (f' and {len(bad) - 3} more' * (len(bad) > 3))
             reason = f'weights are not finite, {few or "in another process"}'
             self._stop(runner, iteration, reason)
 
     def _stop(self, runner: Runner, iteration: int, reason: str) -> None:
         advice = [self._name_layer(runner)]
-        advice.append(advise(unwrap_model(runner.model), learning_rate(runner)))
+        advice.append(advise(unwrap_model(runner.model), base_learning_rate(runner)))
         checkpoint = runner.message_hub.get_info('last_ckpt', None)
         if checkpoint:
             advice.append(f'The last good checkpoint is {checkpoint}.')
@@ -188,6 +184,8 @@ class _OutputRecorder:
 
     def _see(self, name: str) -> Callable:
         def see(module: nn.Module, args: tuple, output: Tensor) -> None:
+            if is_compiling():  # it would stay in what is compiled for ever
+                return
             self.outputs.setdefault(name, Moments()).add(output)
 
         return see
@@ -204,14 +202,28 @@ class _OutputRecorder:
         return variances
 
 
-def _earliest(iteration: float, runner: Runner) -> float:
-    """The least over all processes."""
+def _in_any_process(is_so: Tensor) -> bool:
     if dist.is_available() and dist.is_initialized():
-        device = next(runner.model.parameters()).device
-        votes = torch.tensor(float(iteration), dtype=torch.float64, device=device)
-        all_reduce(votes, 'min')
-        return votes.item()
-    return iteration
+        votes = is_so.float()
+        all_reduce(votes, 'max')
+        return bool(votes)
+    return bool(is_so)
+
+
+def _not_finite(tensors: Mapping[str, Any]) -> list[str]:
+    """Return the names of those that hold infinity or NaN."""
+    tensors = {
+        name: t
+        for name, t in tensors.items()
+        if torch.is_tensor(t) and t.is_floating_point()
+    }
+    if not tensors:
+        return []
+    # 15 times as fast as a look at each; a norm may overflow where no value does
+    norms = torch._foreach_norm([*tensors.values()])
+    if torch.stack([n.float().to(norms[0].device) for n in norms]).isfinite().all():
+        return []
+    return [name for name, t in tensors.items() if not t.isfinite().all()]
 
 
 def _checkpoint_is_due(runner: Runner) -> bool:

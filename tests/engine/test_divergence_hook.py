@@ -1,16 +1,38 @@
+import re
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 from conftest import run_on_two_processes
+from mmengine.config import Config
 from mmengine.logging import MessageHub
 from mmengine.model import BaseModel, MMDistributedDataParallel
-from mmengine.optim import OptimWrapper
+from mmengine.optim import OptimWrapper, OptimWrapperDict
+from mmengine.registry import OPTIM_WRAPPERS
 from torch import nn
 from torch.utils.data import Dataset
 
 from pws_mmdet import DivergenceError, DivergenceHook, PWSConv2d
+from pws_mmdet.engine.divergence_hook import _not_finite
+
+EAGER = dict(backend='eager')  # what torch.compile traces, without a compiler
+
+
+@OPTIM_WRAPPERS.register_module(force=True)
+class ScalingWrapper(OptimWrapper):
+    """What AmpOptimWrapper does, on a CPU."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.scaler = torch.amp.GradScaler('cpu', init_scale=1024.0)
+
+    def backward(self, loss, **kwargs):
+        super().backward(self.scaler.scale(loss), **kwargs)
+
+    def step(self, **kwargs):
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
 
 
 class Net(BaseModel):
@@ -181,26 +203,171 @@ def test_leaves_nothing_in_the_model(make_runner):
     assert not any(m._forward_hooks for m in runner.model.modules())
 
 
-@pytest.mark.parametrize('step', [9, 11, 12])  # of two epochs of 6
-def test_looks_at_every_interval_and_says_since_when(make_runner, step):
-    model = Net(step, float('nan'))
-    with pytest.raises(DivergenceError, match='iteration') as error:
-        train(make_runner, step, 4, model=model)
-    assert model.step == 12 + 1  # once more, for the layer
-    assert error.value.iteration == step
-    assert train(make_runner, 100, 1).iter == 12
+def test_by_default_looks_at_the_loss_before_every_step(make_runner):
+    model = Grows(7)
+    hooks = [DivergenceHook()]
+    runner = make_runner(model, Data(), epochs=2, batch_size=2, custom_hooks=hooks)
+    with pytest.raises(DivergenceError, match='iteration 7: loss is inf') as error:
+        runner.train()
+    assert all(torch.isfinite(p).all() for p in model.parameters())
+    assert 'The output of b is the first to explode' in str(error.value)
+    assert model.step == 7 + 1  # once more, for the layer
 
 
-def test_a_loss_that_comes_back_is_not_the_beginning(make_runner):
-    """As when mixed precision skips a step."""
+def test_the_weights_are_looked_at_now_and_then(make_runner):
+    with pytest.raises(DivergenceError, match='weights are not finite') as error:
+        train(make_runner, 0, 3, model=Poisoned(), batch_size=2)
+    assert error.value.iteration == 6  # poisoned in the fourth
+    with pytest.raises(DivergenceError) as error:
+        train(make_runner, 0, 2, model=Poisoned(), batch_size=2)
+    assert error.value.iteration == 4
 
-    class Skips(Net):
+
+@pytest.mark.parametrize('interval', [0, -1, 2.5, True, '5'])
+def test_bad_interval(interval):
+    with pytest.raises(ValueError, match='interval must be an integer of at least 1'):
+        DivergenceHook(interval)
+
+
+class BadStatistics(Net):
+    """A branch that the loss ignores leaves its BN with infinite statistics."""
+
+    def __init__(self):
+        super().__init__(100, 0.0)
+        self.bn = nn.BatchNorm1d(2)
+
+    def forward(self, x, mode='tensor'):
+        losses = super().forward(x)
+        if self.step == 4:
+            self.bn(x.detach() * 1e38 * torch.tensor([[1.0], [-9.0]]))
+        return losses
+
+
+def test_a_good_checkpoint_has_good_buffers(make_runner):
+    with pytest.raises(DivergenceError, match='not finite, bn.running') as error:
+        train(make_runner, 0, 50, model=BadStatistics())
+    assert error.value.iteration == 6
+
+
+def test_great_weights_are_finite():
+    good = dict(a=torch.full((2,), 1e30), b=torch.ones(1), c=torch.ones(0))
+    assert not _not_finite(dict(good, n=torch.tensor(3), extra='text'))
+    assert _not_finite(dict(good, d=torch.tensor([1.0, -torch.inf]))) == ['d']
+    assert _not_finite({}) == []
+
+
+@pytest.mark.parametrize('what', ['gradient', 'loss'])
+def test_mixed_precision_skips_infinite_gradients_and_no_loss(make_runner, what):
+    class Overflows(Net):
         def forward(self, x, mode='tensor'):
-            losses = super().forward(x, mode)
-            if self.step in (5, 7, 8):  # no gradient: the weights stay finite
-                losses['loss_b'] = torch.full((), float('inf'))
+            losses = super().forward(x)
+            if self.step == 5 and what == 'loss':
+                losses['loss_b'] = losses['loss_b'] * torch.inf
+            elif self.step == 5:
+                losses['loss_b'].register_hook(lambda grad: grad * torch.inf)
             return losses
 
+    model = Overflows(100, 0.0)
+    wrapper = dict(type='ScalingWrapper', optimizer=dict(type='SGD', lr=0.1))
+    if what == 'loss':
+        with pytest.raises(DivergenceError, match='iteration 5: loss is '):
+            train(make_runner, 0, 1, model=model, optim_wrapper=wrapper)
+    else:
+        train(make_runner, 0, 1, model=model, optim_wrapper=wrapper)
+        assert model.step == 12
+    assert all(torch.isfinite(p).all() for p in model.parameters())
+
+
+class TwoOptimizers(Net):
+    """Each of two steps has its loss; the second one's is bad."""
+
+    def __init__(self, bad_step):
+        super().__init__(bad_step, float('nan'))
+        self.other = nn.Linear(2, 1)
+
+    def train_step(self, data, optim_wrapper):
+        loss, log_vars = self.parse_losses(dict(loss_fine=self.other(data['x']).sum()))
+        optim_wrapper['other'].update_params(loss)
+        loss, log_vars = self.parse_losses(self(**data))
+        optim_wrapper['fc'].update_params(loss)
+        return log_vars
+
+
+def test_the_loss_of_each_optimizer(make_runner):
+    model = TwoOptimizers(5)
+    wrappers = {
+        name: OptimWrapper(torch.optim.SGD(getattr(model, name).parameters(), lr=0.1))
+        for name in ('other', 'fc')
+    }
+    with pytest.raises(DivergenceError, match='iteration 5: .*loss_b is nan'):
+        train(
+            make_runner, 5, 50, model=model, optim_wrapper=OptimWrapperDict(**wrappers)
+        )
+    assert all(torch.isfinite(p).all() for p in model.parameters())
+
+
+def test_a_finite_explosion_is_named_and_measured(make_runner):
+    """Of the layer whose output grows ten thousand times, not of one that overflows."""
+
+    class GrowsFinitely(Grows):
+        def __init__(self):
+            super().__init__(5, factor=100.0)
+
+        def forward(self, x, mode='tensor'):
+            losses = super().forward(x, mode)
+            bad = torch.inf if self.step == 5 else 1.0
+            return dict(loss=losses['loss'] * bad)
+
+    model = GrowsFinitely()
     with pytest.raises(DivergenceError) as error:
-        train(make_runner, 100, 4, model=Skips(100, 0.0))
-    assert error.value.iteration == 7
+        train(make_runner, 5, 50, model=model)
+    seen = re.search(r'The output of b .* variance is (\S+), and was', str(error.value))
+    outputs = []
+    model.b.register_forward_hook(lambda *args: outputs.append(args[-1]))
+    with torch.no_grad():
+        model(torch.ones(2, 2))
+    # two channels, one at 100: the square of half of it
+    assert float(seen[1]) == pytest.approx(
+        outputs[0].var(correction=0).item(), rel=0.01
+    )
+    assert 2000 < float(seen[1]) < 3000
+
+
+def test_the_layer_is_looked_for_without_the_other_processes(make_runner):
+    class Synchronized(Grows):
+        def forward(self, x, mode='tensor'):
+            assert self.step < 5 or not self.bn.training
+            return super().forward(x, mode)
+
+    model, hooks = Synchronized(5), [DivergenceHook()]
+    runner = make_runner(model, Data(), epochs=2, batch_size=2, custom_hooks=hooks)
+    model.bn = nn.SyncBatchNorm(2)  # only now: a runner of one process replaces it
+    with pytest.raises(DivergenceError, match='The output of b is the first'):
+        runner.train()
+    assert not model.bn.training
+
+
+def test_compiled_steps(make_runner):
+    model = Grows(5)
+    with pytest.raises(DivergenceError, match='iteration 5: loss is inf') as error:
+        train(make_runner, 5, 50, model=model, cfg=Config(dict(compile=EAGER)))
+    assert 'The output of b is the first to explode' in str(error.value)
+    assert all(torch.isfinite(p).all() for p in model.parameters())
+
+
+@pytest.mark.parametrize('warm_up', [False, True])
+def test_advises_for_the_learning_rate_that_is_meant(make_runner, warm_up):
+    scheduler = dict(type='LinearLR', start_factor=1e-3, by_epoch=False, end=500)
+    with pytest.raises(DivergenceError) as error:
+        train(
+            make_runner,
+            5,
+            1,
+            model=Grows(5),
+            optim_wrapper=dict(
+                optimizer=dict(type='SGD', lr=0.01),
+                paramwise_cfg=dict(custom_keys={'a.': dict(lr_mult=0.1)}),
+            ),
+            param_scheduler=[scheduler] if warm_up else None,
+        )
+    assert 'The learning rate is 0.01 and gamma' in str(error.value)
