@@ -8,13 +8,17 @@ import functools
 import inspect
 from collections.abc import Callable
 from importlib import import_module
+from importlib.util import find_spec
 from typing import Any
 
-from torch import Tensor, nn
+import torch
+from mmcv.cnn.bricks.conv_ws import ConvAWS2d, ConvWS2d
+from torch import Tensor, fx, nn
 
 from ..layers.reparam_conv import ReparamConv2d
-from .fuse import to_conv2d
+from .fuse import conv_like, to_conv2d
 
+EFFICIENT = 'mmengine.model.efficient_conv_bn_eval'
 # They return the convolution with BN in it. (MMCV's package holds a function of the
 # same name as the module, and so hides the module from getattr.)
 FUSE = [
@@ -25,39 +29,89 @@ FUSE = [
 # They compute the output of both.
 EVALUATE = [
     ('mmcv.cnn.bricks.conv_module', 'efficient_conv_bn_eval_forward'),
-    ('mmengine.model.efficient_conv_bn_eval', 'efficient_conv_bn_eval_forward'),
-    ('mmengine.model.efficient_conv_bn_eval', 'efficient_conv_bn_eval_control'),
+    (EFFICIENT, 'efficient_conv_bn_eval_forward'),
+    (EFFICIENT, 'efficient_conv_bn_eval_control'),
 ]
 
 
-class _View:
-    """A PWS convolution by its filters, through which gradients flow."""
+WEIGHT_STANDARDIZED = (ReparamConv2d, ConvWS2d, ConvAWS2d)
 
-    def __init__(self, conv: ReparamConv2d) -> None:
-        self.weight = conv.standardized_weight()
-        self.bias = conv.expanded_bias()
+
+def _filters_of(conv: nn.Conv2d) -> Tensor:
+    """The filters that a convolution computes from its weight.
+
+    Raises:
+        TypeError: If it is of a subclass that computes something else with them.
+    """
+    if isinstance(conv, ReparamConv2d):
+        return conv.standardized_weight()
+    if type(conv) is ConvAWS2d:
+        return conv._get_weight(conv.weight)
+    if type(conv) is ConvWS2d:
+        flat = conv.weight.flatten(1)
+        centered = flat - flat.mean(1, keepdim=True)
+        return (centered / (flat.std(1, keepdim=True) + conv.eps)).view_as(conv.weight)
+    raise TypeError(f'BN cannot be folded into a {type(conv).__name__}')
+
+
+class _View:
+    """A convolution by its filters, through which gradients flow."""
+
+    def __init__(self, conv: nn.Conv2d) -> None:
+        self.weight = _filters_of(conv)
+        is_pws = isinstance(conv, ReparamConv2d)
+        self.bias = conv.expanded_bias() if is_pws else conv.bias
         self._conv = conv
 
     def _conv_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return self._conv._conv_forward(x, weight, bias)
 
 
-def _translate(function: Callable, view: Callable[[ReparamConv2d], Any]) -> Callable:
+@torch.no_grad()
+def _plain(conv: nn.Conv2d) -> nn.Conv2d:
+    if isinstance(conv, ReparamConv2d):
+        return to_conv2d(conv)
+    plain = conv_like(conv, bias=conv.bias is not None)
+    plain.weight.copy_(_filters_of(conv))
+    if conv.bias is not None:
+        plain.bias.copy_(conv.bias)
+    return plain.train(conv.training)
+
+
+def _translate(function: Callable, view: Callable[[nn.Conv2d], Any]) -> Callable:
     signature = inspect.signature(function)
 
     @functools.wraps(function)
     def translated(*args: Any, **kwargs: Any) -> nn.Module | Tensor:
         call = signature.bind(*args, **kwargs)
-        if isinstance(call.arguments['conv'], ReparamConv2d):
+        if isinstance(call.arguments['conv'], WEIGHT_STANDARDIZED):
             call.arguments['conv'] = view(call.arguments['conv'])
         return function(*call.args, **call.kwargs)
 
     return translated
 
 
+class _Tracer(fx.Tracer):
+    """Does not look into convolutions, so that they are found before BN layers."""
+
+    def is_leaf_module(self, module: nn.Module, name: str) -> bool:
+        is_conv = isinstance(module, WEIGHT_STANDARDIZED)
+        return is_conv or super().is_leaf_module(module, name)
+
+
+def _turn_on_efficient_conv_bn_eval(model: nn.Module) -> None:
+    """MMEngine's function of this name, with our tracer."""
+    traced = fx.GraphModule(model, _Tracer().trace(model))
+    import_module(EFFICIENT).efficient_conv_bn_eval_graph_transform(traced)
+    model.forward = traced.forward
+
+
 def fold_into_plain_convolutions() -> None:
-    """Let the host libraries fold BN into PWS convolutions, and get it right."""
-    for functions, view in ((FUSE, to_conv2d), (EVALUATE, _View)):
+    """Let the host libraries fold BN into convolutions, and get it right.
+
+    That is, into PWS, WN and MMCV's ConvWS and ConvAWS.
+    """
+    for functions, view in ((FUSE, _plain), (EVALUATE, _View)):
         for module_name, name in functions:
             try:
                 module = import_module(module_name)
@@ -65,3 +119,6 @@ def fold_into_plain_convolutions() -> None:
             except (ImportError, AttributeError):
                 continue  # an older version, without it
             setattr(module, name, _translate(function, view))
+    if find_spec(EFFICIENT):
+        name = 'turn_on_efficient_conv_bn_eval_for_single_model'
+        setattr(import_module(EFFICIENT), name, _turn_on_efficient_conv_bn_eval)

@@ -6,7 +6,7 @@ from importlib import import_module
 import pytest
 import torch
 from conftest import load_config
-from mmcv.cnn import ConvModule, fuse_conv_bn
+from mmcv.cnn import ConvAWS2d, ConvModule, fuse_conv_bn
 from mmdet.registry import MODELS
 from mmdet.utils.benchmark import InferenceBenchmark
 from mmengine.model.efficient_conv_bn_eval import turn_on_efficient_conv_bn_eval
@@ -24,6 +24,8 @@ CONVS = {
     'one alpha': dict(type='PWS', alpha='layer'),
     'no beta': dict(type='PWS', beta=False),
     'WN': dict(type='WN', g='trained'),
+    'ConvWS': dict(type='ConvWS'),
+    'ConvAWS': dict(type='ConvAWS'),
     'plain': None,
 }
 
@@ -36,6 +38,9 @@ def randomize(module):
         if isinstance(m, nn.BatchNorm2d):
             nn.init.normal_(m.running_mean)
             nn.init.uniform_(m.running_var, 0.5, 2.0)
+        if isinstance(m, ConvAWS2d):
+            nn.init.uniform_(m.weight_gamma, 0.5, 2.0)
+            nn.init.normal_(m.weight_beta)
     return module.eval()
 
 
@@ -103,13 +108,24 @@ def test_mmengine_evaluates_both_at_once(block, x, training):
     torch.testing.assert_close(y, twin(x), rtol=1e-5, atol=1e-5)
 
 
-def test_a_trace_of_mmengine(sequence, x):
-    """What it traces is no convolution layer: it stops, and changes nothing."""
-    model = nn.Sequential(sequence)
-    expected = model(x)
-    with pytest.raises(KeyError, match='conv2d'):
-        turn_on_efficient_conv_bn_eval(model, '0')
-    assert torch.equal(model(x), expected)
+@pytest.mark.parametrize('kind', CONVS)
+@pytest.mark.parametrize('training', [True, False])
+def test_mmengine_evaluates_both_at_once_in_what_it_traces(kind, training, x):
+    conv = ConvModule(3, 6, 3, conv_cfg=CONVS[kind]).conv
+    model = nn.Sequential(nn.Sequential(conv, nn.BatchNorm2d(6), nn.ReLU()))
+    randomize(model).train(training)
+    expected = copy.deepcopy(model)(x)
+    turn_on_efficient_conv_bn_eval(model, '0')
+    calls = []
+    model[0][1].register_forward_hook(lambda *args: calls.append(1))
+    torch.testing.assert_close(model(x), expected, rtol=1e-5, atol=1e-5)
+    assert len(calls) == training
+
+
+def test_a_subclass_that_computes_something_else_is_refused(x):
+    block = ConvModule(3, 6, 3, conv_cfg=dict(type='SAC'), norm_cfg=dict(type='BN'))
+    with pytest.raises(TypeError, match='cannot be folded into a SAConv2d'):
+        fuse_conv_bn(block)
 
 
 @pytest.mark.parametrize('layers', [['0', '1'], ['0', '1', '2']])
