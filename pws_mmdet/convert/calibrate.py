@@ -5,6 +5,7 @@ import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -18,7 +19,9 @@ from .equalize import (
     ChannelFinder,
     Reader,
     least_used_direction,
+    readers_of,
     scale_channels,
+    tensors_in,
 )
 
 
@@ -158,6 +161,15 @@ def relu_moments(mean: Tensor, std: Tensor) -> tuple[Tensor, Tensor]:
     return first, (second - first.square()).clamp(min=0)
 
 
+def noise_for(model: nn.Module) -> Tensor:
+    """A picture of noise, (1, C, 64, 64), of as many channels as the network takes."""
+    convs = (m for m in model.modules() if isinstance(m, nn.Conv2d))
+    first = next(convs, nn.Conv2d(3, 1, 1))
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(1, first.in_channels, 64, 64, generator=generator)
+    return noise.to(first.weight)
+
+
 @torch.no_grad()
 def equalize_by_statistics(
     model: nn.Module, layers: dict[str, Layer], forward: Callable, max_scale: float
@@ -178,11 +190,8 @@ def equalize_by_statistics(
         channels.
     """
     names = [name for name, m in model.named_modules() if isinstance(m, nn.Conv2d)]
-    first = model.get_submodule(names[0])
-    generator = torch.Generator().manual_seed(0)
-    noise = torch.randn(1, first.in_channels, 64, 64, generator=generator)
     try:
-        groups = ChannelFinder(model, names, forward, noise.to(first.weight)).find()
+        groups = ChannelFinder(model, names, forward, noise_for(model)).find()
     except Exception:  # whatever a network raises that wants something else
         return {}
     inputs = {}
@@ -398,6 +407,42 @@ def watch(
     return seen
 
 
+def _inputs_of(batch: Any) -> Any:
+    return batch.get('inputs', batch) if isinstance(batch, dict) else batch
+
+
+def pictures_in(batch: Any) -> int | None:
+    """How many pictures a batch has; None if it does not tell."""
+    inputs = _inputs_of(batch)
+    if isinstance(batch, dict) and isinstance(inputs, (list, tuple)):
+        return len(inputs)
+    numbers = {len(x) for x in tensors_in(inputs) if x.dim() == 4}
+    return numbers.pop() if len(numbers) == 1 else None
+
+
+def first_picture(batch: Any) -> Any:
+    """A batch of the first picture of a batch, or the batch if it cannot be cut."""
+    if isinstance(batch, Tensor) and batch.dim() == 4:
+        return batch[:1]
+    if isinstance(batch, dict) and 'inputs' in batch:
+        number = pictures_in(batch)
+        parts = batch.values()
+        if all(
+            isinstance(x, (list, tuple, Tensor)) and len(x) == number for x in parts
+        ):
+            return {key: value[:1] for key, value in batch.items()}
+    return batch
+
+
+def _check_finite(batches: Sequence[Any]) -> None:
+    for batch in batches:
+        for x in tensors_in(_inputs_of(batch)):
+            if not x.isfinite().all():
+                raise ValueError(
+                    'The calibration pictures have values that are not finite'
+                )
+
+
 @dataclass
 class _Calls:
     """How often a layer is called per batch, and its positions in all of them."""
@@ -407,29 +452,40 @@ class _Calls:
 
 
 def _trace(
-    model: nn.Module, batches: Sequence[Any], forward: Callable, layers: list[Layer]
-) -> dict[str, _Calls]:
-    """The layers that are called, in the order of their first calls."""
+    model: nn.Module,
+    batches: Sequence[Any],
+    forward: Callable,
+    layers: list[Layer],
+    progress: bool = False,
+) -> tuple[dict[str, _Calls], list[set[str]]]:
+    """The layers that are called, in the order of their first calls.
+
+    And the names of all readers that each batch reaches.
+    """
     calls: dict[str, _Calls] = {}
+    reached: list[set[str]] = [set() for _ in batches]
+    readers = readers_of(model)
+    names = {model.get_submodule(layer.name): layer.name for layer in layers}
 
-    def count(name: str, y: Tensor, batch: int) -> None:
-        of_layer = calls.setdefault(name, _Calls([0] * len(batches)))
-        of_layer.per_batch[batch] += 1
-        of_layer.positions += y[:, 0].numel()
+    def count(module: nn.Module, y: Any, batch: int) -> None:
+        reached[batch].add(readers[module])
+        name = names.get(module)
+        if name is not None:
+            of_layer = calls.setdefault(name, _Calls([0] * len(batches)))
+            of_layer.per_batch[batch] += 1
+            of_layer.positions += y[:, 0].numel()
 
-    for i, batch in enumerate(batches):
+    for i, batch in enumerate(tqdm(batches, 'looking', disable=not progress)):
         hooks = [
-            model.get_submodule(layer.name).register_forward_hook(
-                lambda m, x, y, name=layer.name, i=i: count(name, y, i)
-            )
-            for layer in layers
+            m.register_forward_hook(lambda m, x, y, i=i: count(m, y, i))
+            for m in readers
         ]
         try:
             forward(model, batch)
         finally:
             for hook in hooks:
                 hook.remove()
-    return calls
+    return calls, reached
 
 
 class Calibration:
@@ -456,19 +512,37 @@ class Calibration:
         self.forward = forward
         self.max_positions = max_positions
         self.generator = torch.Generator().manual_seed(seed)
+        self.pictures = [pictures_in(batch) for batch in batches]
+        self.offsets = [0, *accumulate(n or 0 for n in self.pictures)]
 
     def equalize(
-        self, calls: dict[str, _Calls], max_scale: float, progress: bool
+        self,
+        calls: dict[str, _Calls],
+        reached: Sequence[set[str]],
+        max_scale: float,
+        progress: bool,
     ) -> None:
         """Scale the channels of the network, so that fits lose less.
 
         The network computes the same. Only channels of layers that are converted,
-        and that only such layers read, are scaled.
+        and that only such layers read, are scaled. None are if no batch reaches all
+        that any batch does, for who reads them is not known then.
         """
         names = [
             name for name, m in self.model.named_modules() if isinstance(m, nn.Conv2d)
         ]
-        finder = ChannelFinder(self.model, names, self.forward, self.batches[0])
+        everything = set().union(*reached)
+        whole = [
+            batch
+            for batch, of_batch in zip(self.batches, reached, strict=True)
+            if of_batch == everything
+        ]
+        if not whole:
+            return
+        for batch in (first_picture(whole[0]), whole[0]):
+            finder = ChannelFinder(self.model, names, self.forward, batch, progress)
+            if finder.reached() == everything:
+                break
         groups = [
             channels
             for channels in finder.find()
@@ -535,12 +609,11 @@ class Calibration:
         self, name: str, calls: _Calls, converted: nn.Module, original: Filters | None
     ) -> list[_Moments] | None:
         halves: list[_Moments] = []
-        pictures = 0
         conv = converted.get_submodule(name)
         keep = min(1.0, self.max_positions / max(calls.positions, 1))
-        for batch, count in zip(self.batches, calls.per_batch, strict=True):
-            if not count:
-                continue
+        used = [i for i, count in enumerate(calls.per_batch) if count]
+        for turn, i in enumerate(used):
+            batch, count = self.batches[i], calls.per_batch[i]
             pairs = watch(converted, batch, self.forward, name, count)
             if original is None and converted is not self.model:
                 aims = watch(self.model, batch, self.forward, name, count)
@@ -555,7 +628,7 @@ class Calibration:
                 index = index[: max(1, round(keep * positions))].to(x.device)
                 patches = sample_patches(conv, x, index)
                 if original is None:
-                    y = y.movedim(1, -1).flatten(0, 2)[index]
+                    y = y.movedim(1, -1).flatten(0, 2)[index].to(patches)
                     y = y.unflatten(1, (conv.groups, -1))
                 else:
                     w, b = (t.to(patches) for t in original)
@@ -563,12 +636,27 @@ class Calibration:
                 if not halves:
                     roughly = patches.mean(0), y.mean(0)
                     halves = [_Moments(*roughly), _Moments(*roughly)]
-                picture = pictures + index // (positions // len(x))
-                for parity, half in enumerate(halves):
-                    of_half = picture % 2 == parity
-                    half.add(patches[of_half], y[of_half])
-                pictures += len(x)
+                row = index // (positions // len(x))
+                in_second = self._in_second(i, row, len(x), turn, len(used))
+                for half, rows in zip(halves, (~in_second, in_second), strict=True):
+                    half.add(patches[rows], y[rows])
         return halves
+
+    def _in_second(
+        self, batch: int, row: Tensor, rows: int, turn: int, turns: int
+    ) -> Tensor:
+        """Whether rows of a layer's input belong to the second half of the pictures.
+
+        The halves share no picture. Rows that are no pictures, such as those of
+        proposals, go with their batch, every other one of those that reach the
+        layer, or, of a single batch, by their order, in which at most one picture
+        comes to both halves.
+        """
+        if rows == self.pictures[batch]:
+            return (row + self.offsets[batch]) % 2 == 1
+        if turns == 1:
+            return row >= rows // 2
+        return torch.full_like(row, turn % 2 == 1, dtype=torch.bool)
 
 
 def run_model(model: nn.Module, batch: Any) -> Any:
@@ -619,12 +707,14 @@ def center_network(
         model = copy.deepcopy(model)
         inputs = equalize_by_statistics(model, wanted, forward, max_scale)
     else:
-        calls = _trace(model, batches, forward, list(wanted.values()))
+        _check_finite(batches)
+        chosen = list(wanted.values())
+        calls, reached = _trace(model, batches, forward, chosen, progress)
         if not calls:
             raise ValueError('The calibration pictures reach no layer to be converted')
         model = copy.deepcopy(model)
         calibration = Calibration(model, batches, forward, max_positions, seed)
-        calibration.equalize(calls, max_scale, progress)
+        calibration.equalize(calls, reached, max_scale, progress)
         converted = copy.deepcopy(model)
     order = [*calls, *(name for name in wanted if name not in calls)]
     for name in tqdm(order, 'converting', disable=not progress, unit='conv'):

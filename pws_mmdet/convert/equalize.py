@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from mmengine.structures import BaseDataElement
 from torch import Tensor, nn
+from tqdm import tqdm
 
 MAX_SCALE = 3.0
 
@@ -26,16 +27,27 @@ class Channels:
     consumers: list[str]
 
 
-def _tensors(value: Any) -> Iterator[Tensor]:
+def tensors_in(value: Any) -> Iterator[Tensor]:
+    """The tensors of a batch, or of what a network makes of it, however nested."""
     if isinstance(value, Tensor):
         yield value
     elif isinstance(value, BaseDataElement):
-        yield from _tensors(value.to_dict())
+        yield from tensors_in(value.to_dict())
     elif isinstance(value, dict):
-        yield from _tensors(list(value.values()))
+        yield from tensors_in(list(value.values()))
     elif isinstance(value, (list, tuple)):
         for item in value:
-            yield from _tensors(item)
+            yield from tensors_in(item)
+
+
+def readers_of(model: nn.Module) -> dict[nn.Module, str]:
+    """Everything that reads its input in a way of its own, and its names."""
+    return {
+        module: name
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Conv2d)
+        or (not any(module.children()) and any(True for _ in module.parameters()))
+    }
 
 
 def _print_of(x: Tensor) -> Tensor:
@@ -63,26 +75,31 @@ class ChannelFinder:
         names: Its plain convolutions.
         forward: Calls the network with a batch.
         batch: As ``forward`` takes it.
+        progress: Show a progress bar.
+
+    An activation that is no ReLU is told by what it makes of the batch scaled by
+    factors of up to 50; a bound that even this does not reach is not seen. Nor are
+    channels found in half precision, which rounds too much to tell.
     """
 
     def __init__(
-        self, model: nn.Module, names: Sequence[str], forward: Callable, batch: Any
+        self,
+        model: nn.Module,
+        names: Sequence[str],
+        forward: Callable,
+        batch: Any,
+        progress: bool = False,
     ) -> None:
-        self.model, self.names, self.forward, self.batch = model, names, forward, batch
+        self.model, self.forward, self.batch = model, forward, batch
+        self.progress = progress
         self.convs = {model.get_submodule(name): name for name in names}
-        # everything that reads its input in a way of its own
-        self.readers = [
-            m
-            for m in model.modules()
-            if m in self.convs
-            or (not any(m.children()) and any(True for _ in m.parameters()))
-        ]
+        self.readers = list(readers_of(model))
         self.prints: dict[nn.Module, list[Tensor]] = {}
         self.shapes: dict[str, torch.Size] = {}
         hooks = [m.register_forward_pre_hook(self._note) for m in self.readers]
         hooks += [c.register_forward_hook(self._note_shape) for c in self.convs]
         try:
-            self.outputs = list(_tensors(forward(model, batch)))
+            self.outputs = list(tensors_in(forward(model, batch)))
         finally:
             for hook in hooks:
                 hook.remove()
@@ -93,16 +110,22 @@ class ChannelFinder:
     def _note_shape(self, conv: nn.Module, args: tuple, y: Tensor) -> None:
         self.shapes.setdefault(self.convs[conv], y.shape[1:])
 
+    def reached(self) -> set[str]:
+        """Names of what read something of the batch."""
+        return {n for m, n in readers_of(self.model).items() if m in self.prints}
+
     def find(self) -> list[Channels]:
         """Channels of one convolution, and those that several add to a sum."""
         found: list[Channels] = []
         left = []
-        for name in self.shapes:
+        disable = not self.progress
+        for name in tqdm(self.shapes, 'finding channels', disable=disable, unit='conv'):
             consumers = self.consumers_of([name])
             if consumers:
                 found.append(Channels([name], consumers))
             else:
                 left.append(name)
+        tried: set[tuple[str, ...]] = set()
         # Those that are added up have one shape, or (in an FPN) one width.
         for key in (self.shapes.__getitem__, self._width):
             groups: dict[Any, list[str]] = {}
@@ -115,6 +138,9 @@ class ChannelFinder:
                     # who come after it; in a large group only all of it is tried.
                     least = 1 if len(names) <= 6 else len(names) - 1
                     for end in range(len(names), least, -1):
+                        if tuple(names[:end]) in tried:
+                            continue
+                        tried.add(tuple(names[:end]))
                         consumers = self.consumers_of(names[:end])
                         if consumers:
                             found.append(Channels(names[:end], consumers))
@@ -134,7 +160,8 @@ class ChannelFinder:
         """Who reads the channels if they may be scaled, else nobody."""
         width = self._width(producers[0])
         generator = torch.Generator().manual_seed(width)
-        scale = torch.exp(torch.rand(width, generator=generator) * 1.4 - 0.7)
+        # some far up, so that an activation with a bound, such as ReLU6, reaches it
+        scale = torch.exp(torch.rand(width, generator=generator) * 7 - 3)
         consumers: dict[str, None] = {}
         calls: dict[nn.Module, int] = {}
 
@@ -163,7 +190,7 @@ class ChannelFinder:
             conv = self.model.get_submodule(name)
             hooks.append(conv.register_forward_hook(scale_output))
         try:
-            outputs = list(_tensors(self.forward(self.model, self.batch)))
+            outputs = list(tensors_in(self.forward(self.model, self.batch)))
             same = [o.shape for o in outputs] == [
                 o.shape for o in self.outputs
             ] and all(

@@ -5,7 +5,14 @@ import torch.nn.functional as F
 from mmdet.models.backbones import ResNet
 from torch import nn
 
-from pws_mmdet.convert.calibrate import run_model
+from pws_mmdet.convert.calibrate import (
+    Calibration,
+    Layer,
+    _trace,
+    first_picture,
+    pictures_in,
+    run_model,
+)
 from pws_mmdet.convert.equalize import (
     ChannelFinder,
     Channels,
@@ -46,6 +53,48 @@ def test_channels_are_found_where_scaling_them_changes_nothing():
     found = finder(Net(), torch.randn(2, 3, 16, 16)).find()
     # neither d, whose sigmoid is no ReLU, nor e, which a linear layer reads
     assert found == [Channels(['a'], ['b', 'c']), Channels(['b', 'c'], ['d'])]
+
+
+@torch.no_grad()
+def test_a_bound_that_the_pictures_do_not_reach_is_found():
+    a, b = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 4, 3)
+    x = 0.5 * torch.randn(2, 3, 16, 16)
+    assert a(x).max() < 6
+    assert finder(nn.Sequential(a, nn.ReLU(), b), x).find()
+    for activation in (nn.ReLU6(), nn.Hardswish(), nn.Hardtanh(-6, 6)):
+        assert finder(nn.Sequential(a, activation, b), x).find() == []
+
+
+class SometimesTwoHeads(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 4, 3)
+        self.fc = nn.Linear(8, 2)
+
+    def forward(self, x):
+        features = F.relu(self.a(x))
+        y = self.b(features)
+        # as a head that sees proposals, if there are any
+        if x.max() < 9:
+            return y
+        return y, self.fc(features.mean((2, 3)))
+
+
+@torch.no_grad()
+def test_who_reads_is_not_told_by_pictures_that_do_not_reach_them():
+    common, rare = torch.rand(2, 2, 3, 8, 8)
+    rare[1] += 9
+    for batches in ([common], [common, rare], [rare]):
+        net = SometimesTwoHeads()
+        expected = copy.deepcopy(net)
+        calibration = Calibration(net, batches, run_model, 2**15, 0)
+        calls, reached = _trace(net, batches, run_model, [Layer('a'), Layer('b')])
+        calibration.equalize(calls, reached, 3.0, False)
+        same = torch.equal(net.a.weight, expected.a.weight)
+        assert same == (batches[-1] is rare)  # a linear layer reads a
+        for x in batches:
+            for y, z in zip(net(x), expected(x), strict=True):
+                torch.testing.assert_close(y, z)
 
 
 @torch.no_grad()
@@ -107,3 +156,21 @@ def test_a_channel_that_nobody_uses_takes_it_all():
     assert found[2] > 10 * found[[0, 1, 3]].max()
     assert found.max() / found.min() < 101
     assert (least_used_direction([reader], max_scale=1) == 1).all()
+
+
+def test_a_single_picture_of_a_batch():
+    x = torch.randn(3, 3, 8, 8)
+    for batch, number in [
+        (x, 3),
+        (dict(inputs=x), 3),
+        (dict(inputs=list(x), data_samples=[1, 2, 3]), 3),
+        (dict(inputs=[x[0], x[0, :, :4]], data_samples=[1, 2]), 2),
+    ]:
+        assert pictures_in(batch) == number
+        one = first_picture(batch)
+        assert pictures_in(one) == 1
+        if isinstance(batch, dict):
+            assert {len(value) for value in one.values()} == {1}
+    for batch in ((x, x[0]), dict(inputs=x, rescale=True), 'anything'):
+        assert first_picture(batch) is batch
+    assert pictures_in((x, 2)) == 3 and pictures_in('anything') is None
