@@ -2,23 +2,36 @@
 
 import copy
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
+from mmcv.cnn import ConvModule
 from mmcv.cnn.bricks.wrappers import Conv2d as MMCVConv2d
-from mmengine.model import is_model_wrapper
+from mmengine.model import BaseModel, is_model_wrapper
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from ..layers import PWSConv2d
 from ..layers.reparam_conv import ReparamConv2d
-from .calibrate import ConvertedLayer, Layer, center_network, run_model
-from .equalize import MAX_SCALE
+from .calibrate import (
+    ConvertedLayer,
+    Layer,
+    center_network,
+    noise_for,
+    run_model,
+)
+from .equalize import MAX_SCALE, tensors_in
 from .fuse import conv_like
 
 # These heads see a network's proposals: the converted network has others.
 UNALIGNED = (r'(^|\.)roi_head\.',)
+
+Run = Callable[[nn.Module], Any]
 
 
 def fold_bn(
@@ -89,30 +102,215 @@ def set_filters(conv: PWSConv2d, filters: Tensor, bias: Tensor) -> None:
 
 
 def _is_plain_conv(module: nn.Module) -> bool:
-    return type(module) in (nn.Conv2d, MMCVConv2d)
+    # spectral norm and its like make the weight, and it is no parameter then
+    return (
+        type(module) in (nn.Conv2d, MMCVConv2d)
+        and 'weight' in module._parameters
+        and 'forward' not in vars(module)
+    )
 
 
-def _pairs(model: nn.Module) -> dict[str, list[str]]:
-    """Names of the plain convolutions, and of the BN layers written after each."""
-    names: dict[nn.Module, str] = {}
-    pairs: dict[str, list[str]] = {}
-    for prefix, parent in model.named_modules():
-        last = None
-        for name, child in parent._modules.items():
-            if child is None:
+def _is_bn(module: nn.Module) -> bool:
+    """Whether it is BN and nothing else: some subclasses bring an activation."""
+    forward = getattr(type(module), 'forward', None)
+    return (
+        isinstance(module, _BatchNorm)
+        and forward in (_BatchNorm.forward, nn.SyncBatchNorm.forward)
+        and 'forward' not in vars(module)
+    )
+
+
+class _Trace(TorchDispatchMode):
+    """Sees in a forward pass which BN layers read what convolutions put out.
+
+    Attributes:
+        called: The convolutions and BN layers that were called, without an error.
+        read: For each BN layer, who made its inputs, call by call; None if it was no
+            convolution.
+        elsewhere: Convolutions whose outputs something else uses, too.
+        bypassed: Modules whose parameters are used beside their own forward pass.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        parts = [m for m in model.modules() if _is_plain_conv(m) or _is_bn(m)]
+        self.called: set[nn.Module] = set()
+        self.read: dict[nn.Module, list[nn.Module | None]] = {}
+        self.elsewhere: set[nn.Module] = set()
+        self.bypassed: set[nn.Module] = set()
+        self.running: list[nn.Module] = []
+        self.made = WeakTensorKeyDictionary()
+        self.owners = WeakTensorKeyDictionary()
+        for module in parts:
+            for parameter in module.parameters():
+                self.owners.setdefault(parameter, set()).add(module)
+        self.hooks = [
+            hook
+            for module in parts
+            for hook in (
+                module.register_forward_pre_hook(self._enter, with_kwargs=True),
+                module.register_forward_hook(self._leave),
+            )
+        ]
+
+    def _enter(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
+        self.running.append(module)
+        if _is_bn(module):
+            x = next(iter((*args, *kwargs.values())))
+            self.read.setdefault(module, []).append(self.made.get(x))
+
+    def _leave(self, module: nn.Module, args: tuple, y: Tensor) -> None:
+        self.running.pop()
+        self.called.add(module)
+        if _is_plain_conv(module):
+            self.made[y] = module
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None
+    ) -> Any:
+        name = func.overloadpacket.__name__
+        if not (name.startswith('new_') or name.endswith('_like')):  # shapes alone
+            for x in tree_leaves((args, kwargs)):
+                if isinstance(x, Tensor):
+                    self._use(x)
+        return func(*args, **(kwargs or {}))
+
+    def _use(self, x: Tensor) -> None:
+        running = self.running[-1] if self.running else None
+        owners = self.owners.get(x)
+        if owners and running not in owners:
+            self.bypassed |= owners
+        if x in self.made and not (running and _is_bn(running)):
+            self.elsewhere.add(self.made[x])
+
+    def follow(self, model: nn.Module, run: Run) -> None:
+        """Call the network."""
+        try:
+            with self:
+                outputs = run(model)
+        finally:
+            for hook in self.hooks:
+                hook.remove()
+        for x in tensors_in(outputs):
+            if x in self.made:
+                self.elsewhere.add(self.made[x])
+
+    def readers(self, conv: nn.Module) -> list[nn.Module]:
+        """The BN layers that read what a convolution puts out."""
+        return [bn for bn, makers in self.read.items() if conv in makers]
+
+    def folds(self, bn: nn.Module) -> bool:
+        """Whether a BN layer can become part of all whose outputs it reads."""
+        return bn not in self.bypassed and all(
+            conv is not None
+            and conv not in self.elsewhere | self.bypassed
+            and len(self.readers(conv)) == 1
+            for conv in self.read[bn]
+        )
+
+
+def _number(name: str) -> str:
+    return re.search(r'\d*$', name).group()
+
+
+def _follows(parent: nn.Module, conv: str, bn: str, after: nn.Module | None) -> bool:
+    """Whether BN, written next to a convolution, is likely to be called next."""
+    if isinstance(parent, nn.Sequential):
+        return True
+    if isinstance(parent, ConvModule):
+        return parent.order.index('norm') == parent.order.index('conv') + 1
+    if after is not None and _is_bn(after):  # conv1, conv2, bn1, bn2
+        return False
+    listed = isinstance(parent, nn.ModuleList)
+    return listed or not _number(conv) or _number(conv) == _number(bn)
+
+
+def _pairs(model: nn.Module, trace: _Trace) -> dict[str, list[str]]:
+    """Names of the plain convolutions, and of the BN layers that each goes to.
+
+    Of layers that no forward pass has shown, the BN written next to a convolution.
+    """
+    names = {module: name for name, module in model.named_modules()}
+    pairs: dict[str, list[str]] = {
+        name: [] for module, name in names.items() if _is_plain_conv(module)
+    }
+    for conv in trace.called:
+        if _is_plain_conv(conv):
+            bns = trace.readers(conv)
+            if len(bns) > 1 or any(trace.folds(bn) for bn in bns):
+                pairs[names[conv]] = [names[bn] for bn in bns]
+    for parent in model.modules():
+        children = [(n, m) for n, m in parent._modules.items() if m is not None]
+        for i, ((name, conv), (bn_name, bn)) in enumerate(pairwise(children)):
+            if {conv, bn} & trace.called or not _is_plain_conv(conv) or not _is_bn(bn):
                 continue
-            name = names.setdefault(child, f'{prefix}.{name}' if prefix else name)
-            if _is_plain_conv(child):
-                last = child
-                pairs.setdefault(name, [])
-            elif isinstance(child, _BatchNorm):
-                if last is not None and child.num_features == last.out_channels:
-                    bns = pairs[names[last]]
-                    bns.extend([name] if name not in bns else [])
-                last = None
-            elif isinstance(child, nn.Conv2d) or any(child.children()):
-                last = None
+            after = children[i + 2][1] if i + 2 < len(children) else None
+            fits = bn.num_features == conv.out_channels
+            bns = pairs[names[conv]]
+            if fits and _follows(parent, name, bn_name, after) and names[bn] not in bns:
+                bns.append(names[bn])
     return pairs
+
+
+def _states(
+    model: nn.Module, run: Run, bns: Collection[str]
+) -> list[tuple[str, Tensor, torch.dtype]]:
+    """What layers read, and BN layers put out, in a forward pass, in a few numbers."""
+    states = []
+
+    def note(name: str, x: Any) -> None:
+        if isinstance(x, Tensor) and x.is_floating_point() and x.numel():
+            # of what is no feature map, queries for one, the order may differ
+            axes = (0, 2, 3) if x.dim() == 4 else tuple(range(x.dim()))
+            state = x.double()
+            state = torch.stack([state.mean(axes), state.square().mean(axes).sqrt()])
+            states.append((name, state, x.dtype))
+
+    hooks = []
+    for name, module in model.named_modules():
+        if name in bns:
+            hooks.append(
+                module.register_forward_hook(lambda m, x, y, n=name: note(n, y))
+            )
+        elif not any(module.children()) and any(True for _ in module.parameters()):
+            hooks.append(
+                module.register_forward_pre_hook(
+                    lambda m, x, n=name: note(n, x[0] if x else None)
+                )
+            )
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(0)
+            outputs = run(model)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    # what comes out of non-maximum suppression hangs on a rounding
+    for x in [] if isinstance(model, BaseModel) else tensors_in(outputs):
+        note('the output', x)
+    return states
+
+
+def _check_same(
+    model: nn.Module,
+    folded: nn.Module,
+    run: Run,
+    bns: Collection[str],
+    unaligned: Sequence[str],
+) -> None:
+    """Raise ValueError if a network whose BN was folded computes something else."""
+    for (name, a, dtype), (other, b, _) in zip(
+        _states(model, run, bns), _states(folded, run, bns), strict=False
+    ):
+        behind = any(re.search(pattern, name) for pattern in unaligned)
+        if behind or name != other or a.shape != b.shape:
+            return
+        tolerance = max(1e-2, 16 * torch.finfo(dtype).eps) * a[1].nan_to_num().max()
+        if not torch.allclose(a, b, rtol=0, atol=float(tolerance), equal_nan=True):
+            raise ValueError(
+                'BN cannot be folded into the convolutions of this network: it '
+                f'changes what comes to {name}'
+            )
 
 
 def _replace(model: nn.Module, name: str, new: nn.Module) -> None:
@@ -135,23 +333,44 @@ def _plain_conv(conv: nn.Conv2d, weight: Tensor, bias: Tensor | None) -> nn.Conv
 
 @torch.no_grad()
 def fold_batch_norm(
-    model: nn.Module, exclude: Sequence[str] = ()
+    model: nn.Module,
+    exclude: Sequence[str] = (),
+    run: Run | None = None,
+    unaligned: Sequence[str] = UNALIGNED,
 ) -> tuple[nn.Module, list[Layer]]:
     """A copy of a network whose BN layers are part of its convolutions.
+
+    BN becomes part of the convolutions whose outputs, and nothing else, it reads in
+    a forward pass, if nothing else reads them. Any other BN stays. Of layers that
+    the pass does not call, BN follows the convolution that it is written next to.
 
     Args:
         model: The network.
         exclude: Regular expressions, searched in the names of convolutions that are
             not to be converted.
+        run: Calls a network with a picture. The default calls nothing.
+        unaligned: As of :func:`convert_to_pws`: from these layers on, the outputs of
+            the copy are not compared with those of the network.
 
     Returns:
         The copy, in evaluation mode: its convolutions have a bias, and its BN layers
         that follow one are ``nn.Identity``; and its convolutions.
+
+    Raises:
+        ValueError: If the copy computes something else than the network.
     """
-    pairs = _pairs(model)
-    model = copy.deepcopy(model)
-    model.eval()
-    layers = []
+    run = run or (lambda model: None)
+    original = copy.deepcopy(model)
+    original.eval()
+    for module in original.modules():
+        if getattr(module, 'efficient_conv_bn_eval_forward', None):
+            module.turn_on_efficient_conv_bn_eval(False)  # calls no convolution
+    trace = _Trace(original)
+    trace.follow(original, run)
+    bypassed = {n for n, m in original.named_modules() if m in trace.bypassed}
+    pairs = _pairs(original, trace)
+    model = copy.deepcopy(original)
+    layers, absorbed = [], set()
     for name, bns in pairs.items():
         conv = model.get_submodule(name)
         layer = Layer(name)
@@ -160,21 +379,44 @@ def fold_batch_norm(
             layer.kept = 'excluded'
         if conv.weight[0].numel() < 2:
             layer.kept = 'its filters have a single weight, and no variance'
+        if name in bypassed:
+            layer.kept = 'its weights are used beside its forward pass'
+            continue
         if len(bns) > 1:
             layer.kept = f'its outputs go to {len(bns)} BN layers'
             continue
         weight, bias = conv.weight, conv.bias
         if bns:
-            bn = model.get_submodule(bns[0])
+            bn = original.get_submodule(bns[0])
             if bn.running_mean is None:
                 layer.kept = 'its BN has no running statistics'
                 continue
             state = {**dict(bn.named_parameters()), **dict(bn.named_buffers())}
             weight, bias, *moments = fold_bn(weight, bias, state, bn.eps)
             layer.mean, layer.std = moments
-            _replace(model, bns[0], nn.Identity().eval())
+            absorbed.add(bns[0])
         _replace(model, name, _plain_conv(conv, weight, bias))
+    for name in absorbed:
+        _replace(model, name, nn.Identity().eval())
+    _check_same(original, model, run, absorbed, unaligned)
     return model, layers
+
+
+def _first_pass(
+    model: nn.Module, batches: Sequence[Any] | None, forward: Callable
+) -> Run:
+    """Calls a network with the first batch, or with noise as far as it takes that."""
+    if batches is not None:
+        return lambda net: forward(net, batches[0])
+    noise = noise_for(model)
+
+    def run(net: nn.Module) -> Any:
+        try:
+            return forward(net, noise)
+        except Exception:  # whatever a network raises that wants something else
+            return None
+
+    return run
 
 
 @torch.no_grad()
@@ -248,7 +490,8 @@ def convert_to_pws(
         calibration_batches = list(calibration_batches)
         if not calibration_batches:
             raise ValueError('There are no calibration pictures: give some, or None')
-    plain, layers = fold_batch_norm(model, exclude)
+    run = _first_pass(model, calibration_batches, forward)
+    plain, layers = fold_batch_norm(model, exclude, run, unaligned)
     if all(layer.kept for layer in layers):
         already = any(isinstance(m, ReparamConv2d) for m in model.modules())
         reasons = {layer.kept for layer in layers}

@@ -1,13 +1,29 @@
 import copy
+import weakref
 
 import pytest
 import torch
 import torch.nn.functional as F
+from mmcv.cnn import ConvModule
+from mmdet.models.backbones import ResNet
 from mmdet.registry import MODELS
 from torch import nn
+from torch.nn.utils.parametrizations import spectral_norm
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from pws_mmdet import PWSConv2d, convert_to_pws, fuse_pws
-from pws_mmdet.convert.calibrate import center_filters, relu_moments, sample_patches
+from pws_mmdet.convert.calibrate import (
+    Calibration,
+    Layer,
+    _Moments,
+    _trace,
+    center_filters,
+    center_network,
+    relu_moments,
+    run_model,
+    sample_patches,
+)
 from pws_mmdet.convert.from_bn import fold_batch_norm, set_filters
 
 
@@ -258,6 +274,242 @@ def test_one_conv_for_several_bn_layers_is_kept():
     assert report[0].reason == 'its outputs go to 2 BN layers'
 
 
+class LivingTensors(TorchDispatchMode):
+    """Counts the bytes of tensors that operators make, as long as they live."""
+
+    def __init__(self):
+        super().__init__()
+        self.storages, self.bytes, self.peak = {}, 0, 0
+
+    def forget(self, key):
+        self.bytes -= self.storages.pop(key)
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        for x in tree_leaves(out):
+            if isinstance(x, torch.Tensor):
+                storage = x.untyped_storage()
+                key = storage._cdata
+                if key not in self.storages:
+                    self.storages[key] = storage.nbytes()
+                    self.bytes += storage.nbytes()
+                    self.peak = max(self.peak, self.bytes)
+                    weakref.finalize(storage, self.forget, key)
+        return out
+
+
+class Ordered(nn.Module):
+    """Layers that are not called in the order in which they are written."""
+
+    def __init__(self, bn_first):
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 6, 3, padding=1)
+        self.conv2 = nn.Conv2d(6, 6, 3, padding=1)
+        self.bn1 = nn.BatchNorm2d(6)
+        self.bn2 = nn.BatchNorm2d(6)
+        self.bn_first = bn_first
+
+    def forward(self, x):
+        if self.bn_first:
+            return self.conv2(F.relu(self.bn2(F.relu(self.bn1(self.conv1(x))))))
+        return self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
+
+
+class PreActivation(nn.Module):
+    """conv1 and bn1 are neighbours, and bn1 is called before conv1."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(3, 6, 3)
+        self.conv1 = nn.Conv2d(6, 6, 3)
+        self.bn1 = nn.BatchNorm2d(6)
+
+    def forward(self, x):
+        x = F.relu(self.stem(x))
+        return self.conv1(F.relu(self.bn1(x)))
+
+
+class Tapped(nn.Module):
+    """What a convolution puts out goes to BN and somewhere else, too."""
+
+    def __init__(self, tap):
+        super().__init__()
+        self.conv, self.bn = nn.Conv2d(3, 6, 3, padding=1), nn.BatchNorm2d(6)
+        self.last, self.tap = nn.Conv2d(6, 4, 1), tap
+
+    def forward(self, x):
+        y = self.conv(x)
+        return self.tap(self, y, self.last(F.relu(self.bn(y))))
+
+
+class SharedBN(nn.Module):
+    def __init__(self, outside=False):
+        super().__init__()
+        bn = nn.BatchNorm2d(6)
+        self.a = nn.Sequential(nn.Conv2d(3, 6, 3, padding=1), bn)
+        self.b = nn.Sequential(nn.Conv2d(3, 6, 1), bn)
+        self.outside = outside
+
+    def forward(self, x):
+        y = F.relu(self.a(x)) + F.relu(self.b(x))
+        return self.a[1](y) if self.outside else y
+
+
+class BNWithReLU(nn.BatchNorm2d):
+    def forward(self, x):
+        return F.relu(super().forward(x))
+
+
+def conv(c_in=6, c_out=6):
+    return nn.Conv2d(c_in, c_out, 3, padding=1)
+
+
+def norm_first():
+    order = ('norm', 'conv', 'act')
+    block = ConvModule(6, 6, 3, norm_cfg=dict(type='BN'), order=order)
+    return nn.Sequential(conv(3), nn.ReLU(), block)
+
+
+def eval_at_once():
+    block = ConvModule(3, 6, 3, norm_cfg=dict(type='BN'), efficient_conv_bn_eval=True)
+    return nn.Sequential(block, conv())
+
+
+ODD = [
+    (lambda: nn.Sequential(conv(3), nn.BatchNorm2d(6), nn.ReLU(), conv()), 0),
+    (lambda: nn.Sequential(conv(3), nn.ReLU(), nn.BatchNorm2d(6), conv()), 1),
+    (lambda: nn.Sequential(conv(3), nn.ReLU(True), nn.BatchNorm2d(6), conv()), 1),
+    (
+        lambda: nn.Sequential(
+            conv(3), nn.ReLU(), nn.ConvTranspose2d(6, 6, 3), nn.BatchNorm2d(6), conv()
+        ),
+        1,
+    ),
+    (lambda: nn.Sequential(conv(3), BNWithReLU(6), conv()), 1),
+    (lambda: nn.Sequential(spectral_norm(conv(3)), nn.BatchNorm2d(6), conv()), 1),
+    (lambda: Ordered(False), 0),
+    (lambda: Ordered(True), 1),
+    (PreActivation, 1),
+    (norm_first, 1),
+    (eval_at_once, 0),
+    (SharedBN, 0),
+    (lambda: SharedBN(True), 1),
+    (lambda: Tapped(lambda net, y, z: (z, y)), 1),
+    (lambda: Tapped(lambda net, y, z: torch.cat([z, y], 1)), 1),
+    (lambda: Tapped(lambda net, y, z: z + y.flatten(2).mean()), 1),
+    (lambda: Tapped(lambda net, y, z: z + net.conv.weight.sum()), 1),
+    (lambda: Tapped(lambda net, y, z: z + net.bn.bias.sum()), 1),
+]
+
+
+@pytest.mark.parametrize('make, left', ODD)
+def test_bn_is_folded_where_it_is_all_that_reads_a_convolution(make, left):
+    x = torch.randn(32, 3, 16, 16)
+    net = settle(make(), x)
+    expected = net(x)
+    plain, _ = fold_batch_norm(net, run=lambda net: net(x))
+    torch.testing.assert_close(plain(x), expected, rtol=1e-4, atol=1e-4)
+    fitted, _ = convert_to_pws(net, [x], progress=False)
+    without, _ = convert_to_pws(net, progress=False)
+    for new in (plain, fitted, without):
+        assert sum(isinstance(m, nn.BatchNorm2d) for m in new.modules()) == left
+    if isinstance(expected, torch.Tensor):
+        assert relative_error(fitted(x), expected) < 0.6
+
+
+def test_names_tell_where_no_forward_pass_does():
+    """As of a network that does not take noise."""
+    nets = dict(
+        stock=ResNet(18, base_channels=4, stem_channels=4),
+        listed=nn.ModuleList([conv(3), nn.BatchNorm2d(6), conv(), nn.BatchNorm2d(6)]),
+        behind=nn.Sequential(conv(3), nn.ReLU(), nn.BatchNorm2d(6)),
+        order=Ordered(False),
+        first=norm_first(),
+    )
+    left = {
+        name: sum(
+            isinstance(m, nn.BatchNorm2d) for m in fold_batch_norm(net)[0].modules()
+        )
+        for name, net in nets.items()
+    }
+    assert left == dict(stock=0, listed=0, behind=1, order=2, first=1)
+
+
+def test_a_network_that_computes_something_else_without_bn_is_refused(net):
+    def by_type(left, args, y):
+        return y if isinstance(left[1], nn.BatchNorm2d) else 1.1 * y
+
+    net.left.register_forward_hook(by_type)
+    with pytest.raises(ValueError, match='it changes what comes to shared'):
+        convert_to_pws(net, [pictures(4)], progress=False)
+    with pytest.raises(ValueError, match='it changes what comes to shared'):
+        convert_to_pws(net, progress=False)
+    convert_to_pws(net, [pictures(4)], unaligned=['shared'], progress=False)
+
+
+@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16, torch.float64])
+def test_other_precisions(net, dtype):
+    x = pictures()
+    expected = relative_error(convert_to_pws(net, [x], progress=False)[0](x), net(x))
+    new, report = convert_to_pws(net.to(dtype), [x.to(dtype)], progress=False)
+    assert {p.dtype for p in new.parameters()} == {dtype}
+    assert {layer.method for layer in report} == {'fitted'}
+    made = relative_error(new(x.to(dtype)).double(), net(x.to(dtype)).double())
+    # in half precision no channels are scaled
+    assert made < (2 if dtype != torch.float64 else 1.1) * expected
+
+
+class Levels(nn.Module):
+    """A head over three levels, and one over regions, three of each picture."""
+
+    def __init__(self):
+        super().__init__()
+        self.head, self.of_regions = nn.Conv2d(1, 2, 3), nn.Conv2d(1, 2, 3)
+
+    def forward(self, x):
+        for size in (12, 9, 6):
+            self.head(x[..., :size, :size])
+        if len(x) != 4:  # no proposals
+            self.of_regions(x.repeat_interleave(3, 0))
+
+
+@pytest.mark.parametrize('sizes', [[3, 3, 3], [5], [1, 1], [4, 3, 4, 2], [1, 2, 3]])
+def test_halves_share_no_picture(monkeypatch, sizes):
+    seen = {}
+
+    def add(moments, x, y):
+        values = seen.setdefault(len(seen), set())
+        values |= set(x.unique().tolist())
+
+    batches = list(torch.arange(1.0, 1 + sum(sizes)).view(-1, 1, 1, 1).split(sizes))
+    batches = [x.expand(-1, 1, 12, 12).contiguous() for x in batches]
+    net = Levels()
+    monkeypatch.setattr(_Moments, 'add', add)
+    calibration = Calibration(net, batches, run_model, 2**15, 0)
+    calls, _ = _trace(net, batches, run_model, [Layer('head'), Layer('of_regions')])
+    for name in calls:
+        seen.clear()
+        calibration._moments(name, calls[name], net, None)
+        halves = [set().union(*(seen[i] for i in seen if i % 2 == k)) for k in (0, 1)]
+        # regions of a single batch are told apart by their order alone
+        shared = 1 if name == 'of_regions' and len(sizes) == 1 else 0
+        assert all(halves) and len(halves[0] & halves[1]) <= shared
+
+
+def test_memory_does_not_grow_with_the_pictures():
+    """A few matrices of n x n are all that it takes, whatever the pictures."""
+    n = 64 * 9
+    net = nn.Sequential(nn.Conv2d(64, 64, 3, padding=1), nn.ReLU()).eval()
+    peaks = {}
+    for number in (2, 8):
+        batches = [torch.randn(1, 64, 8, 8) for _ in range(number)]
+        with LivingTensors() as living, torch.no_grad():
+            center_network(net, [Layer('0')], batches, progress=False)
+        peaks[number] = living.peak
+    assert peaks[8] < 1.05 * peaks[2]
+    assert 2 * n * n * 8 < peaks[2] < 16 * n * n * 8
+
+
 def test_resnet_and_detector():
     """A stock ResNet, and heads over several levels, whose inputs follow from it."""
     model = MODELS.build(
@@ -316,6 +568,7 @@ def nan_net():
     [
         (nan_net, None, (), 'last.weight has values that are not finite'),
         (Net, [], (), 'no calibration pictures'),
+        (Net, [torch.full((1, 3, 32, 32), torch.nan)], (), 'pictures have values that'),
         (Net, None, ('',), 'nothing to convert: excluded'),
         (lambda: nn.Linear(2, 2), None, (), 'has no nn.Conv2d'),
         (lambda: PWSConv2d(3, 4, 3), None, (), 'has PWS convolutions already'),
