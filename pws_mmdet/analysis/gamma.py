@@ -13,6 +13,9 @@ from .record import VarianceRecord
 # that the authors' fraction of 0.1 allows at the paper's learning rate of 1e-2.
 LARGEST_RATE = 0.1
 
+PAPER_RATE = 1e-2  # the largest in the paper
+
+NEEDED = ('relative_step', 'scaled_step', 'var_w_min')  # of a record
 LARGEST_STEP = 0.05  # of W, relative to its norm
 LEAST_FRACTION = 1e-3  # of the He variance: gamma must be positive
 
@@ -67,15 +70,16 @@ def gamma_of_record(
 ) -> dict[str, float]:
     r"""Suggest gamma from what a training did to its filters.
 
-    The gradient of W is inverse to sqrt(Var[W] + gamma), and so is a step of it. The
-    gamma of a layer is the least with which no watched step would have moved a filter
-    by more than a part of its norm:
+    The gradient of W is inverse to sqrt(Var[W] + gamma), and so is a step of it. With
+    the gamma of a layer no watched step would have moved a filter by more than a part
+    of its norm, t, if gamma is, for each filter, at least
 
-    .. math:: (Var[W_o] + \gamma_0)\,
-        \Big(\frac{\text{step}}{\text{largest step}}\Big)^2 - Var[W_o]
+    .. math:: (Var[W_o] + \gamma_0) \frac{s_o^2}{t^2} - Var[W_o]
 
-    gamma_0 being the one that the training had, the step the largest of a filter,
-    and Var[W_o] the least.
+    gamma_0 being the one that the training had, and s_o the step relative to the
+    norm. The record has the largest s_o, the largest of the products with s_o² and
+    the least variance of a layer. gamma is enough whichever filters they are of, and
+    the least that is if the first two are of one.
 
     Args:
         record: A training with PWS layers, a few hundred steps at the learning rate
@@ -87,23 +91,50 @@ def gamma_of_record(
         where no gamma can help, as the steps were not finite.
 
     Raises:
-        ValueError: If ``largest_step`` is not positive, or no PWS layer was trained.
+        ValueError: If ``largest_step`` is not positive, no PWS layer was trained, or
+            the record is an older one, which lacks the products.
 
     Source: equation (13), for the gradient.
     """
     if not largest_step > 0:
         raise ValueError(f'largest_step must be positive, got {largest_step}')
+    step, scaled = record.values['relative_step'], record.values['scaled_step']
+    if (np.isfinite(step) & np.isnan(scaled)).any():
+        raise ValueError(
+            f'{record.path} is of an earlier version, which did not record '
+            'scaled_step: train again'
+        )
     gammas = {}
     for i, layer in enumerate(record.layers):
         if layer.gamma and not layer.frozen:
-            step = record.values['relative_step'][:, i] / largest_step
-            variance = record.values['var_w_min'][:, i]
-            needed = (variance + layer.gamma) * step**2 - variance
-            needed = np.nan_to_num(needed, nan=np.inf).max()
+            needed = _needed_gamma(
+                *(record.values[name][:, i] for name in NEEDED),
+                layer.gamma,
+                largest_step,
+            )
             gammas[layer.name] = max(float(needed), LEAST_FRACTION * 2 / layer.n)
     if not gammas:
         raise ValueError(f'{record.path}: no PWS convolution was trained and watched')
     return gammas
+
+
+def _needed_gamma(
+    step: np.ndarray,
+    scaled: np.ndarray,
+    variance: np.ndarray,
+    gamma: float,
+    largest_step: float,
+) -> float:
+    """The largest over all steps, (S,) each; inf if one is not finite."""
+    inverse, product = largest_step**-2.0, scaled**2
+    # with Var[W_o] = product_o / s_o² - gamma, and s_o at most the step
+    if_of_one = np.where(
+        step > largest_step,
+        gamma + product * (inverse - np.maximum(step, largest_step) ** -2),
+        (variance + gamma) * step**2 * inverse - variance,
+    )
+    needed = np.minimum(product * inverse - variance, if_of_one)
+    return np.nan_to_num(needed, nan=np.inf).max()
 
 
 def pws_convs(model: nn.Module) -> dict[str, PWSConv2d]:
@@ -114,27 +145,32 @@ def pws_convs(model: nn.Module) -> dict[str, PWSConv2d]:
 def paper_gamma(lr: float) -> float:
     """Return gamma as the paper takes it for SSD: 1e-3 at 1e-2, 1e-5 at 1e-3.
 
-    Between and beyond the two it is the power law through them, 10 lr².
+    Between the two it is the power law through them, 10 lr², and beyond them that of
+    the nearer one: with a much larger gamma outputs vanish.
 
     Source: Table 2.
     """
-    return 10 * lr**2
+    return min(max(10 * lr**2, 1e-5), 1e-3)
 
 
 def advise(model: nn.Module, lr: float) -> str:
     """Say what the paper would try with a model that diverged at a learning rate."""
-    slower = f'a learning rate of {lr / 10:.3g}'
+    rate = min(lr, PAPER_RATE)
+    gamma, slower = paper_gamma(rate), rate / 10
     convs = pws_convs(model)
     if not convs:
         return (
-            f'Try {slower}, or convolutions that stand {lr:.3g} without a norm layer: '
-            f"conv_cfg=dict(type='PWS', gamma={paper_gamma(lr):.3g})."
+            f'Try a learning rate of {slower:.3g}, or one of {rate:.3g} with '
+            'convolutions that stand it without a norm layer: '
+            f"conv_cfg=dict(type='PWS', gamma={gamma:.3g})."
         )
     gammas = sorted({conv.gamma for conv in convs.values()})
     now = ' to '.join(f'{g:.3g}' for g in dict.fromkeys((gammas[0], gammas[-1])))
-    ways = [f'{slower} with gamma={paper_gamma(lr / 10):.3g}']
-    if gammas[0] < paper_gamma(lr):
-        ways.insert(0, f'gamma={paper_gamma(lr):.3g}')
+    ways = [f'a learning rate of {slower:.3g} with gamma={paper_gamma(slower):.3g}']
+    if lr > rate:
+        ways.insert(0, f'a learning rate of {rate:.3g} with gamma={gamma:.3g}')
+    elif gammas[0] < gamma:
+        ways.insert(0, f'gamma={gamma:.3g}')
     return (
         f'The learning rate is {lr:.3g} and gamma {now}; the paper has gamma=1e-3 for '
         f'1e-2 and 1e-5 for 1e-3. Try {", or ".join(ways)}.'

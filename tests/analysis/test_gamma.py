@@ -9,6 +9,7 @@ from torch import nn
 from pws_mmdet import PWSConv2d, suggest_gamma
 from pws_mmdet.analysis import Layer, VarianceRecord, gamma_of_record
 from pws_mmdet.analysis.gamma import advise, paper_gamma
+from pws_mmdet.analysis.statistics import step_statistics
 
 
 @pytest.mark.parametrize('shrunk', [1.0, 0.1, 1e-4])
@@ -58,7 +59,9 @@ def test_bad_input():
 
 def test_the_papers_gamma_is_that_of_table_2():
     assert paper_gamma(1e-2) == pytest.approx(1e-3)
+    assert paper_gamma(3e-3) == pytest.approx(9e-5)
     assert paper_gamma(1e-3) == pytest.approx(1e-5)
+    assert paper_gamma(0.1) == 1e-3 and paper_gamma(1e-4) == 1e-5
 
 
 def test_advice():
@@ -67,7 +70,21 @@ def test_advice():
     assert 'gamma 1e-05;' in text
     assert 'Try gamma=0.001, or a learning rate of 0.001 with gamma=1e-05' in text
     assert 'Try a learning rate of 0.001 with gamma' in advise(large, 1e-2)
-    assert "conv_cfg=dict(type='PWS', gamma=0.001)" in advise(nn.Conv2d(1, 1, 3), 1e-2)
+    plain = 'Try a learning rate of 0.001, or one of 0.01 with convolutions'
+    text = advise(nn.Conv2d(1, 1, 3), 1e-2)
+    assert text.startswith(plain)
+    assert "conv_cfg=dict(type='PWS', gamma=0.001)" in text
+
+
+@pytest.mark.parametrize('lr', [0.03, 0.1])
+def test_advice_stays_where_the_paper_has_been(lr):
+    text = advise(PWSConv2d(3, 8, 3, gamma=1e-3), lr)
+    assert text.startswith(f'The learning rate is {lr} and gamma 0.001;')
+    assert text.endswith(
+        'Try a learning rate of 0.01 with gamma=0.001, or a learning rate of 0.001 '
+        'with gamma=1e-05.'
+    )
+    assert advise(nn.Conv2d(1, 1, 3), lr) == advise(nn.Conv2d(1, 1, 3), 0.01)
 
 
 def record_of(values, layers):
@@ -87,6 +104,8 @@ def test_gamma_of_a_record_bounds_its_steps():
         relative_step=[[9, 0.001, 0.1, 9], [9, 0.002, 0.2, 9]],
         var_w_min=[[1, 0.07, 0.08, 1], [1, 0.07, 0.07, 1]],
     )
+    variance = np.array(values['var_w_min'])
+    values['scaled_step'] = values['relative_step'] * np.sqrt(variance + 0.01)
     gammas = gamma_of_record(record_of(values, layers), largest_step=0.05)
     assert set(gammas) == {'calm', 'wild'}
     # a step is inverse to sqrt(Var + gamma): with the new one, 0.2 becomes 0.05
@@ -99,3 +118,32 @@ def test_gamma_of_a_record_bounds_its_steps():
         gamma_of_record(record_of(values, layers[:1] + layers[3:]))
     with pytest.raises(ValueError, match='largest_step must be positive'):
         gamma_of_record(record_of(values, layers), 0)
+    lacking = dict(values, scaled_step=[[math.nan] * 4] * 2)
+    with pytest.raises(ValueError, match='log is of an earlier version'):
+        gamma_of_record(record_of(lacking, layers))
+
+
+@pytest.mark.parametrize('largest_step', [0.01, 0.05, 0.1, 0.5])
+@pytest.mark.parametrize('parts', [(0.2, 0.02), (0.02, 0.2), (0.06, 0.05)])
+def test_gamma_of_a_record_is_enough_for_unlike_filters(largest_step, parts):
+    gamma = 1e-3
+    old = torch.randn(2, 4, 3, 3).double()
+    old *= torch.tensor([0.1, 0.01]).sqrt().view(2, 1, 1, 1)  # Var[W_o]
+    new = old * (1 - torch.tensor(parts).view(2, 1, 1, 1))
+    measured = step_statistics(old, new, gamma)
+    values = {name: [[value.item()]] for name, value in measured.items()}
+    layers = [Layer('a', 'PWSConv2d', 36, 2, gamma, False)]
+    found = gamma_of_record(record_of(values, layers), largest_step)['a']
+    # the steps as they would have been with the gamma that was found
+    variance = old.flatten(1).var(1, correction=0)
+    steps = torch.tensor(parts) * ((variance + gamma) / (variance + found)).sqrt()
+    assert (steps < largest_step * 1.0001).all()
+
+
+def test_gamma_of_a_record_is_the_least_where_one_filter_rules():
+    """The greatest step is of the filter with the greater variance."""
+    values = dict(relative_step=[[0.06]], var_w_min=[[0.01]])
+    values['scaled_step'] = [[0.06 * math.sqrt(0.1 + 1e-3)]]
+    layers = [Layer('a', 'PWSConv2d', 36, 2, 1e-3, False)]
+    [found] = gamma_of_record(record_of(values, layers)).values()
+    assert found == pytest.approx((0.1 + 1e-3) * (0.06 / 0.05) ** 2 - 0.1)
