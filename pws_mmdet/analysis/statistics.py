@@ -1,7 +1,12 @@
 """What the paper measures of a convolution: its step, its filters, its output."""
 
 import torch
+from mmcv.cnn import ConvAWS2d, ConvWS2d
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
+from torch.nn.utils.prune import BasePruningMethod
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
 
 from ..layers.reparam_conv import ReparamConv2d
 
@@ -13,11 +18,12 @@ STATISTICS = {
     'var_ratio_min': 'its minimum over o',
     'var_ratio_max': 'its maximum over o',
     'relative_step': 'max over o of ‖ΔW_o‖ / ‖W_o‖',
+    'scaled_step': 'max over o of ‖ΔW_o‖ / ‖W_o‖ sqrt(Var[W_o] + γ)',
     'shift': 'Var_o[n E[ΔW_o]], the shift of the average gradient (Fig. 1b)',
-    'filter_shift': 'the shift of the filters that the layer applies',
     'var_w_min': 'min over o of Var[W_o] (Fig. 2a)',
     'inv_std_max': 'max over o of 1 / sqrt(Var[W_o] + γ) (Fig. 2b)',
-    'grad_norm': 'the norm of the gradient of W, unscaled, clipped if it is clipped',
+    'grad_norm': 'the norm of the gradient of W (or of what torch computes W from), '
+    'unscaled, clipped if it is clipped',
     'alpha_min': 'the least α',
     'alpha_max': 'the greatest α',
     'mean_x_squared': 'E²[X] of the input X',
@@ -36,7 +42,45 @@ def applied_filters(conv: nn.Module) -> Tensor:
     """
     if isinstance(conv, ReparamConv2d):
         return conv.standardized_weight()
-    return conv.weight
+    if isinstance(conv, ConvWS2d):  # mmcv's, which has no function for them
+        std, mean = torch.std_mean(conv.weight, (1, 2, 3), keepdim=True)
+        return (conv.weight - mean) / (std + conv.eps)
+    if isinstance(conv, ConvAWS2d):
+        return conv._get_weight(conv.weight)
+    return own_filters(conv)
+
+
+def own_filters(conv: nn.Module) -> Tensor:
+    """Return W, computed from the parameters as they are now.
+
+    Where torch's weight_norm, spectral_norm, pruning and parametrizations compute it,
+    those of the old kind do it in a forward pass, and the new spectral_norm goes on
+    with its iteration whenever it is asked in training.
+    """
+    for hook in conv._forward_pre_hooks.values():
+        if isinstance(hook, WeightNorm):
+            return hook.compute_weight(conv)
+        if isinstance(hook, SpectralNorm):
+            return hook.compute_weight(conv, do_power_iteration=False)
+        if isinstance(hook, BasePruningMethod) and hook._tensor_name == 'weight':
+            return hook.apply_mask(conv)
+    if not is_parametrized(conv, 'weight'):
+        return conv.weight
+    parts = conv.parametrizations['weight']
+    modes = {part: part.training for part in parts.modules()}
+    parts.eval()
+    weight = conv.weight
+    for part, training in modes.items():
+        part.training = training
+    return weight
+
+
+def filter_parameters(conv: nn.Module) -> list[nn.Parameter]:
+    """Return the parameters that the filters are computed from: mostly W itself."""
+    if is_parametrized(conv, 'weight'):
+        return list(conv.parametrizations['weight'].parameters())
+    own = conv.named_parameters(recurse=False)
+    return [p for name, p in own if name.startswith('weight')]
 
 
 def step_statistics(before: Tensor, after: Tensor, gamma: float) -> dict[str, Tensor]:
@@ -44,7 +88,7 @@ def step_statistics(before: Tensor, after: Tensor, gamma: float) -> dict[str, Te
 
     Args:
         before, after: Filters, shape (O, ...), n values in each.
-        gamma: Added to the variance of W in ``inv_std_max``; 0 for plain
+        gamma: Added to the variance of W where it stands in a root; 0 for plain
             convolutions.
 
     Returns:
@@ -55,11 +99,13 @@ def step_statistics(before: Tensor, after: Tensor, gamma: float) -> dict[str, Te
     w, new = before.flatten(1).float(), after.flatten(1).float()
     variance = w.var(1, correction=0)
     ratio = new.var(1, correction=0) / variance
+    step = (w - new).norm(dim=1) / w.norm(dim=1)
     return {
         'var_ratio': ratio.mean(),
         'var_ratio_min': ratio.min(),
         'var_ratio_max': ratio.max(),
-        'relative_step': ((w - new).norm(dim=1) / w.norm(dim=1)).max(),
+        'relative_step': step.max(),
+        'scaled_step': (step * (variance + gamma).sqrt()).max(),
         'shift': shift(before, after),
         'var_w_min': variance.min(),
         'inv_std_max': (variance.min() + gamma).rsqrt(),

@@ -1,4 +1,5 @@
 import difflib
+import logging
 import math
 import re
 from collections.abc import Iterator, Sequence
@@ -7,7 +8,8 @@ from pathlib import Path
 import torch
 from mmengine.dist import all_reduce, is_main_process
 from mmengine.hooks import Hook
-from mmengine.optim import OptimWrapper
+from mmengine.logging import print_log
+from mmengine.optim import OptimWrapper, OptimWrapperDict
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 from mmengine.visualization import LocalVisBackend
@@ -21,11 +23,13 @@ from ..analysis.statistics import (
     STATISTICS,
     Moments,
     applied_filters,
-    shift,
+    filter_parameters,
+    own_filters,
     step_statistics,
     transmission_statistics,
 )
-from .utils import learning_rate, unwrap_model
+from ..arguments import check_integers
+from .utils import is_compiling, learning_rate, unwrap_model
 
 
 @HOOKS.register_module(force=True)
@@ -47,7 +51,8 @@ class VarianceMonitorHook(Hook):
 
     Between the watched steps, nothing is hooked into the model. A value that is
     not finite is null in the file; so is one that does not exist, such as alpha
-    of plain convolutions, or the input of a layer that was not used.
+    of plain convolutions, the input of a layer that was not used, or the inputs and
+    outputs of a compiled model.
 
     Args:
         interval: Watch the first step and every so many iterations.
@@ -56,8 +61,8 @@ class VarianceMonitorHook(Hook):
             with one weight per filter, are not watched.
 
     Raises:
-        ValueError: If the interval is not positive, or an expression matches no
-            convolution.
+        ValueError: If the interval is no positive integer, the expressions are none
+            or match no convolution, or the model has none.
         TypeError: If the optimizer is not one of PyTorch's kind, or the weights
             are scattered over processes (FSDP).
     """
@@ -65,13 +70,15 @@ class VarianceMonitorHook(Hook):
     priority = 'VERY_LOW'  # the passes of other hooks do not count
 
     def __init__(self, interval: int = 50, layers: Sequence[str] | None = None) -> None:
-        if interval < 1:
-            raise ValueError(f'interval must be at least 1, got {interval}')
+        check_integers(1, interval=interval)
+        if layers is not None:
+            _check_expressions(layers)
         self.interval = interval
         self.patterns = None if layers is None else list(layers)
         self.convs: dict[str, nn.Module] = {}
         self.watch: _Watch | None = None
         self.is_due = False
+        self.has_warned = False
 
     def before_run(self, runner: Runner) -> None:
         self.convs = self._choose(unwrap_model(runner.model))
@@ -80,8 +87,12 @@ class VarianceMonitorHook(Hook):
         convs = {
             name: module
             for name, module in model.named_modules()
-            if isinstance(module, CONVOLUTIONS) and module.weight[0].numel() > 1
+            if isinstance(module, CONVOLUTIONS) and own_filters(module)[0].numel() > 1
         }
+        if not convs:
+            raise ValueError(
+                'VarianceMonitorHook: the model has no convolution to watch'
+            )
         if self.patterns is None:
             return convs
         for pattern in self.patterns:
@@ -89,7 +100,7 @@ class VarianceMonitorHook(Hook):
                 near = difflib.get_close_matches(pattern, convs, n=5, cutoff=0.0)
                 raise ValueError(
                     f'VarianceMonitorHook: no convolution matches {pattern!r}; '
-                    f'near it are {", ".join(near) or "none: the model has none"}'
+                    f'near it are {", ".join(near)}'
                 )
         return {
             name: conv
@@ -127,6 +138,15 @@ class VarianceMonitorHook(Hook):
         self.watch.remove()
         sums = self.watch.sums(next(runner.model.parameters()).device)
         if is_main_process():
+            if not (sums.any() or self.has_warned):
+                self.has_warned = True
+                print_log(
+                    'VarianceMonitorHook saw no input or output of any layer, and '
+                    'leaves out what is said of them. It cannot watch those of a '
+                    'model that is compiled',
+                    logger='current',
+                    level=logging.WARNING,
+                )
             values = self.watch.statistics(sums)
             loss = outputs.get('loss') if isinstance(outputs, dict) else None
             loss = math.nan if loss is None else loss.item()
@@ -180,6 +200,8 @@ class _Watch:
 
     def _see_pass(self, index: int):
         def see(conv: nn.Module, args: tuple, kwargs: dict, output: Tensor) -> None:
+            if is_compiling():  # it would stay in what is compiled for ever
+                return
             # no validation, nor the pass that checkpointing will repeat
             if torch.is_grad_enabled():
                 self.x[index].add(args[0] if args else kwargs['input'])
@@ -192,10 +214,10 @@ class _Watch:
         # Where the optimizer itself undoes the scaling of AMP's loss
         scale = getattr(optimizer, 'grad_scale', None)
         for i, conv in self._convs_of(optimizer):
-            self.weights[i] = conv.weight.clone(), applied_filters(conv).clone()
-            gradient = getattr(conv._parameters.get('weight'), 'grad', None)
-            if gradient is not None:
-                norm = gradient.float().norm()
+            self.weights[i] = own_filters(conv).clone(), applied_filters(conv).clone()
+            gradients = [p.grad for p in filter_parameters(conv) if p.grad is not None]
+            if gradients:
+                norm = torch.stack([g.float().norm() for g in gradients]).norm()
                 self.measured[i] = {
                     'grad_norm': norm if scale is None else norm / scale
                 }
@@ -203,20 +225,16 @@ class _Watch:
     @torch.no_grad()
     def _after_step(self, optimizer: Optimizer, *_) -> None:
         for i, conv in self._convs_of(optimizer):
-            w, filters = self.weights[i]
             gamma = getattr(conv, 'gamma', 0.0)
+            before, after = self.weights[i][0], own_filters(conv)
             self.measured.setdefault(i, {}).update(
-                step_statistics(w, conv.weight, gamma),
-                filter_shift=shift(filters, applied_filters(conv)),
+                step_statistics(before, after, gamma)
             )
 
     def _convs_of(self, optimizer: Optimizer) -> Iterator[tuple[int, nn.Module]]:
         own = {id(p) for group in optimizer.param_groups for p in group['params']}
         for i, conv in enumerate(self.convs.values()):
-            weight = conv._parameters.get('weight')
-            # torch's parametrizations compute the weight from others
-            weights = conv.parameters() if weight is None else [weight]
-            if any(id(w) in own for w in weights):
+            if any(id(p) in own for p in filter_parameters(conv)):
                 yield i, conv
 
     def sums(self, device: torch.device) -> Tensor:
@@ -256,9 +274,7 @@ class _Watch:
 
 
 def _optimizers(runner: Runner) -> Iterator[Optimizer]:
-    wrapper = runner.optim_wrapper
-    wrappers = [wrapper] if isinstance(wrapper, OptimWrapper) else wrapper.values()
-    for wrapper in wrappers:
+    for wrapper in _wrappers(runner):
         optimizer = wrapper.optimizer
         if not hasattr(optimizer, 'register_step_post_hook'):
             raise TypeError(
@@ -270,16 +286,37 @@ def _optimizers(runner: Runner) -> Iterator[Optimizer]:
 
 def _starts_accumulating(runner: Runner) -> bool:
     """Whether the gradients of all iterations so far are used up."""
+    return all(wrapper.should_update() for wrapper in _wrappers(runner))
+
+
+def _wrappers(runner: Runner) -> list[OptimWrapper]:
     wrapper = runner.optim_wrapper
-    return not isinstance(wrapper, OptimWrapper) or wrapper.should_update()
+    is_dict = isinstance(wrapper, OptimWrapperDict)
+    return list(wrapper.values()) if is_dict else [wrapper]
+
+
+def _check_expressions(layers: Sequence[str]) -> None:
+    if isinstance(layers, str) or not layers:
+        raise ValueError(
+            'layers must be a list of regular expressions, or None for all, got '
+            f'{layers!r}'
+        )
+    for pattern in layers:
+        try:
+            re.compile(pattern)
+        except (re.error, TypeError) as e:
+            raise ValueError(
+                f'layers: {pattern!r} is no regular expression: {e}'
+            ) from None
 
 
 def _describe(name: str, conv: nn.Module) -> Layer:
+    filters = own_filters(conv)
     return Layer(
         name=name,
         type=type(conv).__name__,
-        n=conv.weight[0].numel(),
-        filters=len(conv.weight),
+        n=filters[0].numel(),
+        filters=len(filters),
         gamma=getattr(conv, 'gamma', 0.0),
-        frozen=not conv.weight.requires_grad,
+        frozen=not any(p.requires_grad for p in filter_parameters(conv)),
     )
