@@ -410,7 +410,7 @@ def _describe_pws(
     if decayed:
         yield (
             f'Weight decay pulls {len(decayed)} of {len(alphas)} alphas towards 0, '
-            f'unlike in the paper: {_few(decayed)}'
+            f'unlike in the paper: {_by_parts(decayed, alphas)}'
         )
     backbone = [name for name in modules if name.split('.')[0] == 'backbone']
     plain = [name for name in backbone if _kind(modules[name]) == PLAIN]
@@ -420,6 +420,19 @@ def _describe_pws(
 
 def _numel(parameters: Mapping[str, nn.Parameter]) -> int:
     return sum(p.numel() for p in set(parameters.values()))
+
+
+def _by_parts(names: Collection[str], of: Collection[str]) -> str:
+    """Name the parts of the network all of whose names are there, and the others."""
+    parts: dict[str, list[str]] = {}
+    for name in of:
+        parts.setdefault(name.split('.')[0], []).append(name)
+    texts = []
+    for part, whole in parts.items():
+        some = [name for name in whole if name in names]
+        is_all = len(some) == len(whole) > 1
+        texts += [f'all {len(whole)} of {part}'] if is_all else some
+    return ', '.join(texts)
 
 
 def _few(names: Iterable[str]) -> str:

@@ -16,13 +16,13 @@ class CompositionHook(Hook):
     See :func:`describe_model`. Nothing that fails here stops the training.
 
     Args:
-        macs: Also count multiply-adds, in a forward pass of a random picture of the
+        macs: Also count multiply-adds, in one forward pass of a random picture of the
             size that the config's test pipeline makes.
     """
 
     priority = 'VERY_LOW'  # after hooks that change the model
 
-    def __init__(self, macs: bool = False) -> None:
+    def __init__(self, macs: bool = True) -> None:
         self.macs = macs
 
     @master_only

@@ -284,6 +284,24 @@ def test_decayed_alphas(wrap):
     ) in composition.findings
 
 
+def test_all_decayed_alphas_are_named():
+    net = nn.ModuleDict(
+        dict(
+            backbone=nn.Sequential(*(PWSConv2d(2, 2, 1) for _ in range(5))),
+            head=nn.Sequential(*(PWSConv2d(2, 2, 1) for _ in range(5))),
+        )
+    )
+    kept = net.head[0].alpha
+    optimizer = torch.optim.SGD([kept], lr=0.1)
+    others = [p for p in net.parameters() if p is not kept]
+    optimizer.add_param_group(dict(params=others, weight_decay=0.1))
+    findings = describe_model(net, optimizer=optimizer).findings
+    assert (
+        'Weight decay pulls 9 of 10 alphas towards 0, unlike in the paper: all 5 of '
+        'backbone, head.1.alpha, head.2.alpha, head.3.alpha, head.4.alpha'
+    ) in findings
+
+
 def test_alphas_that_are_not_decayed():
     net = make_detector()
     optimizer = torch.optim.SGD([net.backbone[2].alpha], lr=0.1)

@@ -84,19 +84,21 @@ def test_logs_once_before_the_first_step(train):
     assert '1 of 2 layers normalize outputs: bn' in text
     assert 'eval mode' in text  # which only train() of the model sets
     assert 'towards 0, unlike in the paper: conv.alpha' in text
-    assert 'MACs' not in text
 
 
-def test_counts_multiply_adds(train):
-    [(level, text)], _ = train(Net(), dict(type='CompositionHook', macs=True), cfg=SIZE)
+def test_counts_multiply_adds_unless_told_not_to(train, log):
+    [(level, text)], _ = train(Net(), dict(type='CompositionHook'), cfg=SIZE)
     assert level == logging.INFO
     assert f'{MACS / 1000:.3g} K' in text
     assert 'a random picture of 5 x 6 pixels' in text
+    log.clear()
+    [(_, text)], _ = train(Net(), CompositionHook(macs=False), cfg=SIZE)
+    assert 'MACs' not in text
 
 
 def test_changes_nothing(make_runner):
     weights = []
-    for hooks in ([], [CompositionHook(macs=True)]):
+    for hooks in ([], [CompositionHook()]):
         torch.manual_seed(0)
         model = Net()
         make_runner(
@@ -107,12 +109,12 @@ def test_changes_nothing(make_runner):
 
 
 def test_a_config_without_a_size(train):
-    [(_, text)], _ = train(Net(), dict(type='CompositionHook', macs=True))
+    [(_, text)], _ = train(Net(), dict(type='CompositionHook'))
     assert 'no Resize that tells a size' in text
 
 
 def test_a_model_that_takes_no_pictures(train):
-    hook = dict(type='CompositionHook', macs=True)
+    hook = dict(type='CompositionHook')
     [(_, text)], _ = train(Net(takes_pictures=False), hook, cfg=SIZE)
     assert 'no forward pass of a random picture of 5 x 6 pixels: AssertionError' in text
 
