@@ -2,10 +2,12 @@
 
 import argparse
 from collections.abc import Mapping
+from pathlib import Path
 from textwrap import shorten
 
 from mmengine.config import Config, DictAction
 from mmengine.registry import MODELS, init_default_scope
+from mmengine.utils import get_installed_path, is_installed
 from torch import nn
 
 
@@ -15,6 +17,11 @@ class ConfigOptions(DictAction):
     def __call__(self, parser, namespace, values, option_string=None) -> None:
         try:
             super().__call__(parser, namespace, values, option_string)
+        except RecursionError:  # how it fails on dicts and sets
+            raise argparse.ArgumentError(
+                self,
+                f'takes no dict, but KEY.a=1 KEY.b=2 ..., got {" ".join(values)!r}',
+            ) from None
         except (AssertionError, IndexError, ValueError):  # how it fails on others
             raise argparse.ArgumentError(
                 self, f'must be KEY=VALUE ..., got {" ".join(values)!r}'
@@ -39,7 +46,12 @@ def read_config(config: str, cfg_options: Mapping | None = None) -> Config:
             cfg = Config.fromfile(config)
         cfg.merge_from_dict(dict(cfg_options or {}))
     except Exception as e:  # a config is Python, and may raise anything
-        raise ValueError(f'{config} cannot be read: {describe(e)}') from e
+        reason = describe(e)
+        package, _, name = config.partition('::')
+        if '+' in name and is_installed(package):
+            path = Path(get_installed_path(package), '.mim', 'configs', name)
+            reason = f'MMEngine takes no + in such a name. Give the path, {path}'
+        raise ValueError(f'{config} cannot be read: {reason}') from e
     if not isinstance(cfg.get('model'), dict):
         raise ValueError(f'{config} describes no model')
     return cfg

@@ -143,6 +143,15 @@ def test_mixed_precision_needs_no_gpu(program):
     assert composition.decayed_alphas == []
 
 
+def test_an_installed_config_with_a_plus_is_read_by_its_path(main, capsys, program):
+    with pytest.raises(SystemExit):
+        main('mmdet::gn+ws/mask-rcnn_r50_fpn_gn-ws-all_2x_coco.py')
+    error = ' '.join(capsys.readouterr().err.split())
+    path = error.split('Give the path, ')[1]
+    composition = program.audit(path, macs=False)
+    assert 'ConvWS2d' in {layer.type for layer in composition.layers}
+
+
 @pytest.mark.parametrize(
     'args, message',
     [
@@ -156,6 +165,10 @@ def test_mixed_precision_needs_no_gpu(program):
         (['{tmp}/type.py'], 'give --shape or --no-macs'),
         (['{ssd}', '--shape', '0', '8'], '--shape: invalid positive_integer'),
         (['{ssd}', '--no-macs', '--json', '{tmp}'], 'Is a directory'),
+        (
+            ['{ssd}', '--cfg-options', "model.neck=dict(type='FPN')"],
+            'takes no dict, but KEY.a=1 KEY.b=2 ..., got "model.neck=dict(type=\'FPN\')"',
+        ),
         (
             ['mmdet::ssd/ssd300_coco.py', '--shape', '8', '8'],
             'no forward pass of a random picture of 8 x 8 pixels: RuntimeError',

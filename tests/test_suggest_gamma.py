@@ -1,3 +1,4 @@
+import argparse
 import math
 import re
 import sys
@@ -5,8 +6,10 @@ import sys
 import pytest
 
 from pws_mmdet.analysis import Layer
+from pws_mmdet.analysis.gamma import pws_convs
 from pws_mmdet.analysis.record import write_header, write_step
 from pws_mmdet.analysis.statistics import STATISTICS
+from pws_mmdet.config import ConfigOptions, build_model, read_config
 
 SSD = 'configs/mini/ssd96_vgg16_{}_digits.py'
 
@@ -44,18 +47,55 @@ def test_a_fraction_of_the_he_variance(suggest):
     assert layers['backbone.stages.0.0.conv'] == [27, 1e-3, 0.0074, 0.1]
     for n, _, suggested, fraction in layers.values():
         assert suggested == pytest.approx(0.1 * 2 / n, rel=0.05) and fraction == 0.1
-    assert 'gamma=0.1, relative_gamma=True' in text
-    assert "The paper's gamma for SSD at this rate is 0.001." in text
+    assert 'The paper takes 1e-3 for SSD at a rate of 1e-2' in text
     text = suggest(SSD.format('pws'), '--lr', 0.05)
     for part in ('backbone', 'neck', 'bbox_head'):
-        conv_cfg = "dict(type='PWS', gamma=0.5, relative_gamma=True)"
-        assert f'model.{part}.conv_cfg={conv_cfg}' in text
+        assert f'model.{part}.conv_cfg.gamma=0.5 ' in text
 
 
-def record(path, names):
+MASK_RCNN = 'configs/mini/mask_rcnn_r18_fpn_pws_digits.py'
+
+
+@pytest.mark.parametrize('config', [SSD.format('pws'), MASK_RCNN])
+def test_its_options_make_the_model(suggest, root, config):
+    text = suggest(config, '--lr', 0.05)
+    options = [o for o in re.findall(r'^  (model\..*)$', text, re.M)]
+    parser = argparse.ArgumentParser()
+    parser.add_argument('--cfg-options', nargs='+', action=ConfigOptions)
+    args = parser.parse_args(['--cfg-options', *' '.join(options).split()])
+    cfg = read_config(root / config, args.cfg_options)
+    convs = pws_convs(build_model(config, cfg))
+    assert len(convs) == len(rows(text))
+    for conv in convs.values():
+        assert conv.gamma * conv.weight[0].numel() / 2 == pytest.approx(0.5)
+
+
+def test_parts_of_lists_and_of_no_config(program):
+    model = dict(
+        type='Detector',
+        neck=[dict(type='FPN'), dict(type='BFP', refine=dict(a=1))],
+        roi_head=dict(type='Cascade', bbox_head=[dict(type='A'), dict(type='B')]),
+    )
+    for layer, key in {
+        'neck.1.refine.conv': 'model.neck.1',
+        'roi_head.bbox_head.1.fcs.0': 'model.roi_head.bbox_head.1',
+        'student.backbone.conv': 'model',
+    }.items():
+        assert program.owner(layer, model) == key
+
+
+def test_a_layer_that_no_gamma_helps(suggest, tmp_path):
+    record(tmp_path, ['backbone.stages.0.0.conv'], step=math.nan)
+    text = suggest(SSD.format('pws'), '--record', tmp_path)
+    assert 'model.backbone: its steps were not finite' in text
+    assert 'gamma=inf' not in text
+
+
+def record(path, names, step=0.2):
     layers = [Layer(name, 'PWSConv2d', 27, 16, 1e-3, False) for name in names]
     values = {name: [math.nan] * len(layers) for name in STATISTICS}
-    values.update(relative_step=[0.2] * len(layers), var_w_min=[0.07] * len(layers))
+    values.update(relative_step=[step] * len(layers), var_w_min=[0.07] * len(layers))
+    values['scaled_step'] = [step * math.sqrt(0.07 + 1e-3)] * len(layers)
     write_header(path / 'log/variance.jsonl', layers)
     write_step(path / 'log/variance.jsonl', 1, 0.01, 3.0, values)
 

@@ -8,15 +8,18 @@ Three ways, from quick to thorough:
   --steps N              train N steps first, at the config's learning rate, without
                          its schedule: a few hundred will do
 
-The last two take the least gamma with which no watched step would have moved a
-filter by more than --largest-step of its norm. They show what a training does to
+The last two take a gamma with which no watched step would have moved any filter by
+more than --largest-step of its norm. They show what a training does to
 its filters; where they were compared with a sweep (docs/results/gamma.md), the quick
 way chose better.
+
+Below the table are options for --cfg-options, one for each part of the config.
 """
 
 import argparse
+import math
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from audit import build, positive_integer
 from mmengine.config import Config
@@ -27,7 +30,6 @@ from pws_mmdet.analysis import gamma_of_record, read_record
 from pws_mmdet.analysis.gamma import (
     LARGEST_RATE,
     LARGEST_STEP,
-    paper_gamma,
     pws_convs,
 )
 from pws_mmdet.config import ConfigOptions, read_config
@@ -165,12 +167,36 @@ def suggest(
     print(f'\nFor a learning rate of {lr:g}:')
     parts: dict[str, float] = {}  # a config sets gamma for each part of a model
     for name, gamma in gammas.items():
-        part, fraction = name.split('.')[0], gamma * convs[name].weight[0].numel() / 2
+        part = owner(name, cfg.model)
+        fraction = gamma * convs[name].weight[0].numel() / 2
         parts[part] = max(fraction, parts.get(part, 0))
     for part, fraction in parts.items():
-        conv_cfg = f"dict(type='PWS', gamma={fraction:.2g}, relative_gamma=True)"
-        print(f'  model.{part}.conv_cfg={conv_cfg}')
-    print(f"{way}\nThe paper's gamma for SSD at this rate is {paper_gamma(lr):.2g}.")
+        if math.isinf(fraction):
+            print(f'  {part}: its steps were not finite, no gamma can help')
+        else:
+            print(f'  {part}.conv_cfg.type=PWS', end=' ')
+            print(f'{part}.conv_cfg.gamma={fraction:.2g}', end=' ')
+            print(f'{part}.conv_cfg.relative_gamma=True')
+    print(f'{way}\nThe paper takes 1e-3 for SSD at a rate of 1e-2, and 1e-5 at 1e-3.')
+
+
+def owner(layer: str, model: Mapping) -> str:
+    """Return the key of a config whose module a layer is a part of, the innermost."""
+    key, cfg = 'model', model
+    path = key
+    for name in layer.split('.'):
+        if isinstance(cfg, Sequence) and name.isdigit() and int(name) < len(cfg):
+            cfg = cfg[int(name)]
+        elif isinstance(cfg, Mapping) and isinstance(
+            cfg.get(name), (Mapping, list, tuple)
+        ):
+            cfg = cfg[name]
+        else:
+            break
+        path += f'.{name}'
+        if isinstance(cfg, Mapping) and 'type' in cfg:
+            key = path
+    return key
 
 
 if __name__ == '__main__':
