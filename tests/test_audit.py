@@ -166,8 +166,8 @@ def test_an_installed_config_with_a_plus_is_read_by_its_path(main, capsys, progr
         (['{ssd}', '--shape', '0', '8'], '--shape: invalid positive_integer'),
         (['{ssd}', '--no-macs', '--json', '{tmp}'], 'Is a directory'),
         (
-            ['{ssd}', '--cfg-options', "model.neck=dict(type='FPN')"],
-            'takes no dict, but KEY.a=1 KEY.b=2 ..., got "model.neck=dict(type=\'FPN\')"',
+            ['{ssd}', '--cfg-options', 'model.neck=dict(type=FPN,gamma=1)'],
+            "takes no dict, but KEY.a=1 KEY.b=2 ..., got 'model.neck=dict(type=FPN,",
         ),
         (
             ['mmdet::ssd/ssd300_coco.py', '--shape', '8', '8'],
