@@ -176,3 +176,116 @@ def test_bad_input(program, ssd, digits, tmp_path, monkeypatch, capsys):
     torch.save(weights, tmp_path / 'nan.pth')
     assert 'NaN' in error(PWS_SSD, tmp_path / 'nan.pth', out, *options)
     assert not out.exists()
+
+
+def test_bad_input_that_is_noticed_before_the_conversion(
+    program, ssd, digits, tmp_path, monkeypatch, capsys
+):
+    _, path = ssd
+    out = tmp_path / 'out.pth'
+    monkeypatch.setattr(program, 'load_bn_weights', None)
+
+    def error(*args):
+        return fail(program, monkeypatch, capsys, *args)
+
+    for device in ('none', 'cuda:77'):
+        message = error(PWS_SSD, path, out, '--device', device)
+        assert message.startswith(f'--device {device}: ')
+    for size in (0, -1):
+        message = f'--batch-size must be 1 or more, got {size}'
+        assert message in error(PWS_SSD, path, out, '--batch-size', size)
+    data = tmp_path / 'data.py'
+    data.write_text('x = 1\n')
+    calibrate = '--calibrate', data
+    assert 'data.py: ValueError: it has no train_dataloader with a dataset' in error(
+        PWS_SSD, path, out, *calibrate
+    )
+    data.write_text("train_dataloader = dict(dataset=dict(type='Nothing'))\n")
+    assert f'--calibrate {data}: KeyError' in error(PWS_SSD, path, out, *calibrate)
+    config = tmp_path / 'no_test.py'
+    config.write_text(f"_base_ = '{PWS_SSD}'\ntest_dataloader = None\n")
+    calibrate = '--calibrate', digits / 'val2017'
+    assert 'no_test.py has no test_dataloader' in error(config, path, out, *calibrate)
+    out.symlink_to(tmp_path / 'nowhere')
+    assert 'out.pth exists' in error(PWS_SSD, path, out)
+    assert 'is no folder' in error(PWS_SSD, path, path / 'out.pth')
+    unknown = 'torchvision://vgg1', tmp_path / 'new.pth'
+    assert "no weights named 'vgg1'. Did you mean vgg" in error(PWS_SSD, *unknown)
+
+
+def test_eps(program, ssd, tmp_path, monkeypatch, capsys):
+    given = []
+
+    def note(model, weights, batches, bn_eps, **options):
+        given.append(bn_eps)
+        raise ValueError('enough')
+
+    monkeypatch.setattr(program, 'load_bn_weights', note)
+    arguments = PWS_SSD, ssd[1], tmp_path / 'out.pth'
+    for options in ((), ('--bn-eps', '1e-3')):
+        fail(program, monkeypatch, capsys, *arguments, *options)
+    assert given == [1e-5, 1e-3]
+
+
+R50 = ROOT / 'configs/mask_rcnn_r50_fpn_pws_from_bn_1x.py'
+
+
+@pytest.mark.slow
+def test_from_torchvision_to_plain_convolutions(
+    program, load_program, run, tmp_path, monkeypatch
+):
+    """The commands of docs/convert.md, from weights by the names of torchvision's.
+
+    What comes out is a network of MMDetection's, and computes what the converted one
+    does, in a process in which pws_mmdet cannot be imported.
+    """
+    classifier = settle(MODELS.build(dict(type='ResNet', depth=50))).state_dict()
+    classifier.update({'fc.weight': torch.zeros(9, 2048), 'fc.bias': torch.zeros(9)})
+    monkeypatch.setitem(sys.modules, 'torchvision', None)
+    urls = []
+
+    def load_url(url, **kwargs):
+        urls.append(url)
+        return classifier
+
+    monkeypatch.setattr('mmengine.runner.checkpoint.load_url', load_url)
+    backbone = tmp_path / 'backbone.pth'
+    program.convert(R50, 'torchvision://resnet50', backbone)
+    assert [url.rpartition('/')[2] for url in urls] == ['resnet50-0676ba61.pth']
+
+    cfg = load_config(R50)
+    cfg.model.backbone.init_cfg.checkpoint = str(backbone)
+    model = MODELS.build(cfg.model)
+    model.init_weights()
+    state = torch.load(backbone, weights_only=True)['state_dict']
+    assert all(
+        torch.equal(model.state_dict()[f'backbone.{k}'], state[k]) for k in state
+    )
+    model.eval()
+    x = torch.randn(1, 3, 64, 96)
+    with torch.no_grad():
+        expected = model.extract_feat(x)
+    torch.save((x, expected), tmp_path / 'maps.pth')
+    trained = tmp_path / 'trained.pth'
+    meta = dict(dataset_meta=dict(classes=('one', 'two')))
+    torch.save(dict(state_dict=model.state_dict(), meta=meta), trained)
+    fuse = load_program('tools/model_converters/fuse_pws.py')
+    files = fuse.convert(R50, trained, tmp_path / 'plain')
+    assert files[0].read_text().startswith(fuse.STOCK)
+    run(sys.executable, '-c', LOAD_PLAIN, *files, tmp_path / 'maps.pth')
+
+
+LOAD_PLAIN = """
+import sys
+sys.modules['pws_mmdet'] = sys.modules['mmpretrain'] = None
+import torch
+torch.set_num_threads(1)
+from mmdet.apis import init_detector
+config, checkpoint, maps = sys.argv[1:]
+model = init_detector(config, checkpoint, device='cpu')
+assert type(model.backbone).__name__ == 'ResNet'
+x, expected = torch.load(maps)
+with torch.no_grad():
+    for made, wanted in zip(model.extract_feat(x), expected, strict=True):
+        assert (made - wanted).abs().max() <= 1e-4 * wanted.abs().max()
+"""

@@ -15,7 +15,7 @@ from mmengine.config import Config, ConfigDict
 from mmengine.registry import MODELS
 from torch import nn
 
-from pws_mmdet import PWSVGG
+from pws_mmdet import PWSVGG, fuse_pws
 from pws_mmdet.convert import fuse_detector
 from pws_mmdet.layers import NoNorm, ReparamConv2d
 
@@ -445,9 +445,14 @@ BAD_INPUT = {
         'holds no weights of a network',
     ),
     'missing': (
-        without(f'{STEM}.alpha', f'{STEM}.bias'),
-        f'mine.py: The weights do not fit the config: they lack {STEM}.bias, '
-        f'{STEM}.alpha',
+        without(f'{STEM}.weight', f'{STEM}.bias'),
+        f'mine.py: The weights do not fit the config: they lack {STEM}.weight, '
+        f'{STEM}.bias',
+    ),
+    'alpha': (
+        without(f'{STEM}.alpha'),
+        f'mine.py: these are the weights of a network with other convolutions than '
+        f'PWS in {STEM}',
     ),
     'unexpected': (
         damaged(lambda w: w.update({f'x.{i}': torch.ones(1) for i in range(9)})),
@@ -512,6 +517,50 @@ def test_an_existing_out_dir_is_refused(program, tmp_path, monkeypatch, capsys, 
     error = run_main(program, monkeypatch, capsys, 'none.py', 'none.pth', out)
     assert 'out exists and is not an empty folder' in error
     assert mine.read_text() == 'mine'
+
+
+@pytest.mark.parametrize('kind', ['dangling', 'a folder'])
+def test_a_link_as_out_dir_is_refused(program, tmp_path, monkeypatch, capsys, kind):
+    """A folder cannot take its place at the end."""
+    if kind == 'a folder':
+        (tmp_path / 'target').mkdir()
+    (tmp_path / 'out').symlink_to(tmp_path / 'target')
+    arguments = 'none.py', 'none.pth', tmp_path / 'out'
+    error = run_main(program, monkeypatch, capsys, *arguments)
+    assert 'out exists and is not an empty folder' in error
+
+
+def test_an_out_dir_below_a_file_is_refused(program, tmp_path, monkeypatch, capsys):
+    (tmp_path / 'file').touch()
+    arguments = 'none.py', 'none.pth', tmp_path / 'file/out'
+    error = run_main(program, monkeypatch, capsys, *arguments)
+    assert 'out cannot be written' in error and 'file is no folder' in error
+
+
+def test_no_names_of_classes(program, detector, tmp_path, monkeypatch, capsys):
+    config, checkpoint, model = detector(SSD)
+    config.write_text(f'_base_ = {str(ROOT / SSD)!r}\ntest_dataloader = None\n')
+    torch.save(model.state_dict(), checkpoint)
+    error = run_main(program, monkeypatch, capsys, config, checkpoint, tmp_path / 'out')
+    assert 'mine.pth does not name the classes' in error
+    assert not (tmp_path / 'out').exists()
+
+
+@pytest.mark.parametrize('other', ['plain', 'BN'])
+def test_weights_of_another_kind(
+    program, detector, tmp_path, monkeypatch, capsys, other
+):
+    config, checkpoint, model = detector(SSD)
+    if other == 'plain':
+        weights = fuse_pws(model).state_dict()
+    else:
+        bn = load_config('configs/mini/ssd96_vgg16_bn_digits.py')
+        weights = build(bn).state_dict()
+    torch.save(weights, checkpoint)
+    error = run_main(program, monkeypatch, capsys, config, checkpoint, tmp_path / 'out')
+    kind = 'of plain convolutions' if other == 'plain' else 'with BN'
+    assert f'these are the weights of a network {kind}' in error
+    assert 'tools/model_converters/bn_to_pws.py converts them' in error
 
 
 def test_a_missing_config(program, tmp_path, monkeypatch, capsys):

@@ -109,11 +109,14 @@ def check_kind(model: nn.Module, weights: Mapping[str, Any]) -> None:
             pws += [name] if name in alphas else []
         elif module.alpha is not None and name not in alphas:
             plain.append(name)
+    if plain and alphas:
+        raise ValueError(
+            'these are the weights of a network with other convolutions than PWS in '
+            f'{first_of(plain)}'
+        )
     if plain:
-        kind = 'without PWS'
-        if not alphas:
-            has_bn = any(key.endswith('.running_mean') for key in weights)
-            kind = 'with BN' if has_bn else 'of plain convolutions'
+        has_bn = any(key.endswith('.running_mean') for key in weights)
+        kind = 'with BN' if has_bn else 'of plain convolutions'
         raise ValueError(
             f'these are the weights of a network {kind}, and this one has PWS in '
             f'{first_of(plain)}. tools/model_converters/bn_to_pws.py converts them'

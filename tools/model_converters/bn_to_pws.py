@@ -22,10 +22,15 @@ from torch import nn
 
 import pws_mmdet  # noqa: F401
 from pws_mmdet.compat import load_local_checkpoint
-from pws_mmdet.config import ConfigOptions, build_model, read_config
-from pws_mmdet.convert.checkpoint import meta_of, weights_of, write_checkpoint
+from pws_mmdet.config import ConfigOptions, build_model, describe, read_config
+from pws_mmdet.convert.checkpoint import (
+    check_out,
+    meta_of,
+    weights_of,
+    write_checkpoint,
+)
 from pws_mmdet.convert.equalize import MAX_SCALE
-from pws_mmdet.convert.pretrained import load_bn_weights
+from pws_mmdet.convert.pretrained import BN_EPS, load_bn_weights
 
 SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.ppm', '.tif', '.tiff', '.webp')
 
@@ -41,10 +46,7 @@ def find_pictures(source: str, number: int, seed: int) -> list[str]:
     if path.is_dir():
         paths = sorted(str(p) for p in path.rglob('*') if p.suffix.lower() in SUFFIXES)
     elif path.suffix == '.py':
-        cfg = Config.fromfile(path)
-        with DATASETS.switch_scope_and_registry(cfg.get('default_scope')) as registry:
-            dataset = registry.build(cfg.train_dataloader.dataset)
-        paths = [dataset.get_data_info(i)['img_path'] for i in range(len(dataset))]
+        paths = paths_of_training(path)
     else:
         raise FileNotFoundError(f'--calibrate: there is no folder or config {source}')
     if not paths or number < 1:
@@ -56,6 +58,31 @@ def find_pictures(source: str, number: int, seed: int) -> list[str]:
         print(f'{source} has {len(paths)} pictures only: all are taken')
         return paths
     return random.Random(seed).sample(paths, number)
+
+
+def paths_of_training(config: Path) -> list[str]:
+    """Paths of the pictures that a config trains on.
+
+    Raises:
+        ValueError: If the config or its training set cannot be read.
+    """
+    try:
+        cfg = Config.fromfile(config)
+        dataset = dict_at(cfg, 'train_dataloader', 'dataset')
+        if dataset is None:
+            raise ValueError('it has no train_dataloader with a dataset')
+        with DATASETS.switch_scope_and_registry(cfg.get('default_scope')) as registry:
+            dataset = registry.build(dataset)
+        return [dataset.get_data_info(i)['img_path'] for i in range(len(dataset))]
+    except Exception as e:  # a config is Python, and a data set fails in any way
+        raise ValueError(f'--calibrate {config}: {describe(e)}') from e
+
+
+def dict_at(cfg: Any, *keys: str) -> dict | None:
+    """What a config has at a place, if it is a dict."""
+    for key in keys:
+        cfg = cfg.get(key) if isinstance(cfg, (Config, dict)) else None
+    return cfg if isinstance(cfg, dict) else None
 
 
 def without_pretrained(cfg: Any) -> Any:
@@ -108,6 +135,7 @@ def convert(
     batch_size: int = 4,
     seed: int = 0,
     max_scale: float = MAX_SCALE,
+    bn_eps: float = BN_EPS,
     device: str = 'cpu',
     cfg_options: dict | None = None,
 ) -> None:
@@ -116,17 +144,26 @@ def convert(
     Raises:
         FileExistsError: If OUT exists.
         FileNotFoundError: If the config, checkpoint or pictures do not.
+        OSError: If OUT cannot be written, or the checkpoint not be downloaded.
         RuntimeError: If the checkpoint is damaged or holds more than data.
         ValueError: If something does not fit.
     """
-    out_path = Path(out).expanduser()
-    if out_path.suffix != '.pth':
-        raise ValueError(f'OUT must end in .pth, got {out}')
-    if out_path.exists():
-        raise FileExistsError(f'{out} exists: move it away, or choose another name')
+    out_path = check_out(out, '.pth')
     cfg = read_config(config, cfg_options)
     if not max_scale >= 1:
         raise ValueError(f'--max-scale must be 1 or more, got {max_scale}')
+    if batch_size < 1:
+        raise ValueError(f'--batch-size must be 1 or more, got {batch_size}')
+    try:
+        torch.empty(1, device=device)
+    except (AssertionError, NotImplementedError, RuntimeError) as e:
+        raise ValueError(f'--device {device}: {describe(e)}') from e
+    test_set = dict_at(cfg, 'test_dataloader', 'dataset')
+    if calibrate and 'pipeline' not in (test_set or {}):
+        raise ValueError(
+            f'{config} has no test_dataloader with a dataset, whose pipeline the '
+            'calibration pictures pass'
+        )
     init_default_scope(cfg.get('default_scope', 'mmdet'))
     if '://' in str(checkpoint):
         content = CheckpointLoader.load_checkpoint(checkpoint, map_location='cpu')
@@ -145,7 +182,7 @@ def convert(
     except ValueError as e:
         raise ValueError(f'{checkpoint}: {e}') from None
     batches = None
-    options: dict[str, Any] = dict(seed=seed, max_scale=max_scale)
+    options: dict[str, Any] = dict(seed=seed, max_scale=max_scale, bn_eps=bn_eps)
     if paths:
         batches = load_pictures(cfg, paths, batch_size)
         if target is not model:
@@ -216,12 +253,20 @@ def main() -> None:
         help='bound of the scales of channels: 10 loses less where no training '
         f'follows (default: {MAX_SCALE:g})',
     )
+    parser.add_argument(
+        '--bn-eps',
+        type=float,
+        default=BN_EPS,
+        metavar='EPS',
+        help='of the BN layers, which CHECKPOINT does not tell; YOLOX, EfficientNet '
+        f'and MobileNetV3 have 1e-3 (default: {BN_EPS:g})',
+    )
     parser.add_argument('--device', default='cpu', help='such as cuda')
     parser.add_argument('--cfg-options', nargs='+', action=ConfigOptions, metavar='K=V')
     args = parser.parse_args()
     try:
         convert(**vars(args))
-    except (OSError, RuntimeError, ValueError) as error:
+    except (ImportError, OSError, RuntimeError, ValueError) as error:
         parser.error(str(error))
 
 

@@ -14,11 +14,12 @@ from pathlib import Path
 
 import torch
 from mmdet.registry import DATASETS
+from mmengine.config import Config
 
 from pws_mmdet.compat import load_local_checkpoint
 from pws_mmdet.config import ConfigOptions, read_config
 from pws_mmdet.convert import fuse_detector
-from pws_mmdet.convert.checkpoint import meta_of, weights_of
+from pws_mmdet.convert.checkpoint import check_out, meta_of, weights_of
 
 STOCK = '# Plain convolutions, made by fuse_pws.py. MMDetection alone loads it.\n'
 NOT_STOCK = (
@@ -51,13 +52,17 @@ def convert(
     Raises:
         FileExistsError: If there is something else at ``out_dir``.
         FileNotFoundError: If there is no such config or checkpoint.
+        OSError: If ``out_dir`` cannot be made.
         RuntimeError: If the checkpoint is damaged or holds more than data, or the
             network makes PWS convolutions that its config does not name.
         ValueError: If the detector has no PWS convolution, or the checkpoint does
-            not fit the config or holds values that are not finite.
+            not fit the config or holds values that are not finite, or neither
+            names classes.
     """
     out_dir = Path(out_dir).expanduser().absolute()
-    if out_dir.exists() and not (out_dir.is_dir() and not any(out_dir.iterdir())):
+    if not os.path.lexists(out_dir):
+        check_out(out_dir, '')
+    elif out_dir.is_symlink() or not out_dir.is_dir() or any(out_dir.iterdir()):
         raise FileExistsError(
             f'{out_dir} exists and is not an empty folder: choose another name'
         )
@@ -67,6 +72,12 @@ def convert(
         weights = weights_of(content)
     except ValueError:
         raise ValueError(f'{checkpoint} holds no weights of a network') from None
+    meta = meta_of(content).get('dataset_meta')
+    if meta is None and not has_test_set(cfg):
+        raise ValueError(
+            f'{checkpoint} does not name the classes (dataset_meta), and {config} has '
+            'no test_dataloader with a dataset that does'
+        )
     try:
         plain_cfg, plain = fuse_detector(cfg, weights)
     except ValueError as e:
@@ -75,7 +86,6 @@ def convert(
     text = plain_cfg.pretty_text
     imports = plain_cfg.get('custom_imports', {}).get('imports', [])
     header = NOT_STOCK if 'pws_mmdet' in imports else STOCK
-    meta = meta_of(content).get('dataset_meta')
     if meta is None:
         dataset = {**plain_cfg.test_dataloader.dataset, 'lazy_init': True}
         meta = DATASETS.build(dataset).metainfo
@@ -92,6 +102,11 @@ def convert(
     finally:
         shutil.rmtree(part, ignore_errors=True)
     return out_dir / names[0], out_dir / names[1]
+
+
+def has_test_set(cfg: Config) -> bool:
+    loader = cfg.get('test_dataloader')
+    return isinstance(loader, Mapping) and isinstance(loader.get('dataset'), Mapping)
 
 
 def main() -> None:

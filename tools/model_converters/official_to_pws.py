@@ -8,7 +8,7 @@ init_cfg=dict(type='Pretrained', checkpoint=OUT).
 import argparse
 from pathlib import Path
 
-from pws_mmdet.convert.checkpoint import load_weights, write_checkpoint
+from pws_mmdet.convert.checkpoint import check_out, load_weights, write_checkpoint
 from pws_mmdet.convert.official import OfficialBackbone, from_official
 
 
@@ -28,7 +28,9 @@ def convert(checkpoint: str | Path, out: str | Path) -> OfficialBackbone:
         ValueError: If it does not fit (see :func:`from_official`), or ``out`` does not
             end in .pth.
         FileExistsError: If ``out`` exists.
+        OSError: If it cannot be written.
     """
+    check_out(out, '.pth')
     backbone = from_official(load_weights(checkpoint), checkpoint)
     write_checkpoint(dict(state_dict=backbone.state_dict), out)
     return backbone
