@@ -3,6 +3,7 @@
 import sys
 
 import pytest
+import torch
 from mmengine.config import Config
 from mmengine.registry import MODELS
 
@@ -66,6 +67,29 @@ def test_what_stays_is_said(program, tmp_path, capsys):
     assert '53 layers still normalize' in printed
 
 
+def test_a_head_that_reads_a_weight_itself_stays(program, tmp_path, capsys):
+    program.pwsify('mmdet::tood/tood_r50_fpn_1x_coco.py', tmp_path / 'tood.py')
+    printed = capsys.readouterr().out
+    assert 'bbox_head (TOODHead): it reads the weight of a convolution' in printed
+    model = MODELS.build(Config.fromfile(tmp_path / 'tood.py').model)
+    assert isinstance(model.neck.fpn_convs[0].conv, PWSConv2d)
+    assert not any(isinstance(m, PWSConv2d) for m in model.bbox_head.modules())
+
+
+def test_pretrained_weights_are_converted_in_every_backbone(program, tmp_path):
+    """Those of networks with BN cannot be loaded as they are."""
+    config = 'mmdet::hrnet/fcos_hrnetv2p-w18-gn-head_4xb4-1x_coco.py'
+    program.pwsify(config, tmp_path / 'hrnet.py')
+    backbone = Config.fromfile(tmp_path / 'hrnet.py').model.backbone
+    assert backbone.type == 'HRNet' and backbone.init_cfg.type == 'PWSPretrained'
+    stock = Config.fromstring(f'_base_ = {config!r}', '.py').model.backbone
+    stock.init_cfg = None
+    path = tmp_path / 'hrnet.pth'
+    torch.save(MODELS.build(stock).state_dict(), path)
+    backbone.init_cfg.checkpoint = str(path)
+    MODELS.build(backbone).init_weights()
+
+
 def test_parts_in_lists(program, tmp_path):
     config = 'mmdet::cascade_rcnn/cascade-rcnn_r50_fpn_1x_coco.py'
     base = Config.fromstring(f'_base_ = {config!r}', '.py').model
@@ -90,6 +114,8 @@ def test_bad_input(program, tmp_path, monkeypatch, capsys):
         return capsys.readouterr().err.split('error: ', 1)[1]
 
     assert 'must end in .py' in error(FCOS, tmp_path / 'out')
+    (tmp_path / 'link.py').symlink_to(tmp_path / 'nowhere.py')
+    assert 'exists: move it away' in error(FCOS, tmp_path / 'link.py')
     assert 'no.py cannot be read' in error(tmp_path / 'no.py', out)
     existing = tmp_path / 'existing.py'
     existing.write_text("model = dict(type='Nothing')\n")

@@ -10,6 +10,8 @@ from mmengine.config import ConfigDict
 
 NO_NORM = dict(type='NoNorm')
 RESNETS = ('ResNet', 'ResNeXt')
+# They read the weight of a convolution and do not call it
+READ_PAST = ('TOODHead',)
 OURS = {'SSDVGG': 'PWSVGG', 'SSDHead': 'PWSSSDHead'}
 
 
@@ -77,6 +79,8 @@ def _change(part: dict, conv_cfg: dict) -> str:
     options = _options(cls) if cls is not None else {}
     if 'conv_cfg' not in options and kind not in OURS:
         return ''
+    if any(base.__name__ in READ_PAST for base in inspect.getmro(cls)):
+        return 'it reads the weight of a convolution itself, which would be no filter'
     if part.get('dcn'):
         return 'its deformable convolutions exclude other ones'
     present = (part.get('conv_cfg') or {}).get('type', 'Conv2d')
@@ -87,11 +91,12 @@ def _change(part: dict, conv_cfg: dict) -> str:
     elif kind in RESNETS:
         part.update(type='PWSResNet', pre_activation=False, stem_norm_cfg=None)
         part.pop('norm_cfg', None)
-        init_cfg = part.get('init_cfg')
-        if isinstance(init_cfg, dict) and init_cfg.get('type') == 'Pretrained':
-            init_cfg['type'] = 'PWSPretrained'
     elif part.get('norm_cfg', options.get('norm_cfg')) is not None:
         part['norm_cfg'] = dict(NO_NORM)
+    init_cfg = part.get('init_cfg')
+    if isinstance(init_cfg, dict) and init_cfg.get('type') == 'Pretrained':
+        if kind not in OURS:  # their layers have other names
+            init_cfg['type'] = 'PWSPretrained'
     part['conv_cfg'] = conv_cfg
     return ''
 

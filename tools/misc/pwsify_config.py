@@ -17,6 +17,7 @@ from mmengine.registry import MODELS, init_default_scope
 from pws_mmdet.analysis import describe_model
 from pws_mmdet.analysis.composition import NORM, PWS
 from pws_mmdet.config import read_config
+from pws_mmdet.convert.checkpoint import check_out
 from pws_mmdet.convert.norm_free_config import changes_of, norm_free_model
 from pws_mmdet.files import write_whole
 
@@ -34,11 +35,7 @@ def pwsify(config: str, out: str) -> None:
         ValueError: If the config cannot be read, describes no model, or takes no
             PWS convolutions, or if the model that comes out cannot be built.
     """
-    out_path = Path(out).expanduser()
-    if out_path.suffix != '.py':
-        raise ValueError(f'OUT must end in .py, got {out}')
-    if out_path.exists():
-        raise FileExistsError(f'{out} exists: move it away, or choose another name')
+    out_path = check_out(out, '.py')
     base = config
     if '::' not in config:
         base = os.path.relpath(Path(config).expanduser(), out_path.absolute().parent)
