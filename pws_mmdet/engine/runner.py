@@ -132,12 +132,16 @@ class PWSRunner(Runner):
         config = getattr(self.cfg, 'filename', None) or 'CONFIG'
         option = 'model.' + name.removeprefix('module.')
         train = f'tools/dist_train.sh {config} 8 --cfg-options'
+        optim_wrapper = self.cfg.get('optim_wrapper') or {}
+        lr = (optim_wrapper.get('optimizer') or {}).get('lr')
+        rate = f'optim_wrapper.optimizer.lr={lr / 10:g} ' if lr else ''
         return (
             f'The pretrained weights {path} of {option} do not exist.\n'
             'Ways on (8 is the number of GPUs):\n'
             '* Start from the weights of a ResNet-50 with BN, as '
-            'configs/mask_rcnn_r50_fpn_pws_from_bn_1x.py does:\n'
-            f'    {train} {option}.init_cfg.type=PWSPretrained '
+            'configs/mask_rcnn_r50_fpn_pws_from_bn_1x.py does, and at a tenth of the '
+            'learning rate:\n'
+            f'    {train} {rate}{option}.init_cfg.type=PWSPretrained '
             f'{option}.init_cfg.checkpoint=torchvision://resnet50 '
             f'{option}.pre_activation=False {option}.stem_norm_cfg=None\n'
             f'* Name the file, if it lies elsewhere:\n'

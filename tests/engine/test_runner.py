@@ -1,5 +1,6 @@
 import pytest
 import torch
+from mmcv.cnn import ConvModule
 from mmengine.config import Config
 from mmengine.evaluator import BaseMetric
 from mmengine.model import BaseModel, BaseModule
@@ -52,22 +53,28 @@ def runner(make_runner):
 
 def test_missing_weights_stop_training_before_data_is_read(runner):
     opened = Data.opened
-    cfg = Config(dict(), filename='configs/mask_rcnn_r50_fpn_pws_1x.py')
+    cfg = Config(
+        dict(optim_wrapper=dict(optimizer=dict(lr=0.01))),
+        filename='configs/mask_rcnn_r50_fpn_pws_1x.py',
+    )
     trainer = runner(Net('checkpoints/none.pth'), cfg=cfg)
     with pytest.raises(FileNotFoundError) as error:
         trainer.train()
     assert Data.opened == opened
     message = str(error.value)
     assert 'checkpoints/none.pth of model.backbone do not exist' in message
-    for way in (
+    ways = (
+        'model.backbone.init_cfg.checkpoint=torchvision://resnet50',
         'model.backbone.init_cfg.checkpoint=FILE',
         'model.backbone.init_cfg=None model.backbone.frozen_stages=-1',
         'tools/dist_train.sh configs/imagenet/resnet50_pws_in1k.py 8',
-        'tools/dist_train.sh configs/mask_rcnn_r50_fpn_pws_1x.py 8',
         'publish_backbone.py work_dirs/resnet50_pws_in1k/epoch_100.pth '
         'checkpoints/none.pth',
-    ):
-        assert way in message
+    )
+    places = [message.find(way) for way in ways]
+    assert -1 not in places and places == sorted(places)
+    assert 'tools/dist_train.sh configs/mask_rcnn_r50_fpn_pws_1x.py 8' in message
+    assert ' optim_wrapper.optimizer.lr=0.001 ' in message
 
 
 def test_weights_that_exist_are_loaded(runner, tmp_path):
@@ -201,6 +208,42 @@ def test_a_wrong_checkpoint_is_no_start(runner, tmp_path):
         assert not (tmp_path / 'work_dir/epoch_1.pth').exists()
     torch.save(weights, path)
     runner(Net(), load_from=str(path)).train()
+
+
+@pytest.mark.parametrize('action', ['train', 'test'])
+@pytest.mark.parametrize('ours, theirs', [('PWS', 'BN'), ('BN', 'PWS')])
+def test_weights_of_the_other_kind_are_refused(runner, tmp_path, action, ours, theirs):
+    """They fit by their names, and tests of such networks found nothing at all."""
+
+    def net(kind):
+        model = Net()
+        pws = kind == 'PWS'
+        conv = ConvModule(
+            *(2, 2, 3),
+            conv_cfg=dict(type='PWS') if pws else None,
+            norm_cfg=None if pws else dict(type='BN'),
+        )
+        model.backbone.block = conv
+        return model
+
+    path = tmp_path / 'other.pth'
+    torch.save(net(theirs).state_dict(), path)
+    options = dict(load_from=str(path))
+    if action == 'test':
+        loader = dict(
+            batch_size=2,
+            num_workers=0,
+            sampler=dict(type='DefaultSampler', shuffle=False),
+            dataset=dict(type=Data),
+        )
+        options.update(
+            test_dataloader=loader, test_cfg=dict(), test_evaluator=[Evaluator()]
+        )
+    with pytest.raises(ValueError, match=rf'other\.pth cannot be .* {theirs}.*block'):
+        getattr(runner(net(ours), **options), action)()
+    torch.save(net(ours).state_dict(), path)
+    if action == 'train':
+        runner(net(ours), **options).train()
 
 
 def test_an_unknown_option_of_a_hook_is_named(runner):
