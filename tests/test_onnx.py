@@ -340,6 +340,39 @@ class Maps(nn.Module):
         return *scores, *deltas
 
 
+class RPNMaps(Maps):
+    def forward(self, images):
+        scores, deltas = self.network.model.rpn_head(self.network.maps(images))
+        return *scores, *deltas
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    'make, maps',
+    [(small_config, Maps), (mask_rcnn_config, RPNMaps)],
+    ids=['RetinaNet', 'RPN of Mask R-CNN'],
+)
+def test_raw_tensors_of_fpn_detectors(
+    program, needs_onnx, tmp_path, digits, make, maps
+):
+    model = random_model(make())
+    network = maps(model)
+    pictures = pictures_of(digits, (64, 96))
+    images = pictures.transpose(0, 3, 1, 2).astype(np.float32)
+    data = dict(inputs=list(torch.from_numpy(images)), data_samples=None)
+    with torch.no_grad():
+        inputs = model.data_preprocessor(data)['inputs']
+        head = model.rpn_head if maps is RPNMaps else model.bbox_head
+        scores, deltas = head(model.extract_feat(inputs))
+    expected = [*scores, *deltas]
+    path = tmp_path / 'raw.onnx'
+    names = [f'map{i}' for i in range(len(expected))]
+    program.export(network, path, names, (64, 96), fixed_size=True)
+    outputs = onnx_session(path).run(None, dict(images=images))
+    for ours, theirs in zip(outputs, expected, strict=True):
+        assert np.abs(ours - theirs.numpy()).max() < 1e-4
+
+
 def test_raw_tensors(program, needs_onnx, tmp_path, digits):
     model = random_model(ssd_config())
     path = tmp_path / 'raw.onnx'
@@ -471,8 +504,15 @@ def test_query_based_detectors_are_refused(program, needs_onnx, tmp_path):
             (),
             'has NaN or infinity in backbone',
         ),
+        (
+            lambda w: [w.pop(k) for k in list(w) if k.endswith('.alpha')],
+            'out.onnx',
+            (),
+            'does not fit the config: these are the weights of a network of plain',
+        ),
+        (None, 'mine.onnx/out.onnx', (), 'mine.onnx is no folder'),
     ],
-    ids='suffix exists shape picture empty less more shapes nan'.split(),
+    ids='suffix exists shape picture empty less more shapes nan kind parent'.split(),
 )
 def test_bad_input(
     change, out, options, message, program, needs_onnx, tmp_path, monkeypatch, capsys

@@ -36,7 +36,7 @@ from torch import nn
 
 from pws_mmdet import fuse_pws
 from pws_mmdet.config import ConfigOptions, build_model, read_config
-from pws_mmdet.convert.checkpoint import check_finite
+from pws_mmdet.convert.checkpoint import check_finite, check_kind, check_out
 from pws_mmdet.convert.checkpoint import load_weights as read_weights
 
 OPSET = 18
@@ -71,6 +71,10 @@ def load_weights(model: nn.Module, checkpoint: str | Path) -> None:
     """
     weights = read_weights(checkpoint)
     check_finite(weights, checkpoint)
+    try:
+        check_kind(model, weights)
+    except ValueError as e:
+        raise ValueError(f'{checkpoint} does not fit the config: {e}') from None
     problems = []
     try:
         result = model.load_state_dict(weights, strict=False)
@@ -314,11 +318,7 @@ def convert(
             result does not detect the same.
     """
     check_extra()
-    out = Path(out).expanduser()
-    if out.suffix != '.onnx':
-        raise ValueError(f'OUT must end in .onnx, got {out}')
-    if out.exists() or out.is_symlink():
-        raise FileExistsError(f'{out} exists: move it away, or choose another name')
+    out = check_out(out, '.onnx')
     if shape is not None and min(shape) < 1:
         raise ValueError(f'--shape must be positive, got {shape[0]} {shape[1]}')
     from pws_mmdet.deploy import OUTPUTS, DeployedDetector
