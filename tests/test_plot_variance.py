@@ -224,7 +224,7 @@ def test_overview_over_depth_and_time(draw, work_dir):
     picture, _ = draw(normal, work_dir('PWS', shift=1e-9, var_y=3), figure='layers')
     panels = [axes for axes in picture.axes if axes.get_title()]
     assert [axes.get_title() for axes in panels] == [
-        'Normal (1 value not finite, 1 is 0)',
+        'Normal\n(1 value not finite)\n(1 is 0)',
         'PWS',
         'Normal',
         'PWS',
@@ -240,6 +240,15 @@ def test_overview_over_depth_and_time(draw, work_dir):
     assert {mesh.get_cmap().name for mesh in meshes} == {'viridis'}
     first, last = panels[0].get_ylim()
     assert first > last, 'the first layer is below'
+
+
+def test_the_overview_fits_on_a_page(draw, work_dir):
+    names = [f'backbone.stages.{i}.0.conv' for i in range(27)]
+    paths = [work_dir(label, names) for label in ('Normal', 'BN', 'WN', 'PWS')]
+    picture, _ = draw(*paths, figure='layers')
+    assert picture.get_figwidth() <= 10
+    labels = picture.axes[0].get_yticklabels()
+    assert len(labels) == 27 and labels[0].get_fontsize() >= 7
 
 
 @pytest.fixture
@@ -298,6 +307,30 @@ def test_table_of_the_course(main, work_dir, tmp_path, capsys):
             value = found['PWS', str(step), name, 'shift']
             assert value == shift[i, j] or math.isnan(value) and math.isnan(shift[i, j])
     assert capsys.readouterr().err == f'written to {file}\n'
+
+
+@pytest.mark.parametrize(
+    'old, new, message',
+    [
+        ('"step":10,', '"step":"1",', "'1' is no step"),
+        ('"shift":[1.0,', '"shift":[', 'step 1 has 3 values of shift for 4 layers'),
+        ('"shift":[1.0,', '"shift":["a",', "shift of step 1 is 'a'"),
+        ('"loss":1.0', '"loss":"low"', "loss of step 1 is 'low'"),
+        ('{"layers":', '{"layer":', 'a step stands before the layers'),
+        ('"values":{', '"value":{', "KeyError: 'values'"),
+    ],
+)
+def test_damaged_records(main, work_dir, tmp_path, capsys, old, new, message):
+    path = work_dir('run')
+    [file] = path.glob('*/variance.jsonl')
+    assert old in file.read_text()
+    file.write_text(file.read_text().replace(old, new, 1))
+    with pytest.raises(SystemExit) as e:
+        main(path, '--figure', '1b', '-o', tmp_path / 'a.png')
+    assert e.value.code == 2
+    error = capsys.readouterr().err
+    assert 'is not as VarianceMonitorHook writes it' in error and message in error
+    assert error.count('error:') == 1
 
 
 @pytest.mark.parametrize(

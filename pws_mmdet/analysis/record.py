@@ -117,6 +117,7 @@ def _read(work_dir: Path, paths: Sequence[Path]) -> VarianceRecord:
                     )
                 layers = found
             else:
+                _check_step(entry, layers)
                 first = entry['step']
                 # a resumed training makes all that follow anew
                 steps = {k: v for k, v in steps.items() if k < first}
@@ -140,6 +141,24 @@ def _read(work_dir: Path, paths: Sequence[Path]) -> VarianceRecord:
             for name in STATISTICS
         },
     )
+
+
+def _check_step(entry: Mapping[str, Any], layers: Sequence[Layer] | None) -> None:
+    """Raise a TypeError unless it has a number, or null, for all that there is."""
+    if layers is None:
+        raise TypeError('a step stands before the layers')
+    step = entry['step']
+    if not isinstance(step, int):
+        raise TypeError(f'{step!r} is no step')
+    rows = {'lr': [entry['lr']], 'loss': [entry['loss']], **entry['values']}
+    for name, row in rows.items():
+        if name in entry['values'] and len(row) != len(layers):
+            raise TypeError(
+                f'step {step} has {len(row)} values of {name} for {len(layers)} layers'
+            )
+        for value in row:
+            if not (value is None or isinstance(value, int | float)):
+                raise TypeError(f'{name} of step {step} is {value!r}')
 
 
 def _entries(path: Path) -> Iterator[dict[str, Any]]:

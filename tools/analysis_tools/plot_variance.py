@@ -287,6 +287,11 @@ def legend_entry(label: str, remarks: Sequence[str]) -> str:
     return f'{label} ({", ".join(remarks)})' if remarks else label
 
 
+def gamma_text(record: VarianceRecord) -> str:
+    gammas = sorted({layer.gamma for layer in record.layers})
+    return 'γ = ' + ', '.join(f'{gamma:.3g}' for gamma in gammas)
+
+
 def plot(runs: Runs, figure: str, title: str | None = None) -> Figure:
     """Plot a figure of what :func:`select` chose for it.
 
@@ -379,9 +384,8 @@ def plot_course(runs: Runs, figure: str, title: str | None) -> Figure:
             axes = panels[names.index(layer.name)]
             every = max(1, len(y) // 20)  # a marker
             [line] = axes.plot(record.steps, y, markevery=every, **line_style(i))
-        gammas = sorted({layer.gamma for layer in record.layers})
-        remarks = ['γ = ' + ', '.join(f'{gamma:.3g}' for gamma in gammas)]
-        line.set_label(legend_entry(label, remarks + gaps([values], log)))
+        remarks = [gamma_text(record), *gaps([values], log)]
+        line.set_label(legend_entry(label, remarks))
         handles.append(line)
     picture.legend(handles=handles, loc='outside lower center', ncols=2)
     return picture
@@ -390,7 +394,8 @@ def plot_course(runs: Runs, figure: str, title: str | None) -> Figure:
 def plot_overview(runs: Runs, title: str | None) -> Figure:
     """Plot figure layers: a column for each training, a row for each statistic."""
     depth = max(len(record.layers) for record in runs.values())
-    size = (3 + 3.6 * len(runs), 1 + 2 * max(2.4, 0.14 * depth))
+    # no wider than a page of text shows it at a size that can be read
+    size = (2.4 + 1.8 * max(2, len(runs)), 1 + 2 * max(2.4, 0.15 * depth))
     picture = Figure(figsize=size, layout='constrained')
     picture.suptitle(title)
     panels = picture.subplots(2, len(runs), sharex=True, squeeze=False)
@@ -410,16 +415,16 @@ def plot_overview(runs: Runs, title: str | None) -> Figure:
                 cmap=colors,
                 rasterized=True,  # thousands of cells
             )
-            title = legend_entry(label, gaps([values[i]], log))
-            axes.set_title(title, fontsize='medium')
+            remarks = [f'({remark})' for remark in gaps([values[i]], log)]
+            axes.set_title('\n'.join([label, *remarks]), fontsize='small')
             axes.invert_yaxis()
-            axes.set_yticks(range(len(names[i])), names[i], fontsize=6)
+            axes.set_yticks(range(len(names[i])), names[i], fontsize=7)
             # the names need not be there again if they are left of the panel before
             axes.tick_params(labelleft=i == 0 or names[i] != names[i - 1])
         picture.colorbar(image, ax=row, label=axis_label(statistic), extend='both')
     for axes in panels[-1]:
-        axes.set_xlabel('training step')
-        axes.xaxis.set_major_locator(MaxNLocator(steps=[1, 2, 5, 10], integer=True))
+        axes.set_xlabel('training step', fontsize='small')
+        axes.xaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10], integer=True))
     return picture
 
 
