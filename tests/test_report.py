@@ -149,6 +149,8 @@ def test_logs(main, work_dirs):
     assert normal['name'] == 'Normal (2 values not finite)'
     assert normal['y'] == [50, None, None]
     assert page.figures['lr'][0][0]['y'] == [0.01, 0.1, 0.1]
+    assert 'MMEngine logs the mean of the last iterations' in page.text
+    assert 'from the record' not in page.text
     assert 'diverged: loss not finite from step 20' in page.text
     assert page.text.count('diverged') == 1
 
@@ -202,6 +204,7 @@ def test_figures_over_layers_slide_through_the_steps(main, work_dirs):
     assert traces[1]['name'] == 'Normal (4 values not finite)'
     assert traces[1]['y'] == [1, 10, 100, 1000]
     assert layout['yaxis']['type'] == 'log'
+    assert layout['xaxis']['title']['text'] == 'layer'
     assert layout['yaxis']['title']['text'] == 'Var<sub>o</sub>[n E[ΔW<sub>o</sub>]]'
     [slider] = layout['sliders']
     assert [step['label'] for step in slider['steps']] == ['1', '10', '20', '30']
@@ -222,6 +225,7 @@ def test_figures_over_steps_slide_through_the_layers(main, work_dirs):
     [slider] = layout['sliders']
     assert [step['label'] for step in slider['steps']] == list(NAMES)
     assert slider['active'] == 2
+    assert (pws['name'], normal['name']) == ('PWS (γ = 0)', 'Normal (γ = 0)')
     assert (pws['x'], pws['y']) == ([1, 10, 20, 30], [0.3, 0.6, 0.9, 1.2])
     assert (normal['x'], normal['y']) == ([1, 10, 20], [0.5] * 3)
     assert slide(page, '2a', 3)['y'][0] == [0.4, 0.8, 1.2, 1.6]
@@ -229,7 +233,9 @@ def test_figures_over_steps_slide_through_the_layers(main, work_dirs):
 
 def test_equations_and_overview(main, work_dirs):
     page = main(*work_dirs)
-    traces, _ = page.figures['eq6']
+    traces, layout = page.figures['eq6']
+    assert 'title' not in layout['xaxis']
+    assert layout['xaxis2']['title']['text'] == 'layer'
     names = [trace['name'] for trace in traces]
     assert names == ['measured', 'equation (5)', 'equation (6)'] * 2
     traces, layout = page.figures['layers']
@@ -250,7 +256,14 @@ def test_long_records_are_thinned(main, tmp_path):
     for i in (0, 50, 99):
         assert slide(page, '1b', i)['y'] == [[labels[i]] * 4]
     # it has no log of MMEngine's: loss and rate are those of the record
+    assert 'Of single iterations, as VarianceMonitorHook recorded it.' in page.text
     assert page.figures['lr'][0][0]['y'][0] == 0.1
+
+
+def test_a_log_beside_a_record_alone(main, work_dirs, tmp_path):
+    write_record(tmp_path / 'short', (1, 2))
+    text = main(*work_dirs, tmp_path / 'short').text
+    assert 'of single iterations, from the record: short.' in text
 
 
 def test_work_dir_without_record(main, work_dirs, tmp_path):
@@ -315,7 +328,10 @@ def test_pictures_of_detections(main, work_dirs, tmp_path):
     assert len(page.pictures) == 4
     assert 'Detections of PWS' in page.headings
     assert 'Detections of Normal' not in page.headings
-    assert not main(*work_dirs, '--pictures', 0).pictures
+    assert 'No pictures of detections were found for Normal. ' in page.text
+    assert 'CHECKPOINT --work-dir WORK_DIR --show-dir pictures' in page.text
+    page = main(pws, '--pictures', 0)
+    assert not page.pictures and 'No pictures' not in page.text
     write_picture(tmp_path / 'mine/1.png', 250)
     page = main(pws, '--picture-dir', tmp_path / 'mine')
     assert blues(page)[0] == [250]

@@ -30,6 +30,7 @@ from plot_variance import (
     check_alike,
     color_range,
     drawable,
+    gamma_text,
     gaps,
     is_log,
     legend_entry,
@@ -80,6 +81,9 @@ class Training:
         curve: Metrics of each validated epoch.
         record: What VarianceMonitorHook measured, or the reason why there is none.
         pictures: Pictures of detections.
+        is_logged: Whether loss and learning rate are from MMEngine's log; else they
+            are from the record.
+        lacks_pictures: Whether there were none to choose from.
     """
 
     label: str
@@ -90,6 +94,8 @@ class Training:
     curve: dict[int, dict[str, float]]
     record: VarianceRecord | str
     pictures: list[Path]
+    is_logged: bool
+    lacks_pictures: bool
 
     @property
     def config(self) -> str:
@@ -158,11 +164,23 @@ def read(label: str, work_dir: Path, folder: Path | None, pictures: int) -> Trai
     steps = list(entries)
     loss = [finite(entry.get('loss')) for entry in entries.values()]
     lr = [finite(entry['lr']) for entry in entries.values()]
-    if not steps and not isinstance(record, str):  # it ended before its first log
+    is_logged = bool(steps) or isinstance(record, str)
+    if not is_logged:  # it ended before its first log
         steps, loss, lr = (v.tolist() for v in (record.steps, record.loss, record.lr))
     found = find_pictures(work_dir, folder)
     chosen = found[max(0, len(found) - pictures) :]
-    return Training(label, work_dir, steps, loss, lr, curve, record, chosen)
+    return Training(
+        label,
+        work_dir,
+        steps,
+        loss,
+        lr,
+        curve,
+        record,
+        chosen,
+        is_logged,
+        lacks_pictures=not found,
+    )
 
 
 def training_entries(work_dir: Path) -> dict[int, dict]:
@@ -392,6 +410,8 @@ def name_layers(figure: go.Figure, runs: Runs) -> None:
     figure.update_xaxes(
         tickangle=-90, dtick=1, categoryorder='array', categoryarray=names
     )
+    [*_, last] = figure.select_xaxes()
+    last.title = 'layer'
 
 
 def depth_chart(runs: Runs, name: str) -> go.Figure:
@@ -488,7 +508,8 @@ def course_chart(runs: Runs, name: str) -> go.Figure:
 
     figure = go.Figure()
     for i, (label, record) in enumerate(runs.items()):
-        label = legend_entry(label, gaps([record.values[statistic]], log))
+        remarks = [gamma_text(record), *gaps([record.values[statistic]], log)]
+        label = legend_entry(label, remarks)
         figure.add_trace(line(i, label, record.steps[thin(len(record.steps))].tolist()))
     figure.update_xaxes(title='training step')
     add_slider(figure, names, 'layer ', data, active=min(2, len(names) - 1))
@@ -633,6 +654,18 @@ def score_table(trainings: Sequence[Training]) -> str:
     return table(head, list(zip(map(escape, metrics), *columns, strict=True)))
 
 
+def describe_loss(trainings: Sequence[Training]) -> str:
+    """Say what the values of the loss are."""
+    of_record = [escape(t.label) for t in trainings if not t.is_logged]
+    text = 'As it was logged; MMEngine logs the mean of the last iterations.'
+    if len(of_record) == len(trainings):
+        text = 'Of single iterations, as VarianceMonitorHook recorded it.'
+    elif of_record:
+        names = ', '.join(of_record)
+        text += f' Without a log, of single iterations, from the record: {names}.'
+    return text
+
+
 def page(trainings: Sequence[Training], title: str) -> str:
     """Return the report.
 
@@ -645,7 +678,7 @@ def page(trainings: Sequence[Training], title: str) -> str:
         ('Trainings', 'What the work_dirs tell of them.', overview_table(trainings)),
         (
             'Loss',
-            'As it was logged, smoothed by MMEngine.',
+            describe_loss(trainings),
             draw('loss', history_chart, trainings, 'loss'),
         ),
         (
@@ -681,6 +714,14 @@ def page(trainings: Sequence[Training], title: str) -> str:
             name = f'Detections of {escape(t.label)}'
             text = 'As MMDetection drew them, with the ground truth on the left.'
             sections.append((name, text, *map(embed, t.pictures)))
+    none = [escape(t.label) for t in trainings if t.lacks_pictures]
+    if none:
+        text = (
+            f'No pictures of detections were found for {", ".join(none)}. This makes '
+            'some, for the next report: <code>python tools/test.py CONFIG CHECKPOINT '
+            '--work-dir WORK_DIR --show-dir pictures</code>'
+        )
+        sections.append(('Trainings without detections', text))
     body = '\n'.join(
         f'<section><h2>{name}</h2>\n<p>{text}</p>\n{"".join(parts)}</section>'
         for name, text, *parts in sections
