@@ -134,7 +134,7 @@ def _of_the_right_kind(load: Callable) -> Callable:
     def load_state_dict(module: Any, state_dict: Any, *args, **kwargs) -> None:
         from .convert.checkpoint import check_kind
 
-        check_kind(module, state_dict)
+        check_kind(module, state_dict, as_start=True)
         load(module, state_dict, *args, **kwargs)
 
     return load_state_dict

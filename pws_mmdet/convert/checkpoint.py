@@ -85,7 +85,9 @@ def check_finite(weights: Mapping[str, torch.Tensor], source: str | Path) -> Non
         )
 
 
-def check_kind(model: nn.Module, weights: Mapping[str, Any]) -> None:
+def check_kind(
+    model: nn.Module, weights: Mapping[str, Any], as_start: bool = False
+) -> None:
     """Raise a ValueError if weights with PWS are for a network without, or reversely.
 
     Loaded nevertheless, they make a network that computes something else, and
@@ -95,6 +97,8 @@ def check_kind(model: nn.Module, weights: Mapping[str, Any]) -> None:
     Args:
         model: The network that is to take them.
         weights: Tensors by the names of its ``state_dict``.
+        as_start: A network with PWS may start from filters of plain convolutions
+            without BN: PWSAlphaInitHook finds their alpha.
     """
     while is_model_wrapper(model):
         model = model.module
@@ -109,13 +113,15 @@ def check_kind(model: nn.Module, weights: Mapping[str, Any]) -> None:
             pws += [name] if name in alphas else []
         elif module.alpha is not None and name not in alphas:
             plain.append(name)
+    has_bn = any(key.endswith('.running_mean') for key in weights)
+    if plain and as_start and (alphas or not has_bn):
+        return
     if plain and alphas:
         raise ValueError(
             'these are the weights of a network with other convolutions than PWS in '
             f'{first_of(plain)}'
         )
     if plain:
-        has_bn = any(key.endswith('.running_mean') for key in weights)
         kind = 'with BN' if has_bn else 'of plain convolutions'
         raise ValueError(
             f'these are the weights of a network {kind}, and this one has PWS in '

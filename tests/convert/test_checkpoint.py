@@ -139,6 +139,14 @@ def test_layers_of_one_network_alone_do_not_count():
         check_kind(Pair('PWS', 'PWS'), Pair('PWS', 'BN').state_dict())
 
 
+def test_filters_of_plain_convolutions_are_a_start():
+    check_kind(block('PWS'), block('plain').state_dict(), as_start=True)
+    check_kind(Pair('PWS', 'PWS'), Pair('PWS', 'plain').state_dict(), as_start=True)
+    for ours, theirs in (('PWS', 'BN'), ('plain', 'PWS')):
+        with pytest.raises(ValueError, match='these are the weights of'):
+            check_kind(block(ours), block(theirs).state_dict(), as_start=True)
+
+
 def test_mmengine_does_not_load_the_other_kind(tmp_path):
     """As init_detector does, and an init_cfg."""
     path = str(tmp_path / 'bn.pth')

@@ -211,7 +211,9 @@ def test_a_wrong_checkpoint_is_no_start(runner, tmp_path):
 
 
 @pytest.mark.parametrize('action', ['train', 'test'])
-@pytest.mark.parametrize('ours, theirs', [('PWS', 'BN'), ('BN', 'PWS')])
+@pytest.mark.parametrize(
+    'ours, theirs', [('PWS', 'BN'), ('BN', 'PWS'), ('PWS', 'plain')]
+)
 def test_weights_of_the_other_kind_are_refused(runner, tmp_path, action, ours, theirs):
     """They fit by their names, and tests of such networks found nothing at all."""
 
@@ -221,7 +223,7 @@ def test_weights_of_the_other_kind_are_refused(runner, tmp_path, action, ours, t
         conv = ConvModule(
             *(2, 2, 3),
             conv_cfg=dict(type='PWS') if pws else None,
-            norm_cfg=None if pws else dict(type='BN'),
+            norm_cfg=dict(type='BN') if kind == 'BN' else None,
         )
         model.backbone.block = conv
         return model
