@@ -188,7 +188,7 @@ def test_bad_input_that_is_noticed_before_the_conversion(
     def error(*args):
         return fail(program, monkeypatch, capsys, *args)
 
-    for device in ('none', 'cuda:77'):
+    for device in ('none', 'cuda:77', 'meta'):
         message = error(PWS_SSD, path, out, '--device', device)
         assert message.startswith(f'--device {device}: ')
     for size in (0, -1):

@@ -155,7 +155,7 @@ def convert(
     if batch_size < 1:
         raise ValueError(f'--batch-size must be 1 or more, got {batch_size}')
     try:
-        torch.empty(1, device=device)
+        torch.zeros(1, device=device).cpu()
     except (AssertionError, NotImplementedError, RuntimeError) as e:
         raise ValueError(f'--device {device}: {describe(e)}') from e
     test_set = dict_at(cfg, 'test_dataloader', 'dataset')
