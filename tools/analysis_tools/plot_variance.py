@@ -424,6 +424,7 @@ def plot_overview(runs: Runs, title: str | None) -> Figure:
         picture.colorbar(image, ax=row, label=axis_label(statistic), extend='both')
     for axes in panels[-1]:
         axes.set_xlabel('training step', fontsize='small')
+        axes.tick_params('x', labelsize='small')
         axes.xaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10], integer=True))
     return picture
 
