@@ -8,7 +8,7 @@ from mmcv.cnn import ConvModule
 from mmdet.models.backbones import ResNet
 from mmdet.registry import MODELS
 from torch import nn
-from torch.nn.utils.parametrizations import spectral_norm
+from torch.nn.utils import spectral_norm
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -355,6 +355,19 @@ class SharedBN(nn.Module):
         return self.a[1](y) if self.outside else y
 
 
+class Crossed(nn.Module):
+    """One BN reads two convolutions, one of which another BN reads, too."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = conv(3), conv(3)
+        self.bn1, self.bn2 = nn.BatchNorm2d(6), nn.BatchNorm2d(6)
+
+    def forward(self, x):
+        a, b = self.a(x), self.b(x)
+        return F.relu(self.bn1(a)) + F.relu(self.bn1(b)) + F.relu(self.bn2(b))
+
+
 class BNWithReLU(nn.BatchNorm2d):
     def forward(self, x):
         return F.relu(super().forward(x))
@@ -394,6 +407,7 @@ ODD = [
     (eval_at_once, 0),
     (SharedBN, 0),
     (lambda: SharedBN(True), 1),
+    (Crossed, 2),
     (lambda: Tapped(lambda net, y, z: (z, y)), 1),
     (lambda: Tapped(lambda net, y, z: torch.cat([z, y], 1)), 1),
     (lambda: Tapped(lambda net, y, z: z + y.flatten(2).mean()), 1),
@@ -403,6 +417,7 @@ ODD = [
 
 
 @pytest.mark.parametrize('make, left', ODD)
+@torch.no_grad()
 def test_bn_is_folded_where_it_is_all_that_reads_a_convolution(make, left):
     x = torch.randn(32, 3, 16, 16)
     net = settle(make(), x)
@@ -425,6 +440,7 @@ def test_names_tell_where_no_forward_pass_does():
         behind=nn.Sequential(conv(3), nn.ReLU(), nn.BatchNorm2d(6)),
         order=Ordered(False),
         first=norm_first(),
+        spectral=nn.Sequential(spectral_norm(conv(3)), nn.BatchNorm2d(6)),
     )
     left = {
         name: sum(
@@ -432,7 +448,7 @@ def test_names_tell_where_no_forward_pass_does():
         )
         for name, net in nets.items()
     }
-    assert left == dict(stock=0, listed=0, behind=1, order=2, first=1)
+    assert left == dict(stock=0, listed=0, behind=1, order=2, first=1, spectral=1)
 
 
 def test_a_network_that_computes_something_else_without_bn_is_refused(net):
