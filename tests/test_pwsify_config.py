@@ -5,11 +5,16 @@ import sys
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.optim import build_optim_wrapper
 from mmengine.registry import MODELS
 
 from pws_mmdet import PWSConv2d, describe_model
 from pws_mmdet.analysis.composition import NORM
-from pws_mmdet.convert.norm_free_config import changes_of, norm_free_model
+from pws_mmdet.convert.norm_free_config import (
+    changes_of,
+    norm_free_model,
+    undecayed,
+)
 
 FCOS = 'mmdet::fcos/fcos_r50-caffe_fpn_gn-head_1x_coco.py'
 
@@ -28,7 +33,7 @@ def test_a_config_that_inherits(program, tmp_path, capsys):
     base = Config.fromstring(f'_base_ = {FCOS!r}', '.py')
     assert cfg.custom_imports.imports == ['pws_mmdet']
     assert cfg.train_dataloader == base.train_dataloader
-    assert cfg.optim_wrapper.paramwise_cfg.custom_keys == program.ALPHA
+    assert cfg.optim_wrapper.paramwise_cfg.custom_keys == {'.alpha': dict(decay_mult=0)}
     assert cfg.optim_wrapper.paramwise_cfg.bias_lr_mult == 2  # the base's
     assert cfg.custom_hooks == program.HOOKS
     backbone = cfg.model.backbone
@@ -90,6 +95,68 @@ def test_pretrained_weights_are_converted_in_every_backbone(program, tmp_path):
     MODELS.build(backbone).init_weights()
 
 
+@pytest.mark.parametrize(
+    'config',
+    [
+        'mmdet::detr/detr_r50_8xb2-150e_coco.py',
+        'mmdet::yolof/yolof_r50-c5_8xb8-1x_coco.py',
+    ],
+)
+def test_no_alpha_is_decayed_whatever_keys_the_config_has(program, tmp_path, config):
+    """Of the keys that are in a name MMEngine takes the longest alone."""
+    out = tmp_path / 'out.py'
+    program.pwsify(config, out)
+    cfg = Config.fromfile(out)
+    cfg.model.backbone.init_cfg = None
+    model = MODELS.build(cfg.model)
+    groups = build_optim_wrapper(model, cfg.optim_wrapper).optimizer.param_groups
+    by_id = {id(p): group for group in groups for p in group['params']}
+    lr, decay = (cfg.optim_wrapper.optimizer[key] for key in ('lr', 'weight_decay'))
+    mult = cfg.optim_wrapper.paramwise_cfg.custom_keys.backbone.lr_mult
+    convs = {n: m for n, m in model.named_modules() if isinstance(m, PWSConv2d)}
+    trained = {n: m for n, m in convs.items() if m.alpha.requires_grad}
+    assert len(trained) >= 42
+    for name, conv in trained.items():
+        group = by_id[id(conv.alpha)]
+        assert group['weight_decay'] == 0
+        assert group['lr'] == by_id[id(conv.weight)]['lr']
+        if name.startswith('backbone.'):
+            assert group['lr'] == pytest.approx(lr * mult)
+        assert by_id[id(conv.weight)]['weight_decay'] == decay
+
+
+def test_keys_that_the_alpha_of_a_layer_has_for_itself():
+    names = ['neck.a.alpha', 'backbone.b.alpha', 'head.c.alpha']
+    present = {
+        'neck': dict(lr_mult=0.1),
+        'backbone': dict(decay_mult=2.0),
+        'backbone.b': dict(lr_mult=0.2, decay_mult=3.0),
+        'none': dict(lr_mult=5.0),
+    }
+    assert undecayed(names, present) == {
+        '.alpha': dict(decay_mult=0.0),
+        'neck.a.alpha': dict(lr_mult=0.1, decay_mult=0.0),
+        'backbone.b.alpha': dict(lr_mult=0.2, decay_mult=0.0),
+    }
+    assert list(undecayed(names, {})) == ['.alpha']
+
+
+def test_a_part_whose_conv_cfg_is_none_in_the_base(program, tmp_path):
+    out = tmp_path / 'out.py'
+    program.pwsify('mmdet::panoptic_fpn/panoptic-fpn_r50_fpn_1x_coco.py', out)
+    head = Config.fromfile(out).model.semantic_head
+    assert head.conv_cfg.to_dict() == program.HEAD_CONV_CFG
+    base = tmp_path / 'base.py'
+    base.write_text(
+        f'_base_ = {FCOS!r}\n'
+        "optim_wrapper = dict(_delete_=True, optimizer=dict(type='SGD', lr=0.1), "
+        'paramwise_cfg=None)\n'
+    )
+    program.pwsify(str(base), str(tmp_path / 'none.py'))
+    keys = Config.fromfile(tmp_path / 'none.py').optim_wrapper.paramwise_cfg.custom_keys
+    assert list(keys) == ['.alpha']
+
+
 def test_parts_in_lists(program, tmp_path):
     config = 'mmdet::cascade_rcnn/cascade-rcnn_r50_fpn_1x_coco.py'
     base = Config.fromstring(f'_base_ = {config!r}', '.py').model
@@ -123,6 +190,10 @@ def test_bad_input(program, tmp_path, monkeypatch, capsys):
     assert 'has no norm-free variant: building it failed' in error(existing, out)
     (tmp_path / 'empty.py').write_text('a = 1\n')
     assert 'describes no model' in error(tmp_path / 'empty.py', out)
+    odd = tmp_path / 'odd.py'
+    model = Config.fromstring(f'_base_ = {FCOS!r}', '.py').model.to_dict()
+    odd.write_text(f'model = {model!r}\noptim_wrapper = 3\n')
+    assert 'says what differs cannot be read: TypeError' in error(odd, out)
     swin = 'mmdet::maskformer/maskformer_swin-l-p4-w12_64xb1-ms-300e_coco.py'
     small = tmp_path / 'swin.py'
     small.write_text(

@@ -8,6 +8,7 @@ so that it is trained and tested like any other.
 import argparse
 import copy
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 from mmengine.config import Config
@@ -16,15 +17,23 @@ from mmengine.registry import MODELS, init_default_scope
 
 from pws_mmdet.analysis import describe_model
 from pws_mmdet.analysis.composition import NORM, PWS
+from pws_mmdet.config import describe as describe_error
 from pws_mmdet.config import read_config
 from pws_mmdet.convert.checkpoint import check_out
-from pws_mmdet.convert.norm_free_config import changes_of, norm_free_model
+from pws_mmdet.convert.norm_free_config import (
+    changes_of,
+    norm_free_model,
+    undecayed,
+)
 from pws_mmdet.files import write_whole
 
 CONV_CFG = dict(type='PWS', gamma=1e-4)  # the paper's for ResNet
 HEAD_CONV_CFG = dict(type='PWS', gamma=0.1, relative_gamma=True)  # its authors'
-ALPHA = {'.alpha': dict(decay_mult=0.0)}
 HOOKS = [dict(type='PWSAlphaInitHook')]
+HEAD = (
+    "# The norm-free variant. gamma is the paper's for ResNet in the backbone,\n"
+    "# and that of its authors' code elsewhere.\n"
+)
 
 
 def pwsify(config: str, out: str) -> None:
@@ -33,7 +42,8 @@ def pwsify(config: str, out: str) -> None:
     Raises:
         FileExistsError: If OUT exists.
         ValueError: If the config cannot be read, describes no model, or takes no
-            PWS convolutions, or if the model that comes out cannot be built.
+            PWS convolutions, if the model that comes out cannot be built, or if
+            the new config could not be read.
     """
     out_path = check_out(out, '.py')
     base = config
@@ -54,7 +64,20 @@ def pwsify(config: str, out: str) -> None:
             f'{config}: no part of the model takes PWS convolutions. '
             + ' '.join(f'{line}.' for line in kept)
         )
-    write_whole(out_path, lambda part: part.write_text(describe(cfg, base, model)))
+    alphas = [
+        f'{layer.name}.alpha' for layer in composition.layers if layer.kind == PWS
+    ]
+    text = describe(cfg, model, alphas)
+    absolute = base if '::' in base else str(Path(config).expanduser().absolute())
+    try:
+        Config.fromstring(f'_base_ = {absolute!r}\n{text}', '.py')
+    except Exception as e:  # as of read_config
+        raise ValueError(
+            f'{config} has no norm-free variant: a config that inherits from it and '
+            f'says what differs cannot be read: {describe_error(e)}'
+        ) from e
+    text = f'{HEAD}_base_ = {base!r}\n\n{text}'
+    write_whole(out_path, lambda part: part.write_text(text))
     print(composition)
     if kept:
         print('Not changed:', *kept, sep='\n    ')
@@ -65,10 +88,16 @@ def pwsify(config: str, out: str) -> None:
     )
 
 
-def describe(cfg: Config, base: str, model: dict) -> str:
-    """The text of the new config."""
+def describe(cfg: Config, model: dict, alphas: Iterable[str]) -> str:
+    """What the new config says besides its base."""
     imports = cfg.get('custom_imports', {}).get('imports', [])
     imports = [imports] if isinstance(imports, str) else list(imports)
+    old = cfg.get('optim_wrapper')
+    old = old if isinstance(old, dict) else {}
+    paramwise = old.get('paramwise_cfg') or {}
+    keys = paramwise.get('custom_keys') or {}
+    keys = {**keys, **undecayed(alphas, keys)}
+    new = {**old, 'paramwise_cfg': {**paramwise, 'custom_keys': keys}}
     entries = dict(
         custom_imports=dict(
             imports=list(dict.fromkeys([*imports, 'pws_mmdet'])),
@@ -76,15 +105,10 @@ def describe(cfg: Config, base: str, model: dict) -> str:
         ),
         runner_type='PWSRunner',
         model=changes_of(cfg.model, model),
-        optim_wrapper=dict(paramwise_cfg=dict(custom_keys=ALPHA)),
+        optim_wrapper=changes_of(old, new),
         custom_hooks=[*cfg.get('custom_hooks', []), *HOOKS],
     )
-    head = (
-        "# The norm-free variant. gamma is the paper's for ResNet in the backbone,\n"
-        "# and that of its authors' code elsewhere.\n"
-        f'_base_ = {base!r}\n\n'
-    )
-    return head + Config(entries).pretty_text
+    return Config(entries).pretty_text
 
 
 def main() -> None:
