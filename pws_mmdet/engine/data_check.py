@@ -7,6 +7,7 @@ import math
 import os
 import os.path as osp
 import re
+import reprlib
 import urllib.request
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,6 +16,7 @@ from typing import Any
 
 import mmdet
 import mmdet.evaluation.metrics.coco_metric as coco_metric
+import numpy as np
 from mmdet.datasets import BaseDetDataset, CocoDataset, XMLDataset
 from mmdet.datasets.api_wrappers import COCO
 from mmdet.registry import DATASETS
@@ -37,6 +39,11 @@ CLASS_FOLDERS = ('CustomDataset', 'ImageNet')
 # What its CIFAR10 downloads if it is missing: the folder of its files, the archive
 CIFAR10 = 'cifar-10-batches-py'
 CIFAR10_URL = 'https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz'
+# Pixels: of larger masks and boxes nothing is left but overflows
+FAR = 1e6
+# How pycocotools writes numbers: 5 bits a character, of which all but a number's last
+# are marked by the sixth
+RLE_TEXT = re.compile(r'([P-o]{0,6}[0-O])+')
 # By a pattern of a missing path: how to get what lies in its root
 WAYS = {
     r'(?P<root>.*\bdigits_imagefolder)/': (
@@ -207,8 +214,15 @@ def check_truth(evaluator: Evaluator) -> None:
             continue
         needed = ['iscrowd', *(['segmentation'] if 'segm' in metric.metrics else [])]
         for annotation in truth.dataset.get('annotations', ()):
+            # pycocotools notes it in an array of floats where 0 is: found by none
+            i = annotation['id']
+            if not (isinstance(i, int) and 0 < abs(i) < 2**53):
+                raise ValueError(
+                    f'{truth.path}: {type(metric).__name__} needs annotation ids '
+                    f'that are numbers, and not 0, got {i!r}'
+                )
             for key in needed:
-                if annotation.get(key) is None:
+                if annotation.get(key) in (None, []):
                     raise ValueError(
                         f'{truth.path}: the annotation {annotation["id"]!r} has no '
                         f'{key!r}, which {type(metric).__name__} needs'
@@ -226,7 +240,7 @@ class CheckedCOCO(COCO):
         self.path = annotation_file
         try:
             super().__init__(annotation_file)
-        except (AssertionError, ValueError) as e:  # no JSON, or not UTF-8
+        except (AssertionError, RecursionError, ValueError) as e:  # or not UTF-8
             raise ValueError(
                 f'{annotation_file} cannot be used as annotations in the form of '
                 f'COCO: {e}'
@@ -267,6 +281,8 @@ def check_coco(content: Mapping[str, Any]) -> None:
             isinstance(entry, dict) for entry in entries
         ):
             raise ValueError(f'{key!r} is missing, or no list of objects')
+    if not content['images']:
+        raise ValueError("'images' is empty")
     images = _by_id(content['images'], 'image')
     categories = _by_id(content['categories'], 'category')
     for i, image in images.items():
@@ -274,47 +290,114 @@ def check_coco(content: Mapping[str, Any]) -> None:
             raise ValueError(f"the image {i!r} has no 'file_name'")
         for key in ('width', 'height'):
             value = image.get(key)
-            if not (isinstance(value, (int, float)) and 0 < value < math.inf):
+            if not (isinstance(value, (int, float)) and 0 < value < FAR):
                 raise ValueError(
                     f'the {key} of the image {i!r} must be a positive number, not '
-                    f'{value!r}'
+                    f'{reprlib.repr(value)}'
                 )
+    names = set()
     for i, category in categories.items():
         if not isinstance(category.get('name'), str):
             raise ValueError(f"the category {i!r} has no 'name'")
+        if category['name'] in names:
+            raise ValueError(f'the category name {category["name"]!r} is given twice')
+        names.add(category['name'])
     annotations = _by_id(content.get('annotations', []), 'annotation')
     for i, annotation in annotations.items():
         for key, known in (('image_id', images), ('category_id', categories)):
             value = annotation.get(key)
             if isinstance(value, (list, dict)) or value not in known:
                 raise ValueError(
-                    f'the annotation {i!r} has the {key} {value!r}, which is not there'
+                    f'the annotation {i!r} has the {key} {reprlib.repr(value)}, which '
+                    'is not there'
                 )
         box = annotation.get('bbox')
         if not _is_box(box):
             raise ValueError(
                 f'the bbox of the annotation {i!r} must be [x, y, width, height], '
-                f'not {box!r}'
+                f'not {reprlib.repr(box)}'
             )
         area = annotation.get('area')
-        if not (isinstance(area, (int, float)) and 0 <= area < math.inf):
+        if not (isinstance(area, (int, float)) and 0 <= area < FAR**2):
             raise ValueError(
-                f'the area of the annotation {i!r} must be a number, not {area!r}; a '
-                "box's is width * height"
+                f'the area of the annotation {i!r} must be a number, not '
+                f"{reprlib.repr(area)}; a box's is width * height"
             )
-        if not isinstance(annotation.get('segmentation') or [], (list, dict)):
+        if annotation.get('iscrowd') not in (None, 0, 1):
             raise ValueError(
-                f'the segmentation of the annotation {i!r} must be a list of '
-                'polygons, or RLE'
+                f'the iscrowd of the annotation {i!r} must be 0 or 1, not '
+                f'{reprlib.repr(annotation["iscrowd"])}'
             )
+        if wrong := _wrong_of_mask(
+            annotation.get('segmentation'), images[annotation['image_id']]
+        ):
+            raise ValueError(f'the segmentation of the annotation {i!r} {wrong}')
+
+
+def _wrong_of_mask(mask: Any, image: dict) -> str:
+    """Cheap, as there are many: a few calls for a polygon, none for its points."""
+    if mask is None:
+        return ''
+    if isinstance(mask, list):
+        for polygon in mask:
+            if not (
+                isinstance(polygon, list)
+                and len(polygon) >= 6
+                and len(polygon) % 2 == 0
+                and {float, int}.issuperset(map(type, polygon))
+                and -FAR < min(polygon)
+                and max(polygon) < FAR
+                and not math.isnan(sum(polygon))
+            ):
+                return (
+                    'must be polygons [x, y, x, y, x, y, ...] of 3 points or more, '
+                    f'not {reprlib.repr(polygon)}'
+                )
+        return ''
+    if not isinstance(mask, dict):
+        return f'must be a list of polygons, or RLE, not {reprlib.repr(mask)}'
+    size, counts = [image['height'], image['width']], mask.get('counts')
+    if mask.get('size') != size:
+        return (
+            f'must have the size [height, width] of its picture, {size}, not '
+            f'{reprlib.repr(mask.get("size"))}'
+        )
+    if isinstance(counts, str) and RLE_TEXT.fullmatch(counts):
+        counts = _counts_of(counts)
+    is_rle = isinstance(counts, list) and {int}.issuperset(map(type, counts))
+    if not is_rle or min(counts, default=0) < 0 or sum(counts) != size[0] * size[1]:
+        return (
+            f'must have counts that add up to its {size[0]} x {size[1]} pixels, not '
+            f'{reprlib.repr(mask.get("counts"))}'
+        )
+    return ''
+
+
+def _counts_of(text: str) -> list[int]:
+    """The counts of an RLE, of which pycocotools writes differences."""
+    codes = np.frombuffer(text.encode(), np.uint8).astype(np.int64) - 48
+    ends = np.flatnonzero(codes < 32)
+    starts = np.concatenate(([0], ends[:-1] + 1))
+    lengths = ends - starts + 1
+    shifts = 5 * (np.arange(len(codes)) - np.repeat(starts, lengths))
+    counts = np.add.reduceat((codes & 31) << shifts, starts)
+    counts -= np.where(codes[ends] & 16, 1 << 5 * lengths, 0)
+    counts[1::2] = counts[1::2].cumsum()
+    counts[2::2] = counts[2::2].cumsum()
+    return counts.tolist()
 
 
 def _by_id(entries: Sequence[dict], kind: str) -> dict[Any, dict]:
     by_id = {}
     for i, entry in enumerate(entries):
         key = entry.get('id')
-        if not isinstance(key, (int, str)):
+        if type(key) not in (int, str):
             raise ValueError(f'number {i} of the {kind} entries has no id')
+        if type(key) is not type(entries[0]['id']):
+            raise ValueError(
+                f'some of the {kind} ids are texts, others numbers: '
+                f'{entries[0]["id"]!r}, {key!r}'
+            )
         if key in by_id:
             raise ValueError(f'the {kind} id {key!r} is given twice')
         by_id[key] = entry
@@ -325,7 +408,7 @@ def _is_box(box: Any) -> bool:
     return (
         isinstance(box, list)
         and len(box) == 4
-        and all(isinstance(v, (int, float)) and math.isfinite(v) for v in box)
+        and all(isinstance(v, (int, float)) and -FAR < v < FAR for v in box)
         and box[2] >= 0 <= box[3]
     )
 

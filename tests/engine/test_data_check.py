@@ -1,5 +1,6 @@
 import copy
 import functools
+import itertools
 import json
 import math
 import os
@@ -12,16 +13,21 @@ import cv2
 import numpy as np
 import pytest
 from conftest import ROOT
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import array_shapes, arrays
 from mmdet.datasets import CocoDataset
 from mmdet.evaluation.metrics import coco_metric
 from mmdet.registry import DATASETS
 from mmengine.config import Config
+from pycocotools import mask as mask_api
 
 from pws_mmdet import PWSRunner
 from pws_mmdet.engine import data_check
 from pws_mmdet.engine.data_check import (
     DOWNLOAD,
     CheckedCOCO,
+    check_coco,
     check_data,
     check_pictures,
     checked_annotations,
@@ -410,6 +416,31 @@ BROKEN = [
     (lambda c: c['annotations'][1].update(bbox=[9, '9', 5, 5]), "bbox .* '9'"),
     (lambda c: without(c['annotations'][1], 'area'), 'the area of the annotation 2'),
     (lambda c: c['annotations'][1].update(segmentation='x'), 'the segmentation of the'),
+    (lambda c: c.update(images=[]), "'images' is empty"),
+    (lambda c: c['images'][1].update(id='2'), "some of the image ids .*: 1, '2'"),
+    (lambda c: c['images'][1].update(width=10**400), 'the width of the image 2'),
+    (lambda c: c['annotations'][1].update(bbox=[0, 10**400, 1, 1]), 'bbox .* 2 must'),
+    (lambda c: c['annotations'][1].update(area=10**400), 'the area of the annotation'),
+    (lambda c: c['annotations'][1].update(iscrowd='no'), "iscrowd .* 2 must .* 'no'"),
+    (lambda c: c['annotations'][1].update(iscrowd=[1]), r'iscrowd .* 2 .* \[1\]'),
+    (
+        lambda c: c['categories'][1].update(name=c['categories'][0]['name']),
+        "the category name 'zero' is given twice",
+    ),
+]
+POLYGONS = [
+    *([1, 2, 3, 4, 5, 6], ['1, 2'], [None], [[]], [{}], [[1, 2, 3, 4]]),
+    *([[1, 2, 3, 4, 5, 6, 7]], [[1, 2, 3, 4, 5, '6']], [[1, 2, 3, 4, 5, math.nan]]),
+    *([[1, 2, 3, 4, 5, math.inf]], [[1, 2, 3, 4, 5, 10**400]]),
+    *([[1, 2, 3, 4, 5, None]], [[1, 2, 3, 4, 5, [6]]], [[math.nan] * 6]),
+]
+PICTURE = dict(height=4, width=5)
+RLES = [
+    *({}, dict(counts=[20]), dict(size=[4, 5]), dict(size=[5, 4], counts=[20])),
+    *(dict(size=[4, 5], counts=counts) for counts in ([19], [], [21, -1], [20.0])),
+    *(dict(size=[4, 5], counts=counts) for counts in (None, 20, ['20'], [[20]])),
+    *(dict(size=[4, 5], counts=counts) for counts in ('', '0', 'o', 'é', '~~', 'oo0')),
+    *(dict(size=size, counts=[20]) for size in ('45', 45, [4], [-4, -5], ['4', '5'])),
 ]
 
 
@@ -423,8 +454,48 @@ def test_broken_annotations(coco, spoil, message):
         CheckedCOCO(str(path))
 
 
+def one_object(picture, **annotation):
+    box = dict(id=3, image_id=1, category_id=1, bbox=[0, 0, 2, 2], area=4)
+    return dict(
+        images=[dict(picture, id=1, file_name='a.png')],
+        categories=[dict(id=1, name='a')],
+        annotations=[dict(box, **annotation)],
+    )
+
+
+@pytest.mark.parametrize('mask', [*POLYGONS, *RLES], ids=str)
+def test_masks_that_are_none(mask):
+    check_coco(one_object(PICTURE))
+    with pytest.raises(ValueError, match='the segmentation of the annotation 3 must'):
+        check_coco(one_object(PICTURE, segmentation=mask))
+
+
+@given(
+    arrays(np.uint8, array_shapes(min_dims=2, max_dims=2), elements=st.integers(0, 1))
+)
+@settings(derandomize=True, deadline=None, database=None)
+def test_every_mask_of_pycocotools_passes(pixels):
+    rle = mask_api.encode(np.asfortranarray(pixels))
+    rle['counts'] = rle['counts'].decode()
+    flat = pixels.flatten(order='F')
+    runs = [len(list(run)) for _, run in itertools.groupby(flat)]
+    runs = [0, *runs] if flat[0] else runs
+    assert data_check._counts_of(rle['counts']) == runs
+    height, width = pixels.shape
+    for mask in (rle, dict(size=[height, width], counts=runs)):
+        check_coco(one_object(dict(height=height, width=width), segmentation=mask))
+
+
 @pytest.mark.parametrize(
-    'content', [b'', b'{"images": [', b'[]', b'\xff\xd8\xff\xe0', '{}'.encode('utf-16')]
+    'content',
+    [
+        b'',
+        b'{"images": [',
+        b'[]',
+        b'\xff\xd8\xff\xe0',
+        '{}'.encode('utf-16'),
+        b'[' * 10**6,
+    ],
 )
 def test_no_annotations_at_all(tmp_path, content):
     path = tmp_path / 'train.json'
@@ -438,7 +509,10 @@ def test_annotations_as_the_real_ones_pass(coco):
     path = coco / 'annotations/instances_train2017.json'
     content = json.loads(path.read_text())
     content['annotations'][0].update(bbox=[0, 0, 10.5, 0], area=0, iscrowd=1)
-    content['annotations'][1].update(segmentation=dict(counts=[], size=[1, 1]))
+    size = [content['images'][0][key] for key in ('height', 'width')]
+    rle = dict(counts=[size[0] * size[1]], size=size)
+    content['annotations'][1].update(segmentation=rle)
+    content['annotations'][2].update(segmentation=[])
     path.write_text(json.dumps(content))
     assert CheckedCOCO(str(path)).dataset == content
     del content['annotations']
@@ -456,6 +530,8 @@ MASK_CONFIG = 'mini/mask_rcnn_r18_fpn_pws_digits'
         (DIGITS_CONFIG, 'val', lambda a: a.update(image_id=99), 'image_id 99'),
         (MASK_CONFIG, 'train', lambda a: without(a, 'segmentation'), 'no segmentation'),
         (DIGITS_CONFIG, 'val', lambda a: without(a, 'iscrowd'), "no 'iscrowd'"),
+        (DIGITS_CONFIG, 'val', lambda a: a.update(id=0), 'not 0, got 0'),
+        (DIGITS_CONFIG, 'val', lambda a: a.update(id=10**400), 'not 0, got 1000'),
     ],
 )
 def test_training_stops_at_broken_annotations(drawn, config, split, spoil, message):
@@ -470,10 +546,11 @@ def test_training_stops_at_broken_annotations(drawn, config, split, spoil, messa
         runner.train()
 
 
-def test_masks_to_evaluate_with(drawn):
+@pytest.mark.parametrize('mask', [None, []])
+def test_masks_to_evaluate_with(drawn, mask):
     path = drawn / 'annotations/instances_val2017.json'
     content = json.loads(path.read_text())
-    del content['annotations'][0]['segmentation']
+    content['annotations'][0]['segmentation'] = mask
     path.write_text(json.dumps(content))
     cfg = load(MASK_CONFIG)
     for part in cfg.val_dataloader.dataset.pipeline:
