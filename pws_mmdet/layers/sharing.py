@@ -2,8 +2,8 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from contextvars import ContextVar, Token
-from typing import NamedTuple
+from contextvars import ContextVar
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -38,12 +38,14 @@ def filters_of(conv: nn.Conv2d, compute: Callable[[], Tensor]) -> Tensor:
 
     Those of other parameters (functional_call, parametrizations) and those without
     gradients are told apart. Inside of a region that is computed again in the
-    backward pass (checkpointing), everything is computed, as it will be then.
+    backward pass (checkpointing), everything is computed, and then again.
     """
     # the first: a compiler sees that itself, and cannot look into the store
     if torch.compiler.is_compiling() or (store := _store.get()) is None:
         return compute()
     if torch._C._autograd._top_saved_tensors_default_hooks(True) is not None:
+        return compute()
+    if torch._C._current_graph_task_id() != -1:  # in a backward pass
         return compute()
     # those of parametrizations, which are modules of the layer, too
     parameters = [p for m in conv.modules() for p in m._parameters.values()]
@@ -57,18 +59,20 @@ def filters_of(conv: nn.Conv2d, compute: Callable[[], Tensor]) -> Tensor:
 
 
 class _Sharing:
-    """The hooks of :func:`share_filters`."""
+    """Makes the forward passes of a module those of :func:`share_filters`.
 
-    def __init__(self) -> None:
-        self.tokens: list[Token] = []  # a module may call itself
+    Hooks would not do: of KeyboardInterrupt they hear nothing. The module keeps its
+    own ``forward``, where :func:`fuse_pws` finds it if it is compiled.
+    """
 
-    def open(self, module: nn.Module, args: tuple) -> None:
-        if not torch.compiler.is_compiling():
-            self.tokens.append(_store.set({}))
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
 
-    def close(self, module: nn.Module, args: tuple, output: object) -> None:
-        if not torch.compiler.is_compiling():
-            _store.reset(self.tokens.pop())
+    def forward(self, *args, **kwargs) -> Any:
+        if torch.compiler.is_compiling():
+            return self.module._own_forward(*args, **kwargs)
+        with shared_filters():
+            return self.module._own_forward(*args, **kwargs)
 
 
 def share_filters(module: nn.Module) -> nn.Module:
@@ -83,11 +87,10 @@ def share_filters(module: nn.Module) -> nn.Module:
     Returns:
         The module.
     """
-    hooks = module._forward_pre_hooks.values()
-    if not any(isinstance(getattr(h, '__self__', None), _Sharing) for h in hooks):
-        sharing = _Sharing()
-        module.register_forward_pre_hook(sharing.open)
-        module.register_forward_hook(sharing.close, always_call=True)
+    if not hasattr(module, '_own_forward'):
+        module._own_forward = module.forward
+        # a bound method, which copies and pickles follow the module with
+        module.forward = _Sharing(module).forward
     return module
 
 

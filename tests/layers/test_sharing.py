@@ -1,5 +1,7 @@
 import copy
 import pickle
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -12,7 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils.parametrizations import spectral_norm, weight_norm
 from torch.utils.checkpoint import checkpoint
 
-from pws_mmdet import PWSConv2d, WNConv2d, share_filters, shared_filters
+from pws_mmdet import PWSConv2d, WNConv2d, fuse_pws, share_filters, shared_filters
 from pws_mmdet.layers import pws_conv
 
 
@@ -104,13 +106,40 @@ def test_a_context_of_ones_own(counted):
     assert len(counted) == 3
 
 
-def test_an_exception_closes_it(counted):
+@pytest.mark.parametrize('kind', [RuntimeError, KeyboardInterrupt, SystemExit])
+def test_an_exception_closes_it(kind, counted):
     head, x = share_filters(Head()), maps()
-    with pytest.raises(RuntimeError):
-        head([x[0], torch.ones(1, 7, 9, 9)])
+
+    def region(function, x):
+        function(x)
+        raise kind
+
+    head.region = region
+    with pytest.raises(kind):
+        head(x)
     head.convs(x[0])
     head.convs(x[0])
     assert len(counted) == 3
+
+
+def test_threads_have_their_own(counted):
+    """Two threads are in the same head at once, and leave it in either order."""
+    head, x = share_filters(Head()), maps()
+    wanted = head(x)
+    counted.clear()
+    together = threading.Barrier(2)
+
+    def region(function, x):
+        y = function(x)
+        together.wait(timeout=60)
+        return y
+
+    head.region = region
+    with ThreadPoolExecutor(2) as pool:
+        made = list(pool.map(head, [x, x]))
+    for y in made:
+        assert_same(y, wanted)
+    assert len(counted) == 2  # one for each
 
 
 def test_filters_without_gradients_are_others():
@@ -157,15 +186,52 @@ def test_regions_that_are_computed_again(reentrant, regions):
     assert_same(outputs_and_gradients(share_filters(head), x), wanted)
 
 
-def test_copies():
+@pytest.mark.parametrize('reentrant', [True, False])
+def test_a_backward_pass_in_the_context_computes_again(reentrant):
+    conv, x = PWSConv2d(3, 4, 3), [m.requires_grad_() for m in maps()]
+
+    def gradients():
+        conv.zero_grad()
+        y = [conv(x[0]), checkpoint(conv, x[1], use_reentrant=reentrant), conv(x[2])]
+        torch.cat([out.flatten() for out in y]).square().sum().backward()
+        return [p.grad.clone() for p in conv.parameters()]
+
+    wanted = gradients()
+    with shared_filters():
+        assert_same(gradients(), wanted)
+
+
+def test_copies(counted):
+    """They share their own filters; fused ones have none."""
     head, x = share_filters(Head()), maps()
     head.region = None
-    for other in (copy.deepcopy(head), pickle.loads(pickle.dumps(head))):
-        for one in (head, other):
-            one.region = lambda function, x: function(x)
+    again = pickle.loads(pickle.dumps(head))
+    for other in (copy.deepcopy(head), again, share_filters(copy.deepcopy(again))):
+        other.region = Head().region
         other.convs[0].weight.data.normal_()
-        assert not torch.equal(head(x)[0], other(x)[0])
-        head.region = None
+        counted.clear()
+        made = other(x)
+        assert len(counted) == 1
+        unshared = [other.convs(m) for m in x]
+        assert_same(made, unshared)
+        assert_same(fuse_pws(other)(x), unshared)
+
+
+@pytest.mark.parametrize('first', ['compiled', 'shared'])
+def test_a_copy_of_a_compiled_one_is_its_own(first):
+    head, x = Head(), maps()
+    steps = [
+        lambda: setattr(head, 'forward', torch.compile(head.forward, backend='eager')),
+        lambda: share_filters(head),
+    ]
+    for step in steps if first == 'compiled' else steps[::-1]:
+        step()
+    wanted = head(x)
+    share_filters(head)  # changes nothing
+    assert_same(head(x), wanted)
+    fused = fuse_pws(head)
+    head.convs[0].weight.data.normal_()
+    assert_same(fused(x), wanted)
 
 
 def test_autocast():
