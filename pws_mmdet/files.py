@@ -1,6 +1,7 @@
 """Files that are there as a whole or not at all, and tables in pages."""
 
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,14 +12,21 @@ def write_whole(path: str | Path, write: Callable[[Path], Any]) -> None:
 
     Args:
         path: The file, which is replaced if it exists, in a folder that is made if
-            there is none.
+            there is none. A link to a file stays one, unless a link is made, and
+            devices and pipes are written to.
         write: Writes it under another name in the same folder, or makes a link.
     """
     path = Path(path)
+    if path.exists() and not path.is_file() and not path.is_dir():
+        write(path)
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f'.{path.name}.partial')
+    partial = _beside(path)
     try:
         write(partial)
+        if path.is_symlink() and not partial.is_symlink():
+            path = Path(os.path.realpath(path))
+            partial = shutil.move(partial, _beside(path))  # maybe on another disk
         with open(partial, 'rb') as f:
             os.fsync(f.fileno())
         os.replace(partial, path)
@@ -29,6 +37,10 @@ def write_whole(path: str | Path, write: Callable[[Path], Any]) -> None:
         os.fsync(folder)  # the new name
     finally:
         os.close(folder)
+
+
+def _beside(path: Path) -> Path:
+    return path.with_name(f'.{path.name}.partial')
 
 
 def put_in_page(path: Path, name: str, markdown: str) -> None:
