@@ -28,7 +28,7 @@ def test_one_warning_names_the_remedy(messages):
     net = model()
     steps(net, build(net), count=3)
     assert len(messages) == 1
-    assert 'alpha of 2 PWS layers' in messages[0] and REMEDY in messages[0]
+    assert 'alpha of 2 PWS layers' in messages[0] and messages[0].endswith(REMEDY)
 
 
 def test_the_remedy_works(messages):
@@ -41,6 +41,21 @@ def test_the_remedy_works(messages):
     decays = {id(g['params'][0]): g['weight_decay'] for g in wrapper.param_groups}
     for name, p in net.named_parameters():
         assert decays[id(p)] == (0 if name.endswith('alpha') else 1e-4), name
+
+
+def test_a_longer_key_takes_the_full_names(messages):
+    """'.alpha' has no effect beside 'backbone'; the names that are advised have."""
+    net = nn.ModuleDict(dict(backbone=nn.ModuleDict(dict(conv1=PWSConv2d(3, 4, 3)))))
+    keys = {'backbone': dict(lr_mult=0.1), '.alpha': dict(decay_mult=0.0)}
+    full_name = "'backbone.conv1.alpha', with its lr_mult and decay_mult=0"
+    for _ in range(2):
+        wrapper = build(net, paramwise_cfg=dict(custom_keys=keys))
+        net.backbone.conv1(torch.randn(1, 3, 9, 9)).sum().backward()
+        wrapper.step()
+        assert len(messages) == 1
+        assert full_name in messages[0]
+        keys['backbone.conv1.alpha'] = dict(lr_mult=0.1, decay_mult=0.0)
+    assert {group['lr'] for group in wrapper.optimizer.param_groups} == {1e-3}
 
 
 def test_optimizers_of_torch_and_copied_models(messages):
