@@ -1,5 +1,6 @@
 """Checkpoints that a killed training leaves whole."""
 
+import inspect
 import os
 import re
 from collections.abc import Iterator
@@ -66,7 +67,22 @@ class WholeCheckpointHook(CheckpointHook):
     An old checkpoint is deleted only when the new one is on the disk, and not
     before, as MMEngine does, so that there always is a whole one. Its arguments are
     those of CheckpointHook, which :class:`PWSRunner` replaces by it.
+
+    Raises:
+        TypeError: If there is no argument of a name. CheckpointHook hands it to the
+            runner's ``save_checkpoint``, where the first checkpoint fails.
     """
+
+    def __init__(self, *args, **kwargs) -> None:
+        known = [*inspect.signature(CheckpointHook).parameters]
+        known = [*known[:-1], 'save_param_scheduler']  # instead of **kwargs
+        unknown = [name for name in kwargs if name not in known]
+        if unknown:
+            raise TypeError(
+                f'CheckpointHook has no argument {", ".join(map(repr, unknown))}; it '
+                f'has {", ".join(known)}'
+            )
+        super().__init__(*args, **kwargs)
 
     @contextmanager
     def _removing_later(self) -> Iterator[None]:

@@ -1,3 +1,5 @@
+from unittest import mock
+
 import pytest
 import torch
 from mmcv.cnn import ConvModule
@@ -159,13 +161,23 @@ def test_a_training_says_what_it_is_made_of_and_is_watched(runner):
 
 
 def test_heads_of_several_levels_share_their_filters(runner):
-    class Head(nn.Sequential):
+    class Twice(nn.Sequential):
+        def forward(self, x):
+            return super().forward(x), super().forward(x)
+
+    class Head(Twice):
         forward_single = None
 
     model = Net()
-    model.head, model.other = Head(PWSConv2d(2, 2, 3)), nn.Sequential()
+    model.head, model.other = Head(PWSConv2d(2, 2, 3)), Twice(PWSConv2d(2, 2, 3))
     runner(model)
-    assert model.head._forward_pre_hooks and not model.other._forward_pre_hooks
+    counts = []
+    for twice in (model.head, model.other):
+        computed = mock.Mock(wraps=twice[0].standardized_weight)
+        twice[0].standardized_weight = computed
+        twice(torch.ones(1, 2, 4, 4))
+        counts.append(computed.call_count)
+    assert counts == [1, 2]
 
 
 def test_an_empty_training_set_is_an_error(runner):
@@ -252,6 +264,12 @@ def test_an_unknown_option_of_a_hook_is_named(runner):
     message = "DivergenceHook has no argument 'intervall'; it has interval"
     with pytest.raises(TypeError, match=message):
         runner(Net(), custom_hooks=[dict(type='DivergenceHook', intervall=7)])
+    checkpoint = dict(type='CheckpointHook', max_kep_ckpts=1, save_param_scheduler=True)
+    message = "CheckpointHook has no argument 'max_kep_ckpts'; it has interval, .*save"
+    with pytest.raises(TypeError, match=message):
+        runner(Net(), default_hooks=dict(checkpoint=checkpoint))
+    del checkpoint['max_kep_ckpts']
+    runner(Net(), default_hooks=dict(checkpoint=checkpoint)).train()
 
 
 def test_other_launchers_need_a_gpu(runner, monkeypatch):
