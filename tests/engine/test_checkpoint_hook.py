@@ -8,6 +8,7 @@ import pytest
 import torch
 from conftest import runner_of
 from mmengine.fileio import LocalBackend
+from mmengine.hooks import Hook
 from mmengine.model import BaseModel
 from torch import nn
 from torch.utils.data import Dataset
@@ -15,8 +16,10 @@ from torch.utils.data import Dataset
 from pws_mmdet import PWSRunner
 from pws_mmdet.compat import DamagedCheckpointError, load_local_checkpoint
 from pws_mmdet.engine.checkpoint_hook import LATEST, find_checkpoints
+from pws_mmdet.files import write_whole
 
 EPOCHS = 8
+PARTS = 8  # in which a checkpoint is written
 
 
 class Noise(Dataset):
@@ -39,10 +42,8 @@ class Net(BaseModel):
         return dict(loss=self.fc(x).square().mean() + self.ballast.bias.square().sum())
 
 
-def train(work_dir, epochs=EPOCHS, resume=True, ready=None):
+def train(work_dir, epochs=EPOCHS, resume=True, custom_hooks=()):
     torch.manual_seed(1)
-    if ready is not None:
-        ready.set()
     runner = runner_of(
         Net(),
         Noise(),
@@ -55,6 +56,7 @@ def train(work_dir, epochs=EPOCHS, resume=True, ready=None):
             sampler_seed=dict(type='EpochSeedHook'),
             checkpoint=dict(type='CheckpointHook', interval=1, max_keep_ckpts=1),
         ),
+        custom_hooks=[*custom_hooks],
     )
     runner.train()
     return runner.model.fc.weight.detach()
@@ -110,7 +112,7 @@ def start():
             process.join()
         return process
 
-    start.event = context.Event
+    start.pipe = context.Pipe
     return start
 
 
@@ -127,24 +129,127 @@ def test_a_training_killed_in_mid_checkpoint(start, tmp_path, moment, found):
     assert not list(tmp_path.glob('.epoch*'))
 
 
+def recorded(monkeypatch):
+    """Calls that reach the disk, in their order, by the name of the file."""
+    events = []
+
+    def record(owner, name, path_of):
+        stock = getattr(owner, name)
+
+        def call(*args, **kwargs):
+            path = path_of(*args)
+            result = stock(*args, **kwargs)
+            events.append((name, os.path.basename(path)))
+            return result
+
+        monkeypatch.setattr(owner, name, call)
+
+    record(os, 'fsync', lambda fd: os.readlink(f'/proc/self/fd/{fd}'))
+    record(os, 'replace', lambda src, dst: dst)
+    record(LocalBackend, 'remove', lambda self, path: path)
+    return events
+
+
+@pytest.mark.skipif(not os.path.isdir('/proc/self/fd'), reason='it names open files')
+def test_the_old_checkpoint_goes_when_the_new_one_is_on_the_disk(tmp_path, monkeypatch):
+    train(tmp_path, epochs=1)
+    events = recorded(monkeypatch)
+    train(tmp_path, epochs=2)
+    assert events == [
+        ('fsync', '.epoch_2.pth.partial'),
+        ('replace', 'epoch_2.pth'),
+        ('fsync', tmp_path.name),
+        ('remove', 'epoch_1.pth'),
+    ]
+
+
+@pytest.mark.parametrize('folder', ['.', 'elsewhere'])
+def test_a_link_stays_one(tmp_path, folder):
+    link, file = tmp_path / 'link', tmp_path / folder / 'file'
+    file.parent.mkdir(exist_ok=True)
+    file.write_text('old')
+    old = file.stat().st_ino
+    link.symlink_to(file)
+    write_whole(link, lambda part: part.write_text('new'))
+    assert link.is_symlink() and file.read_text() == 'new'
+    assert file.stat().st_ino != old  # as a whole
+    (tmp_path / 'other').touch()
+    write_whole(link, lambda part: part.symlink_to('other'))
+    assert os.readlink(link) == 'other' and file.read_text() == 'new'
+    assert not list(tmp_path.rglob('.*'))
+
+
+def test_a_pipe_is_written_to(tmp_path):
+    pipe = tmp_path / 'pipe'
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    write_whole(pipe, lambda part: part.write_text('text'))
+    assert os.read(reader, 99) == b'text'
+    os.close(reader)
+    assert pipe.is_fifo() and os.listdir(tmp_path) == ['pipe']
+
+
+class Steps(Hook):
+    """Tells another process of every step, and waits for its answer."""
+
+    def __init__(self, ask):
+        self.ask = ask
+
+    def before_train_iter(self, runner, batch_idx, data_batch=None):
+        self.ask((runner.epoch, batch_idx))
+
+
+def train_in_steps(work_dir, pipe):
+    """Wait before every step, and after every part of a checkpoint."""
+
+    def ask(event):
+        pipe.send(event)
+        pipe.recv()
+
+    def put(self, obj, filepath):
+        size = -(-len(obj) // PARTS)
+        with open(filepath, 'wb', buffering=0) as f:
+            for part in range(PARTS):
+                f.write(obj[part * size : (part + 1) * size])
+                ask((os.path.basename(filepath), part))
+
+    LocalBackend.put = put
+    train(work_dir, custom_hooks=[Steps(ask)])
+
+
+def epochs_done(work_dir):
+    """Of the latest checkpoint; 0 without one."""
+    latest = find_checkpoints(work_dir)[:1]
+    for path in latest:
+        assert weights(path).isfinite().all()
+    return int(latest[0].stem.removeprefix('epoch_')) if latest else 0
+
+
 @pytest.mark.slow
-def test_a_training_killed_at_random_moments(start, tmp_path):
-    whole = train(tmp_path / 'whole')
-    killed, moments = 0, random.Random(0)
-    work_dir = tmp_path / 'killed'
-    while killed < 10:
-        ready = start.event()
-        process = start(train, work_dir, ready=ready, wait=False)
-        ready.wait()
-        process.join(moments.uniform(0, 1.5))
+@pytest.mark.parametrize('moment', ['in an epoch', 'in a checkpoint'])
+def test_a_training_killed_at_random_moments(start, tmp_path, moment):
+    """Five times; each time it goes on from the latest checkpoint."""
+    work_dir, random_moments = tmp_path / 'killed', random.Random(0)
+    for done in range(5):
+        ours, theirs = start.pipe()
+        process = start(train_in_steps, work_dir, theirs, wait=False)
+        theirs.close()
+        event = ours.recv()
+        assert event == (done, 0)
+        if moment == 'in an epoch':
+            last = done + 1, random_moments.randint(1, 3)
+        else:
+            last = f'.epoch_{done + 2}.pth.partial', random_moments.randrange(PARTS)
+        while event != last:
+            ours.send(None)
+            event = ours.recv()
         process.kill()
         process.join()
-        killed += process.exitcode == -signal.SIGKILL
-        for path in find_checkpoints(work_dir):
-            assert weights(path).isfinite().all()
-        if work_dir.exists() and list(work_dir.glob(f'epoch_{EPOCHS}.pth')):
-            shutil.rmtree(work_dir)  # it got to its end: begin again
-    assert torch.equal(train(work_dir), whole)
+        assert process.exitcode == -signal.SIGKILL
+        assert bool(list(work_dir.glob('.*'))) == (moment == 'in a checkpoint')
+        assert epochs_done(work_dir) == done + 1
+    assert torch.equal(train(work_dir), train(tmp_path / 'whole'))
+    assert not list(work_dir.glob('.*'))
 
 
 def test_old_checkpoints_go_in_the_end(tmp_path):
