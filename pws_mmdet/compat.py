@@ -7,10 +7,12 @@ import codecs
 import difflib
 import functools
 import json
+import os
 import os.path as osp
 import pickle
 import runpy
 import sys
+import traceback
 import types
 import urllib.error
 import urllib.parse
@@ -346,15 +348,22 @@ def import_mmpretrain() -> None:
 def run_mmdet_tool(name: str) -> None:
     """Run one of the installed MMDetection's programs in this process.
 
+    What is wrong before its loop over data begins, with the config, a checkpoint or
+    the data, ends it with the exit status 2 and the error alone, without a traceback
+    unless the environment has PWS_DEBUG.
+
     Args:
         name: Its path below MMDetection's ``tools/``, such as 'train.py'.
 
     Raises:
         FileNotFoundError: If the installation holds no such program.
+        Exception: Whatever ends the loop.
     """
     import mmdet
+    import mmengine.config
     import mmengine.runner
 
+    from .config import ConfigOptions
     from .engine import PWSRunner
 
     package = Path(mmdet.__file__).parent
@@ -367,4 +376,37 @@ def run_mmdet_tool(name: str) -> None:
             f'{" nor ".join(map(str, candidates))}. Reinstall it: {INSTALL}'
         )
     mmengine.runner.Runner = PWSRunner
-    runpy.run_path(str(program), run_name='__main__')
+    mmengine.config.DictAction = ConfigOptions
+    try:
+        runpy.run_path(str(program), run_name='__main__')
+    except Exception as e:
+        if os.environ.get('PWS_DEBUG') or _has_begun(e):
+            raise
+        # as the last lines of a traceback, which is what logs are searched for
+        text = ''.join(traceback.format_exception_only(e)).rstrip()
+        if config := _config_of(e):
+            text = f'ValueError: {config} cannot be read: {text}'
+        print(f'{name} stops; PWS_DEBUG=1 shows where:\n{text}', file=sys.stderr)
+        sys.exit(2)
+
+
+def _has_begun(error: Exception) -> bool:
+    """Whether an error is one of a loop over data that runs."""
+    from mmengine.runner import BaseLoop
+
+    frames = (frame for frame, _ in traceback.walk_tb(error.__traceback__))
+    return any(
+        frame.f_code.co_name == 'run'
+        and isinstance(frame.f_locals.get('self'), BaseLoop)
+        for frame in frames
+    )
+
+
+def _config_of(error: Exception) -> str | None:
+    """The config that could not be read."""
+    from mmengine.config import Config
+
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        if frame.f_code is Config.fromfile.__code__:
+            return str(frame.f_locals['filename'])
+    return None
