@@ -1,13 +1,16 @@
+import os
 import random
 
 import numpy as np
 import pytest
 import torch
+from conftest import run_on_two_processes, runner_of
 from mmengine.model import BaseModel
 from torch import nn
 from torch.utils.data import Dataset
 
-from pws_mmdet import EpochSeedHook
+from pws_mmdet import EpochSeedHook, PWSRunner
+from pws_mmdet.engine.utils import unwrap_model
 
 
 class Noise(Dataset):
@@ -84,3 +87,41 @@ def test_without_a_seed_runs_differ(make_runner):
         train(make_runner, None, 1, dict(num_workers=0))[1] for _ in range(2)
     )
     assert not torch.equal(first, second)
+
+
+def train_as_one_of_two(work_dir, epochs, resume=False):
+    torch.manual_seed(1)
+    seen = []
+    runner = runner_of(
+        Net(seen),
+        Noise(),
+        work_dir,
+        PWSRunner,
+        batch_size=2,
+        epochs=epochs,
+        resume=resume,
+        randomness=dict(seed=3),
+        default_hooks=dict(sampler_seed=EpochSeedHook()),
+        launcher='pytorch',
+    )
+    weight = unwrap_model(runner.train()).fc.weight.detach()
+    torch.distributed.barrier()  # the first one writes the checkpoint
+    return weight, torch.cat(seen)
+
+
+def worker(rank, path):
+    os.environ['LOCAL_RANK'] = str(rank)
+    whole = train_as_one_of_two(path / 'whole', 3)
+    train_as_one_of_two(path / 'cut', 2)
+    torch.save((whole, train_as_one_of_two(path / 'cut', 3, True)), path / f'{rank}.pt')
+
+
+def test_two_processes_draw_differently_and_repeat_it(tmp_path):
+    run_on_two_processes(worker, tmp_path)
+    drawn = []
+    for rank in range(2):
+        (weight, seen), (resumed_weight, rest) = torch.load(tmp_path / f'{rank}.pt')
+        assert torch.equal(resumed_weight, weight)
+        assert torch.equal(rest, seen[-len(rest) :]) and len(seen) == 3 * len(rest)
+        drawn += seen[:, 1:].flatten().tolist()
+    assert len(set(drawn)) == len(drawn) == 2 * 3 * 4 * 3
