@@ -8,7 +8,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from mmcv.cnn import build_conv_layer
 
-from pws_mmdet import NoNorm, PWSConv2d, SwitchableNorm2d, WNConv2d
+from pws_mmdet import (
+    AnySizeInstanceNorm2d,
+    NoNorm,
+    PWSConv2d,
+    SwitchableNorm2d,
+    WNConv2d,
+)
 
 settings.register_profile(
     'repeatable', derandomize=True, deadline=None, database=None, max_examples=100
@@ -116,7 +122,7 @@ def test_every_convolution_is_one_with_the_filters_of_the_formula(cls):
 
 NO_SIZE = [0, -1, 1.5, '3', None, True, math.nan, (1, 2, 3), (), (1, 0), ('1', 1), {}]
 NO_FLAG = [None, 0, 1, 0.5, 'True', 'no', []]
-NO_NUMBER = [0, -1e-4, math.nan, math.inf, '1e-4', None, [1e-4], 1j]
+NO_NUMBER = [0, -1e-4, math.nan, math.inf, '1e-4', None, [1e-4], 1j, 10**400]
 NO_MODE = [None, True, 1, 'Channel', '', ['layer']]
 WRONG = dict(
     in_channels=[v for v in NO_SIZE if v != 1],
@@ -126,7 +132,7 @@ WRONG = dict(
     dilation=NO_SIZE,
     groups=[*NO_SIZE, 4],
     padding=[-1, 1.5, None, True, (1, 2, 3), (-1, 0), 'Same', '1'],
-    padding_mode=['constant', None, 0],
+    padding_mode=['constant', None, 0, ['zeros'], {}],
     beta=NO_FLAG,
     dtype=[torch.int64, torch.complex64, 'float32', 32],
 )
@@ -169,6 +175,16 @@ def test_what_is_no_convolution_is_refused_by_name(cls):
             SwitchableNorm2d,
             dict(num_features=NO_SIZE, eps=NO_NUMBER[1:], momentum=NO_NUMBER[1:]),
         ),
+        (
+            AnySizeInstanceNorm2d,
+            dict(
+                num_features=NO_SIZE,
+                eps=NO_NUMBER[1:],
+                momentum=[v for v in NO_NUMBER[1:] if v is not None],
+                affine=NO_FLAG,
+                track_running_stats=NO_FLAG,
+            ),
+        ),
     ],
 )
 def test_what_is_no_norm_layer_is_refused_by_name(cls, wrong):
@@ -184,6 +200,7 @@ def test_every_norm_layer_is_finite_and_comes_back(n, c, h, w, bias, eps, moment
     for make in (
         lambda: NoNorm(c, bias, eps),
         lambda: SwitchableNorm2d(c, eps, momentum),
+        lambda: AnySizeInstanceNorm2d(c, eps, momentum, bias),
     ):
         norm, twin = make(), make()
         y = norm(x)

@@ -1,6 +1,10 @@
+import sys
+
 import torch
 from mmengine.registry import MODELS
 from torch import Tensor, nn
+
+from ..arguments import check_flags, check_integers
 
 
 @MODELS.register_module(name=['AnySizeIN', 'AnySizeInstanceNorm2d'], force=True)
@@ -13,6 +17,9 @@ class AnySizeInstanceNorm2d(nn.InstanceNorm2d):
     track. Elsewhere the two are the same, with the same arguments, but
     ``affine`` is True by default.
 
+    Raises:
+        ValueError: If an argument is no such number or flag.
+
     Source: the row "IN" of Tables 1 and 5.
     """
 
@@ -20,11 +27,21 @@ class AnySizeInstanceNorm2d(nn.InstanceNorm2d):
         self,
         num_features: int,
         eps: float = 1e-5,
-        momentum: float = 0.1,
+        momentum: float | None = 0.1,
         affine: bool = True,
+        track_running_stats: bool = False,
         **kwargs,
     ) -> None:
-        super().__init__(num_features, eps, momentum, affine, **kwargs)
+        check_integers(1, num_features=num_features)
+        if not (isinstance(eps, (int, float)) and 0 <= eps <= sys.float_info.max):
+            raise ValueError(f'eps must be finite and not negative, got {eps!r}')
+        is_share = isinstance(momentum, (int, float)) and 0 <= momentum <= 1
+        if momentum is not None and not is_share:  # None is torch's, too
+            raise ValueError(f'momentum must be from 0 to 1, got {momentum!r}')
+        check_flags(affine=affine, track_running_stats=track_running_stats)
+        super().__init__(
+            num_features, eps, momentum, affine, track_running_stats, **kwargs
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         if x.shape[-2:] != (1, 1) or self.track_running_stats:

@@ -1,4 +1,4 @@
-import math
+import sys
 import weakref
 
 from mmengine.registry import MODELS
@@ -73,7 +73,7 @@ class PWSConv2d(ReparamConv2d):
             raise ValueError(f'alpha must be one of {ALPHA_MODES}, got {alpha!r}')
         if isinstance(gamma, bool) or not isinstance(gamma, (int, float)):
             raise ValueError(f'gamma must be a positive number, got {gamma!r}')
-        if not (math.isfinite(gamma) and gamma > 0):
+        if not 0 < gamma <= sys.float_info.max:  # an integer may be larger
             raise ValueError(f'gamma must be positive and finite, got {gamma}')
         # nn.Conv2d calls reset_parameters before alpha can exist
         super().__init__(*args, **kwargs)

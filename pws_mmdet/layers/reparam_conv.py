@@ -57,6 +57,8 @@ class ReparamConv2d(nn.Conv2d):
         if not isinstance(padding, str):
             check_integers(0, pairs=True, padding=padding)
         check_flags(beta=beta)
+        if not isinstance(padding_mode, str):  # of a string, nn.Conv2d says it
+            raise ValueError(f'padding_mode must be a string, got {padding_mode!r}')
         if dtype not in (None, *DTYPES):
             raise ValueError(f'dtype must be one of {DTYPES}, got {dtype!r}')
         if groups < 1 or in_channels % groups or out_channels % groups:

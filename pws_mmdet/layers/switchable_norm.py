@@ -1,4 +1,4 @@
-import math
+import sys
 
 import torch
 from mmengine.registry import MODELS
@@ -50,7 +50,7 @@ class SwitchableNorm2d(nn.Module):
     ) -> None:
         super().__init__()
         check_integers(1, num_features=num_features)
-        if not (isinstance(eps, (int, float)) and 0 <= eps < math.inf):
+        if not (isinstance(eps, (int, float)) and 0 <= eps <= sys.float_info.max):
             raise ValueError(f'eps must be finite and not negative, got {eps!r}')
         if not (isinstance(momentum, (int, float)) and 0 <= momentum <= 1):
             raise ValueError(f'momentum must be from 0 to 1, got {momentum!r}')
