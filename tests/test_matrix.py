@@ -7,13 +7,16 @@ the plain step.
 import contextlib
 import copy
 import functools
+import importlib
 import itertools
 import math
 import os
+from unittest import mock
 
 import pytest
 import torch
 from conftest import load_config, run_on_two_processes, runner_of
+from mmcv.ops import RoIAlign
 from mmdet.models.task_modules.samplers import RandomSampler
 from mmdet.registry import MODELS
 from mmdet.testing import demo_mm_inputs
@@ -26,6 +29,7 @@ from mmengine.model import (
     revert_sync_batchnorm,
 )
 from mmengine.optim import AmpOptimWrapper, OptimWrapper
+from mmengine.optim.optimizer import amp_optimizer_wrapper
 from mmengine.registry import init_default_scope
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
@@ -35,10 +39,18 @@ from torch.func import functional_call, grad, stack_module_state, vmap
 from torch.utils.checkpoint import checkpoint
 from torch.utils.data import Dataset
 
-from pws_mmdet import PWSConv2d, PWSRunner, PWSSSDHead, fuse_pws, share_filters
+from pws_mmdet import (
+    PWSConv2d,
+    PWSResNet,
+    PWSRunner,
+    PWSSSDHead,
+    fuse_pws,
+    share_filters,
+)
 from pws_mmdet.engine.utils import unwrap_model
 from pws_mmdet.layers import share_filters_of_heads
 
+nms_module = importlib.import_module('mmcv.ops.nms')  # not the function
 PICTURES = 4
 SIZE = 64
 
@@ -207,7 +219,13 @@ def plain_convolutions(model):
     fuse_pws(model, inplace=True)
 
 
-def step(case, switches=(), pictures=range(PICTURES), wrap=lambda model: model):
+def step(
+    case,
+    switches=(),
+    pictures=range(PICTURES),
+    wrap=lambda model: model,
+    wrap_optimizer=OptimWrapper,
+):
     """Take a training step of some of the pictures; its gradients by name."""
     model, inputs = prepare(case)
     with contextlib.ExitStack() as stack:
@@ -218,7 +236,7 @@ def step(case, switches=(), pictures=range(PICTURES), wrap=lambda model: model):
         wrapped = wrap(model)
         optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
         batches = [[i] for i in pictures] if accumulation in switches else [pictures]
-        wrapper = OptimWrapper(optimizer, accumulative_counts=len(batches))
+        wrapper = wrap_optimizer(optimizer, accumulative_counts=len(batches))
         for batch in batches:
             data = {key: [values[i] for i in batch] for key, values in inputs.items()}
             wrapped.train_step(copy.deepcopy(data), wrapper)
@@ -274,7 +292,7 @@ def combinations():
     for case in CASES:
         for switches in [*((switch,) for switch in alone), *pairs]:
             if case == 'mask_rcnn' and {autocast, channels_last} & {*switches}:
-                continue  # MMCV's NMS and RoIAlign on CPUs
+                continue  # below
             if case != 'layers' and (
                 sharing in switches  # no PWS convolution sees several maps
                 or compilation in switches
@@ -288,6 +306,35 @@ def combinations():
 @pytest.mark.parametrize('case, switches', combinations())
 def test_a_step_stays_the_same(case, switches):
     assert_same_step(step(case, switches), case, switches)
+
+
+@pytest.mark.parametrize(
+    'switches',
+    [(autocast,), (channels_last,), (autocast, accumulation)],
+    ids=lambda switches: '+'.join(switch.__name__ for switch in switches),
+)
+def test_a_step_of_mask_rcnn_stays_the_same(switches, monkeypatch):
+    """Around MMCV's operators for CPUs, which take contiguous single precision."""
+    align, nms = RoIAlign.forward, nms_module.ext_module.nms
+    monkeypatch.setattr(
+        RoIAlign,
+        'forward',
+        lambda self, x, rois: align(self, x.float().contiguous(), rois.float()).to(
+            x.dtype
+        ),
+    )
+    monkeypatch.setattr(
+        nms_module.ext_module,
+        'nms',
+        lambda boxes, scores, **kwargs: nms(boxes.float(), scores.float(), **kwargs),
+    )
+    made, right = step('mask_rcnn', switches), plain_step('mask_rcnn')
+    if autocast in switches:
+        assert_same(made, step('mask_rcnn', (autocast,)), 0.05)
+        flat = [torch.cat([g[n].flatten() for n in right]) for g in (made, right)]
+        assert torch.cosine_similarity(*flat, dim=0) > 0.9
+    else:
+        assert_same(made, right, 1e-4)
 
 
 @pytest.mark.parametrize('case', ['layers', 'pyramid', 'ssd'])
@@ -313,6 +360,26 @@ def test_a_step_is_that_of_plain_convolutions(case, half):
     right = plain_step(case)
     flat = [torch.cat([g[n].flatten() for n in right]) for g in (made, right)]
     assert torch.cosine_similarity(*flat, dim=0) > 0.9
+
+
+@pytest.mark.parametrize('pre_activation', [True, False])
+@pytest.mark.parametrize('half', [False, True])
+def test_every_block_of_a_backbone_is_checkpointed(pre_activation, half, monkeypatch):
+    """And the step is the same, in half precision, too."""
+    count = mock.Mock(wraps=checkpoint)
+    monkeypatch.setattr(torch.utils.checkpoint, 'checkpoint', count)
+    grads = []
+    x = torch.randn(2, 3, SIZE, SIZE)
+    for with_cp in (False, True):
+        torch.manual_seed(0)
+        options = dict(base_channels=8, pre_activation=pre_activation)
+        net = PWSResNet(18, with_cp=with_cp, **options)
+        with torch.autocast('cpu', torch.bfloat16, enabled=half):
+            loss = sum(y.square().mean() for y in net(x))
+        loss.backward()
+        assert count.call_count == 8 * with_cp
+        grads.append({name: p.grad for name, p in net.named_parameters()})
+    assert_same(*grads, 0.05 if half else 1e-4)
 
 
 def distributed_data_parallel(model):
@@ -380,6 +447,28 @@ def distributed_steps(tmp_path_factory):
 def test_two_processes_take_the_step_of_one(distributed_steps, i):
     case, _, switches = DISTRIBUTED[i]
     assert_same_step(distributed_steps[i], case, switches)
+
+
+@pytest.mark.parametrize('parts', [1, PICTURES])
+@pytest.mark.parametrize('case', ['layers', 'pyramid', 'ssd'])
+def test_the_wrapper_for_half_precision(case, parts, monkeypatch):
+    """What a config switches on, with the batch at once or in parts."""
+    monkeypatch.setattr(amp_optimizer_wrapper, 'is_cuda_available', lambda: True)
+
+    def wrap(optimizer, accumulative_counts):
+        return AmpOptimWrapper(
+            optimizer=optimizer,
+            dtype='bfloat16',
+            loss_scale=1.0,
+            accumulative_counts=accumulative_counts,
+        )
+
+    in_parts = () if parts == 1 else (accumulation,)
+    made = step(case, in_parts, wrap_optimizer=wrap)
+    assert_same_step(made, case, (autocast,))
+    # it is half precision
+    fp32 = plain_step(case)
+    assert not all(torch.allclose(g, fp32[n], rtol=1e-4) for n, g in made.items())
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason='fp16 needs a GPU')
@@ -543,6 +632,21 @@ def test_the_seed_decides_every_bit(trained, tmp_path):
     torch.testing.assert_close(again, trained(), rtol=0, atol=0)
     other = trained(seed=1)['weights']
     assert not any(torch.equal(p, other[n]) for n, p in again['weights'].items())
+
+
+@pytest.mark.parametrize('case', ['ssd', 'mask_rcnn'])
+def test_a_detector_learns_the_same_to_the_bit(case):
+    def train():
+        model, inputs = prepare(case)
+        wrapper = OptimWrapper(torch.optim.SGD(model.parameters(), lr=0.01))
+        for _ in range(2):
+            model.train_step(copy.deepcopy(inputs), wrapper)
+        return model.state_dict()
+
+    before = prepare(case)[0].state_dict()
+    made = train()
+    torch.testing.assert_close(train(), made, rtol=0, atol=0)
+    assert not all(torch.equal(p, before[n]) for n, p in made.items() if 'alpha' in n)
 
 
 @pytest.mark.slow
