@@ -4,6 +4,7 @@ import csv
 import io
 import math
 import sys
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -307,6 +308,21 @@ def test_table_of_the_course(main, work_dir, tmp_path, capsys):
             value = found['PWS', str(step), name, 'shift']
             assert value == shift[i, j] or math.isnan(value) and math.isnan(shift[i, j])
     assert capsys.readouterr().err == f'written to {file}\n'
+
+
+def test_a_full_disk_leaves_the_old_table(main, work_dir, tmp_path, monkeypatch):
+    path = tmp_path / 'old.csv'
+    path.write_text('old')
+    stock = Path.write_text
+
+    def fill(self, text, *args, **kwargs):
+        stock(self, text[:10], *args, **kwargs)
+        raise OSError('no space left')
+
+    monkeypatch.setattr(Path, 'write_text', fill)
+    with pytest.raises(SystemExit):
+        main(work_dir('run'), '--figure', '1a', '--table', path)
+    assert path.read_text() == 'old'
 
 
 @pytest.mark.parametrize(

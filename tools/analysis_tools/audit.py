@@ -33,6 +33,7 @@ from pws_mmdet.analysis.composition import (
     find_picture_size,
 )
 from pws_mmdet.config import ConfigOptions, build_model, describe, read_config
+from pws_mmdet.files import write_whole
 
 
 def audit(
@@ -134,7 +135,8 @@ def main() -> None:
         composition = audit(args.config, args.cfg_options, args.shape, not args.no_macs)
         if args.json is not None:
             report = dict(kinds=composition.kinds(), **asdict(composition))
-            args.json.write_text(json.dumps(report, indent=2) + '\n', encoding='utf-8')
+            text = json.dumps(report, indent=2) + '\n'
+            write_whole(args.json, lambda part: part.write_text(text, encoding='utf-8'))
     except (OSError, ValueError) as error:
         parser.error(str(error))
     print(composition)

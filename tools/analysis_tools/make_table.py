@@ -8,14 +8,16 @@ tools/misc/run_table.py.
 import argparse
 import collections
 import csv
+import io
 import math
+import os
 import statistics
 import sys
 from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 
 from pws_mmdet import tables
-from pws_mmdet.files import put_in_page
+from pws_mmdet.files import put_in_page, write_whole
 
 ROOT = Path(__file__).resolve().parents[2]
 MARK = ' ¹'
@@ -258,7 +260,7 @@ def main(argv: list[str] | None = None) -> int:
     except tables.TableError as e:
         print(f'make_table.py: {e}', file=sys.stderr)
         return 2
-    if not args.records.is_dir():
+    if not os.path.isdir(args.records):
         print(
             f'make_table.py: there is no folder {args.records}; run_table.py makes '
             'it, and --records names another',
@@ -270,10 +272,11 @@ def main(argv: list[str] | None = None) -> int:
     markdown = to_markdown(table, records, notes)
     try:
         if args.csv:
-            args.csv.parent.mkdir(parents=True, exist_ok=True)
-            with open(args.csv, 'w', encoding='utf-8', newline='') as file:
-                writer = csv.writer(file, lineterminator='\n')
-                writer.writerows(make_sheet(table, records))
+            file = io.StringIO()
+            writer = csv.writer(file, lineterminator='\n')
+            writer.writerows(make_sheet(table, records))
+            sheet = file.getvalue()
+            write_whole(args.csv, lambda part: part.write_text(sheet, 'utf-8'))
         if args.markdown:
             put_in_page(args.markdown, f'{table.name}-{table.scale}', markdown)
     except (OSError, ValueError) as e:

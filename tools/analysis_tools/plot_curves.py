@@ -21,6 +21,8 @@ import matplotlib
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from pws_mmdet.files import write_whole
+
 SUFFIXES = ('.png', '.svg')
 # of Okabe and Ito, to be told apart whatever one's colour vision; yellow, which is
 # faint on white, comes last
@@ -243,10 +245,10 @@ def picture_path(text: str) -> Path:
 
 def save(figure: Figure, path: Path) -> None:
     """Write a figure, and its folder; the same figure gives the same file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     with matplotlib.rc_context({'svg.hashsalt': 'pws_mmdet'}):
         metadata = {'Date': None} if path.suffix == '.svg' else None
-        figure.savefig(path, dpi=150, metadata=metadata)
+        options = dict(format=path.suffix[1:], dpi=150, metadata=metadata)
+        write_whole(path, lambda part: figure.savefig(part, **options))
 
 
 def main() -> None:

@@ -27,6 +27,7 @@ import argparse
 import csv
 import difflib
 import io
+import os
 import re
 import sys
 import warnings
@@ -43,6 +44,7 @@ from matplotlib.ticker import MaxNLocator
 from plot_curves import line_style, picture_path, save
 
 from pws_mmdet.analysis import VarianceRecord, read_record
+from pws_mmdet.files import write_whole
 
 # the statistics of each figure; those that follow the first of 1a are its band
 FIGURES = {
@@ -81,7 +83,9 @@ def name_runs(
         ValueError: If there are not as many labels, or two are the same.
     """
     if labels is None:
-        labels = [work_dir.resolve().name for work_dir in work_dirs]
+        labels = [
+            os.path.basename(os.path.realpath(work_dir)) for work_dir in work_dirs
+        ]
     if len(labels) != len(work_dirs):
         raise ValueError(f'{len(work_dirs)} WORK_DIRs but {len(labels)} --labels')
     runs: dict[str, Path] = {}
@@ -186,7 +190,8 @@ def select(
         elif step is None:
             rows = np.flatnonzero(record.steps <= max(beginning, record.steps[0]))
         else:
-            rows = np.abs(record.steps - step).argmin(keepdims=True)
+            distances = [abs(watched - step) for watched in record.steps.tolist()]
+            rows = np.array([distances.index(min(distances))])
         chosen[label] = replace(
             record,
             layers=[record.layers[i] for i in columns],
@@ -516,8 +521,8 @@ def main() -> None:
             print(table(runs, args.figure), end='')
         elif args.table:
             written.append(args.table)
-            Path(args.table).parent.mkdir(parents=True, exist_ok=True)
-            Path(args.table).write_text(table(runs, args.figure), encoding='utf-8')
+            text = table(runs, args.figure)
+            write_whole(args.table, lambda part: part.write_text(text, 'utf-8'))
     except re.error as e:
         parser.error(f'{e.pattern!r} is no regular expression: {e}')
     except (ValueError, OSError) as e:

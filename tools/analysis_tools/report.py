@@ -40,6 +40,7 @@ from plot_variance import (
 )
 
 from pws_mmdet.analysis import VarianceRecord, read_record
+from pws_mmdet.files import write_whole
 
 try:
     import plotly.graph_objects as go
@@ -782,8 +783,7 @@ def main() -> None:
             for (label, work_dir), folder in zip(named.items(), folders, strict=True)
         ]
         text = page(trainings, args.title)
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text(text, encoding='utf-8')
+        write_whole(args.out, lambda part: part.write_text(text, encoding='utf-8'))
     except (ValueError, OSError) as e:
         parser.error(str(e))
     print(f'written to {args.out}')
