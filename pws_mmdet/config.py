@@ -54,6 +54,9 @@ def read_config(config: str, cfg_options: Mapping | None = None) -> Config:
         raise ValueError(f'{config} cannot be read: {reason}') from e
     if not isinstance(cfg.get('model'), dict):
         raise ValueError(f'{config} describes no model')
+    scope = cfg.get('default_scope')
+    if scope is not None and not isinstance(scope, str):
+        raise ValueError(f'{config}: default_scope must be a name, not {scope!r}')
     return cfg
 
 
@@ -67,7 +70,7 @@ def build_model(config: str, cfg: Config) -> nn.Module:
     Raises:
         ValueError: If that fails.
     """
-    init_default_scope(cfg.get('default_scope', 'mmdet'))
+    init_default_scope(cfg.get('default_scope') or 'mmdet')
     try:
         return MODELS.build(cfg.model)
     except Exception as e:  # whatever a model raises

@@ -216,6 +216,8 @@ def test_one_digit_at_most(tmp_path):
         ('--size', '31', 'size must be at least 32, not 31'),
         ('--max-digits', '0', 'max_digits must be at least 1, not 0'),
         ('--max-digits', '21', 'max_digits must be at most 20, not 21'),
+        ('--num-train', str(10**20), 'num_train must be at most 10000000, not'),
+        ('--size', '99999999999', 'size must be at most 8192, not 99999999999'),
         ('--seed', '-1', 'seed must be at least 0, not -1'),
         ('--size', 'big', "argument --size: invalid int value: 'big'"),
     ],

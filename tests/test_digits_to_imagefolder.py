@@ -98,6 +98,7 @@ def test_main(program, tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize(
     'args, message',
     [
+        (['--size', 999999999], 'size must be at most 4096, not 999999999'),
         (['--size', 7], 'size must be at least 8, not 7'),
         ([], 'is not empty: use --force'),
     ],

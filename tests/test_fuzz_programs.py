@@ -1,8 +1,10 @@
 """Whatever the programs are given: success, or one error that says why, and no file."""
 
 import argparse
+import errno
 import io
 import json
+import logging
 import shutil
 import subprocess
 import sys
@@ -42,6 +44,8 @@ WORDS = [
     *('table1', 'table4', 'mini', 'pws*', '(', 'conv', 'cpu', 'cuda:9', 'meta'),
     *('out.png', 'out.svg', 'out.pth', 'out.py', 'out.onnx', 'out.html', 'new/out.csv'),
     *('mmdet::none.py', 'torchvision::none', 'mmdet::../x.py'),
+    *('9' * 23, '1e300', 'conv.py/x', 'loop', 'l' * 300, 'default_scope=3'),
+    *('s3://x', 'openmmlab://x', 'model.test_cfg=None'),
 ]
 
 
@@ -65,6 +69,9 @@ LIKELY = dict(
 
 
 SSD = ROOT / 'configs/mini/ssd96_vgg16_pws_digits.py'
+
+
+LOOP = 'a link to itself'
 
 
 class Exit(Exception):
@@ -132,6 +139,7 @@ def write_inputs(folder):
         ):
             (run / path).write_text(''.join(json.dumps(line) + '\n' for line in lines))
     (folder / 'folder').mkdir()
+    (folder / 'loop').symlink_to('loop')
     tables = folder / 'records/table1-mini'
     tables.mkdir(parents=True)
     for name in ('record', 'few', 'list', 'null'):
@@ -146,10 +154,13 @@ def inputs(tmp_path_factory):
 
 
 def contents(folder):
-    return {
-        str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None
-        for path in folder.rglob('*')
-    }
+    return {str(path.relative_to(folder)): read(path) for path in folder.rglob('*')}
+
+
+def read(path):
+    if path.is_symlink():
+        return LOOP
+    return path.read_bytes() if path.is_file() else None
 
 
 def parser_of(program, patch):
@@ -199,45 +210,136 @@ def command_lines(parser, words):
     )
 
 
+@pytest.fixture
+def try_program(inputs, load_program, monkeypatch, capsys):
+    """Load a program, and return it and what runs it and judges how it ends."""
+
+    def load(path):
+        name = Path(path).name
+        monkeypatch.syspath_prepend((ROOT / path).parent)
+        program = load_program(path)
+        monkeypatch.chdir(inputs)
+        # loggers of other tests write to what pytest has closed
+        monkeypatch.setattr(logging, 'raiseExceptions', False)
+        monkeypatch.setattr(subprocess, 'Popen', None)  # nothing is to be trained
+        monkeypatch.setattr('pws_mmdet.tables.revision', lambda root: 'unknown')
+        if name == 'digits_to_imagefolder.py':  # 1797 pictures
+            splits = dict(train=slice(0, 1), test=slice(1, 2))
+            monkeypatch.setattr(program, 'SPLITS', splits)
+        before = contents(inputs)
+
+        def check(arguments):
+            monkeypatch.setattr(sys, 'argv', [name, *CHEAP.get(name, []), *arguments])
+            try:
+                code = program.main()
+            except SystemExit as stop:
+                code = stop.code
+            output = capsys.readouterr()
+            after = contents(inputs)
+            for new in sorted(set(after) - set(before), reverse=True):
+                target = inputs / new
+                if target.is_dir() and not target.is_symlink():
+                    target.rmdir()
+                else:
+                    target.unlink()
+            for old, data in before.items():
+                if after.get(old) != data:
+                    restore(inputs / old, data)
+            assert not any('partial' in file for file in after)
+            if code not in (0, None):
+                assert code in (1, 2)
+                assert name in output.err and 'Traceback' not in output.err
+                assert after == before
+            return code
+
+        return program, check
+
+    return load
+
+
+def restore(path, data):
+    if data == LOOP:
+        path.unlink(missing_ok=True)
+        path.symlink_to(path.name)
+    elif data is not None:
+        path.write_bytes(data)
+
+
 @pytest.mark.parametrize('path', PROGRAMS)
-def test_a_program_succeeds_or_says_why_not(
-    path, inputs, load_program, monkeypatch, capsys
-):
-    name = Path(path).name
-    monkeypatch.syspath_prepend((ROOT / path).parent)
-    program = load_program(path)
-    monkeypatch.chdir(inputs)
-    monkeypatch.setattr(subprocess, 'Popen', None)  # nothing is to be trained
-    monkeypatch.setattr('pws_mmdet.tables.revision', lambda root: 'unknown')
+def test_a_program_succeeds_or_says_why_not(path, inputs, try_program, monkeypatch):
+    program, check = try_program(path)
     words = [*WORDS, *(str(p.relative_to(inputs)) for p in sorted(inputs.iterdir()))]
-    before = contents(inputs)
-
-    def check(arguments):
-        monkeypatch.setattr(sys, 'argv', [name, *CHEAP.get(name, []), *arguments])
-        try:
-            code = program.main()
-        except SystemExit as stop:
-            code = stop.code
-        output = capsys.readouterr()
-        after = contents(inputs)
-        for new in sorted(set(after) - set(before), reverse=True):
-            target = inputs / new
-            target.rmdir() if target.is_dir() else target.unlink()
-        for old, data in before.items():
-            if data is not None and after.get(old) != data:
-                (inputs / old).write_bytes(data)
-        assert not any('partial' in file for file in after)
-        if code not in (0, None):
-            assert code in (1, 2)
-            assert name in output.err and 'Traceback' not in output.err
-            assert after == before
-
-    if name == 'digits_to_imagefolder.py':  # 1797 pictures
-        monkeypatch.setattr(
-            program, 'SPLITS', dict(train=slice(0, 1), test=slice(1, 2))
-        )
     lines = command_lines(parser_of(program, monkeypatch), words)
-    given(lines)(settings(REPEATABLE, max_examples=60)(check))()
+
+    @given(lines)
+    @settings(REPEATABLE, max_examples=60)
+    def run(line):
+        check(line)
+
+    run()
+
+
+@pytest.mark.parametrize(
+    'path, arguments',
+    [
+        ('audit', ['conv.py', '--no-macs', '--json']),
+        ('report', ['work', '-o']),
+    ],
+)
+def test_a_full_disk_leaves_what_was_there(path, arguments, try_program, monkeypatch):
+    _, check = try_program(f'tools/analysis_tools/{path}.py')
+    stock = Path.write_text
+
+    def fill(self, text, *args, **kwargs):
+        stock(self, text[:10], *args, **kwargs)
+        raise OSError(errno.ENOSPC, f'{path}.py: no space left')
+
+    monkeypatch.setattr(Path, 'write_text', fill)
+    assert check([*arguments, 'record.json']) == 2  # and nothing is changed
+
+
+DETECTOR = [SSD, 'none.pth']
+# A right command line of each program, or one that fails late and cheaply
+RIGHT = {
+    'audit': ['conv.py', '--no-macs'],
+    'make_table': ['table1', '--scale', 'mini'],
+    'plot_curves': ['record.json', '-o', 'out.png'],
+    'plot_variance': ['work', '--figure', 'layers', '--table', 'out.csv'],
+    'report': ['work', '-o', 'out.html'],
+    'suggest_gamma': [SSD],
+    'train_speed': ['conv.py'],
+    'digits_to_coco': ['new'],
+    'digits_to_imagefolder': ['new'],
+    'pws_to_onnx': [*DETECTOR, 'out.onnx'],
+    'run_table': ['table1', '--scale', 'mini'],
+    'pwsify_config': ['conv.py', 'out.py'],
+    'bn_to_pws': [*DETECTOR, 'out.pth'],
+    'fuse_pws': [*DETECTOR, 'new'],
+    'official_to_pws': ['weights.pth', 'out.pth'],
+    'publish_backbone': ['weights.pth', 'out.pth'],
+}
+HOSTILE = [
+    *('', '0', '-1', 'nan', '1e300', '9' * 23, 'conv.py/x', 'loop', 'l' * 300),
+    *('default_scope=3', 'model.test_cfg=None', 's3://x', 'empty.png'),
+]
+
+
+@pytest.mark.parametrize('path', PROGRAMS)
+def test_a_hostile_word_in_the_place_of_every_argument(path, try_program, monkeypatch):
+    program, check = try_program(path)
+    right = list(map(str, RIGHT[Path(path).stem]))
+    lines = [
+        [*right[:i], word, *right[i + 1 :]]
+        for i in range(len(right))
+        for word in HOSTILE
+    ]
+    for action in parser_of(program, monkeypatch)._actions:
+        if action.option_strings and action.nargs != 0:
+            number = action.nargs if isinstance(action.nargs, int) else 1
+            name = action.option_strings[-1]
+            lines += [[*right, name, *[word] * number] for word in HOSTILE]
+    for line in lines:
+        check(line)
 
 
 @pytest.mark.parametrize(

@@ -125,7 +125,10 @@ def test_steps_of_a_training(suggest, digits):
     [
         (SSD.format('bn'), [], 'has no PWS convolution'),
         ('none.py', [], 'none.py cannot be read'),
-        (SSD.format('pws'), ['--lr', '-1'], 'lr must be positive'),
+        (SSD.format('pws'), ['--lr', '-1'], '--lr must be from 1e-12 to 1e+06'),
+        (SSD.format('pws'), ['--lr', '1e300'], '--lr must be from 1e-12 to 1e+06'),
+        (SSD.format('pws'), ['--largest-step', '0'], '--largest-step must be from'),
+        (SSD.format('pws'), ['--largest-step', 'nan'], '--largest-step must be from'),
         (SSD.format('pws'), ['--record', '.'], 'holds no record'),
         (SSD.format('pws'), ['--steps', '0'], 'invalid positive_integer'),
         (SSD.format('pws'), ['--steps', '1', '--record', '.'], 'not allowed with'),
@@ -137,6 +140,16 @@ def test_bad_input(suggest, capsys, tmp_path, monkeypatch, config, args, message
         suggest(config, *args)
     assert error.value.code == 2
     assert message in capsys.readouterr().err
+
+
+def test_a_convolution_alone(suggest, capsys, tmp_path):
+    config = tmp_path / 'conv.py'
+    config.write_text(
+        "model = dict(type='PWS', in_channels=2, out_channels=2, kernel_size=3)"
+    )
+    with pytest.raises(SystemExit):
+        suggest(config, '--lr', 0.1)
+    assert 'describes one convolution, and no network' in capsys.readouterr().err
 
 
 def test_a_record_of_another_model(suggest, capsys, tmp_path):

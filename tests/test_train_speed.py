@@ -98,6 +98,9 @@ def test_a_config_that_raises_ends_only_itself(main, configs, tmp_path, capsys):
         (['{config}', '--device', 'toaster'], "'toaster' is no device"),
         (['{config}', '--device', 'cuda:99'], 'there is no GPU cuda:99'),
         (['{config}', '--out', '{folder}'], 'is a directory'),
+        (['{config}', '--out', '{folder}/loop'], 'symbolic links'),
+        (['{config}', '--threads', '100000'], '--threads must be at most'),
+        (['{config}', '--threads', '9' * 20], '--threads must be at most'),
         (['{empty}', '--image-size', '8', '8'], 'give --batch-size'),
         (['{empty}', '--batch-size', '8'], 'give --image-size'),
         (['{classifier}', '--batch-size', '8'], 'classifier.py is a classifier'),
@@ -109,6 +112,7 @@ def test_errors_before_any_work(main, configs, tmp_path, capsys, args, message):
     empty.write_text('model = dict()\n')
     classifier = tmp_path / 'classifier.py'
     classifier.write_text("model = dict(type='ImageClassifier')\n")
+    (tmp_path / 'loop').symlink_to('loop')
     names = dict(config=configs[0], folder=tmp_path, empty=empty, classifier=classifier)
     with pytest.raises(SystemExit) as e:
         main(*(arg.format(**names) for arg in args))

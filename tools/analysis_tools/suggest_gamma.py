@@ -35,6 +35,7 @@ from pws_mmdet.analysis.gamma import (
 from pws_mmdet.config import ConfigOptions, read_config
 
 WATCHED = 10  # a step of so many is
+LEAST, MOST = 1e-12, 1e6  # of what is given; their squares are numbers of float32
 
 
 def train(cfg: Config, steps: int, work_dir: str) -> None:
@@ -134,11 +135,16 @@ def suggest(
         ValueError: If the config cannot be read, or has no PWS layer or learning
             rate, or the record is not one of its model.
     """
+    for option, value in (('--lr', lr), ('--largest-step', largest_step)):
+        if value is not None and not LEAST <= value <= MOST:
+            raise ValueError(
+                f'{option} must be from {LEAST:g} to {MOST:g}, got {value}'
+            )
     cfg = read_config(config, cfg_options)
     model, _ = build(config, cfg)
+    if isinstance(model, PWSConv2d):
+        raise ValueError(f'{config} describes one convolution, and no network')
     optimizer = (cfg.get('optim_wrapper') or {}).get('optimizer') or {}
-    if lr is not None and not lr > 0:
-        raise ValueError(f'--lr must be positive, got {lr}')
     if lr is not None and optimizer:
         optimizer.lr = lr
     lr = optimizer.get('lr') if lr is None else lr

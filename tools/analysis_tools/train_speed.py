@@ -25,8 +25,10 @@ the learning rate is 0, so that no step finds more to do than another.
 """
 
 import argparse
+import contextlib
 import json
 import math
+import os
 import shlex
 import sys
 from collections.abc import Sequence
@@ -44,8 +46,10 @@ from pws_mmdet.analysis.speed import (
     take_turns,
 )
 from pws_mmdet.config import ConfigOptions, read_config
+from pws_mmdet.files import write_whole
 
 MIB = 2**20
+THREADS_PER_CORE = 16  # of some 10,000 PyTorch's library crashes
 
 
 def measure(
@@ -113,6 +117,8 @@ def load(path: str, options: dict, *args, **kwargs) -> Detector:
         raise ValueError(
             f'{path} is a classifier, and train_speed.py makes pictures for detectors'
         )
+    if not isinstance(cfg.get('train_dataloader', {}), dict):
+        raise ValueError(f'{path}: train_dataloader must be a dict')
     return Detector(path, cfg, *args, **kwargs)
 
 
@@ -182,6 +188,9 @@ def main() -> None:
     parser = make_parser()
     args = parser.parse_args()
     MMLogger.get_instance('train_speed', log_level='WARNING')
+    most = THREADS_PER_CORE * (os.cpu_count() or 1)
+    if args.threads is not None and args.threads > most:
+        parser.error(f'--threads must be at most {most} on this machine')
     try:
         device = check_device(args.device, args.amp)
         detectors = [
@@ -199,6 +208,8 @@ def main() -> None:
         if args.out is not None:
             if args.out.is_dir():
                 raise IsADirectoryError(f'{args.out} is a directory')
+            with contextlib.suppress(FileNotFoundError):
+                args.out.stat()  # fails if nothing can be there
             args.out.parent.mkdir(parents=True, exist_ok=True)
     except (ValueError, OSError) as e:
         parser.error(str(e))
@@ -226,7 +237,7 @@ def main() -> None:
             for row in rows  # NaN
         ]
         text = json.dumps(report, indent=2, allow_nan=False)
-        args.out.write_text(text + '\n', encoding='utf-8')
+        write_whole(args.out, lambda p: p.write_text(text + '\n', encoding='utf-8'))
     if all(row['error'] for row in rows):
         sys.exit(1)
 

@@ -8,6 +8,7 @@ detectors and instance segmenters within minutes.
 
 import argparse
 import json
+import os
 import shutil
 import tempfile
 from collections.abc import Iterable
@@ -29,7 +30,14 @@ MAX_OVERLAP = 0.1  # of the smaller of two boxes
 MIN_CONTRAST = 70  # between the luma of a digit and of what lies behind it
 PLACEMENT_TRIES = 50
 MAX_DIGITS = 20  # more would hardly find room
-LEAST = dict(num_train=1, num_val=1, size=32, max_digits=1, seed=0)
+# Of each number the least and the most; pictures are held in memory, one at a time
+RANGES = dict(
+    num_train=(1, 10**7),
+    num_val=(1, 10**7),
+    size=(32, 8192),
+    max_digits=(1, MAX_DIGITS),
+    seed=(0, 2**63),
+)
 STROKE_LEVEL = 0.4  # lower would close the holes of sixes, higher break zeros
 LUMA_BGR = np.array([0.114, 0.587, 0.299])
 
@@ -205,21 +213,23 @@ def write_split(
 
 def check_arguments(out_dir: str | Path, force: bool, **numbers: int) -> None:
     """Raise what :func:`convert` documents, before any work is done."""
-    for name, least in LEAST.items():
+    for name, (least, most) in RANGES.items():
         if numbers[name] < least:
             raise ValueError(f'{name} must be at least {least}, not {numbers[name]}')
-    if numbers['max_digits'] > MAX_DIGITS:
-        raise ValueError(
-            f'max_digits must be at most {MAX_DIGITS}, not {numbers["max_digits"]}'
-        )
+        if numbers[name] > most:
+            raise ValueError(f'{name} must be at most {most}, not {numbers[name]}')
     check_out_dir(out_dir, force)
 
 
 def check_out_dir(out_dir: str | Path, force: bool) -> None:
     """Raise an error if a data set must not be written to a path."""
     out_dir = Path(out_dir)
-    if out_dir.exists() and not out_dir.is_dir():
+    # a link to nowhere or to itself does not exist, and leaves no room for a folder
+    if os.path.lexists(out_dir) and not out_dir.is_dir():
         raise NotADirectoryError(f'{out_dir} is not a directory')
+    folder = next(p for p in out_dir.absolute().parents if os.path.lexists(p))
+    if not folder.is_dir():
+        raise NotADirectoryError(f'{out_dir} cannot be made: {folder} is no directory')
     if out_dir.exists() and any(out_dir.iterdir()) and not force:
         raise FileExistsError(
             f'{out_dir} is not empty: use --force to replace the data set in it'
@@ -247,7 +257,7 @@ def convert(
             ``val2017`` into. It appears or changes only once all is drawn.
         num_train: Number of train pictures.
         num_val: Number of val pictures.
-        size: Side of the square pictures in pixels, at least 32.
+        size: Side of the square pictures in pixels, from 32 to 8192.
         max_digits: Most digits in a picture, from 1 to 20. Each picture is
             given 2 or more if this allows it, as far as they find room.
         seed: Seed of all randomness, not negative.

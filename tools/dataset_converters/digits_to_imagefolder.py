@@ -16,12 +16,15 @@ from sklearn.datasets import load_digits
 
 SPLITS = dict(train=slice(None, 1297), test=slice(1297, None))
 LEAST_SIZE = 8  # the digits' own
+LARGEST_SIZE = 4096
 
 
 def check_arguments(out_dir: str | Path, size: int, force: bool) -> None:
     """Raise what :func:`convert` documents, before any work is done."""
     if size < LEAST_SIZE:
         raise ValueError(f'size must be at least {LEAST_SIZE}, not {size}')
+    if size > LARGEST_SIZE:
+        raise ValueError(f'size must be at most {LARGEST_SIZE}, not {size}')
     check_out_dir(out_dir, force)
 
 
@@ -36,8 +39,8 @@ def convert(
     Args:
         out_dir: Directory to write ``train`` and ``test`` into. It appears or
             changes only once all is written.
-        size: Side of the square pictures in pixels, at least 8. The digits have
-            8x8 pixels and are scaled bilinearly.
+        size: Side of the square pictures in pixels, from 8 to 4096. The digits
+            have 8x8 pixels and are scaled bilinearly.
         force: Replace the splits in an ``out_dir`` that is not empty. Other files
             in there are kept.
         textured: Paint each digit in a colour of its own on a coloured texture,
@@ -47,7 +50,7 @@ def convert(
         The number of pictures in each split.
 
     Raises:
-        ValueError: If ``size`` is too small.
+        ValueError: If ``size`` is too small or too large.
         NotADirectoryError: If ``out_dir`` is something else.
         FileExistsError: If ``out_dir`` is not empty and ``force`` is false.
     """

@@ -26,6 +26,7 @@ import warnings
 from importlib import import_module
 from pathlib import Path
 
+import cv2
 import mmcv
 import numpy as np
 import torch
@@ -42,6 +43,7 @@ from pws_mmdet.convert.checkpoint import load_weights as read_weights
 OPSET = 18
 TORCH = '2.7'  # whose exporter takes a custom_translation_table
 INSTALL = "pip install -e '.[onnx]'"
+LARGEST_SIDE = 2**15  # pixels
 # How far ONNX Runtime may be from MMDetection: pixels, score, probability. Its
 # convolutions round differently.
 TOLERANCE = dict(boxes=0.1, scores=1e-3, masks=1e-2)
@@ -273,7 +275,10 @@ def batches_to_verify(
     if picture is not None:
         if not Path(picture).is_file():
             raise FileNotFoundError(f'There is no picture {picture}.')
-        pixels = mmcv.imread(picture)
+        try:
+            pixels = mmcv.imread(picture)
+        except cv2.error:  # an empty file
+            pixels = None
         if pixels is None:
             raise ValueError(f'{picture} is not a picture that OpenCV can read')
         if fixed_size:
@@ -319,14 +324,23 @@ def convert(
     """
     check_extra()
     out = check_out(out, '.onnx')
-    if shape is not None and min(shape) < 1:
-        raise ValueError(f'--shape must be positive, got {shape[0]} {shape[1]}')
+    if shape is not None and not 1 <= min(shape) <= max(shape) <= LARGEST_SIDE:
+        raise ValueError(
+            f'--shape must be from 1 to {LARGEST_SIDE}, got {shape[0]} {shape[1]}'
+        )
     from pws_mmdet.deploy import OUTPUTS, DeployedDetector
 
     batches = []
     if picture is not None:  # an error of it comes before the long work
         batches = batches_to_verify(picture, shape or (0, 0), shape is not None)
-    network = DeployedDetector(build_model(config, read_config(config, cfg_options)))
+    cfg = read_config(config, cfg_options)
+    test_cfg = cfg.model.get('test_cfg')
+    parts = [test_cfg]  # of two-stage detectors, one for each
+    if isinstance(test_cfg, dict):
+        parts += [test_cfg[key] for key in ('rpn', 'rcnn') if key in test_cfg]
+    if not all(isinstance(part, dict) for part in parts):
+        raise ValueError(f'{config}: model.test_cfg must be a dict, got {test_cfg!r}')
+    network = DeployedDetector(build_model(config, cfg))
     load_weights(network.model, checkpoint)
     fuse_pws(network.model, inplace=True)
     size = tuple(shape or trace_size(network.model))

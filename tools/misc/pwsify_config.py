@@ -50,7 +50,7 @@ def pwsify(config: str, out: str) -> None:
     if '::' not in config:
         base = os.path.relpath(Path(config).expanduser(), out_path.absolute().parent)
     cfg = read_config(config)
-    init_default_scope(cfg.get('default_scope', 'mmdet'))
+    init_default_scope(cfg.get('default_scope') or 'mmdet')
     try:
         model, kept = norm_free_model(cfg.model, CONV_CFG, HEAD_CONV_CFG)
         composition = describe_model(MODELS.build(copy.deepcopy(model)))

@@ -20,6 +20,7 @@ import platform
 import re
 import shlex
 import signal
+import stat
 import statistics
 import subprocess
 import sys
@@ -436,6 +437,15 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if args.jobs < 1 or args.gpus < 1:
         parser.error('--jobs and --gpus must be 1 or more')
+    if not all(0 <= seed < 2**32 for seed in args.seeds):
+        parser.error('--seeds must be from 0 to 2**32 - 1')  # NumPy's
+    try:
+        if not stat.S_ISDIR(args.out.stat().st_mode):
+            parser.error(f'--out {args.out} is no folder')
+    except FileNotFoundError:
+        pass
+    except OSError as e:  # nor can it be one
+        parser.error(f'--out: {e}')
     return args
 
 
