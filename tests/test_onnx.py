@@ -477,7 +477,7 @@ def test_query_based_detectors_are_refused(program, needs_onnx, tmp_path):
     [
         (None, 'out.pth', (), 'OUT must end in .onnx'),
         (None, 'mine.onnx', (), 'mine.onnx exists: move it away'),
-        (None, 'out.onnx', ('--shape', '0', '96'), '--shape must be positive'),
+        (None, 'out.onnx', ('--shape', '0', '96'), '--shape must be from 1 to 32768'),
         (None, 'out.onnx', ('--picture', 'no.jpg'), 'There is no picture no.jpg'),
         (lambda w: w.clear(), 'out.onnx', (), 'holds no weights'),
         (
