@@ -123,22 +123,35 @@ def test_an_exception_closes_it(kind, counted):
 
 
 def test_threads_have_their_own(counted):
-    """Two threads are in the same head at once, and leave it in either order."""
+    """The first to enter a head leaves it while the other one is still in it."""
     head, x = share_filters(Head()), maps()
     wanted = head(x)
     counted.clear()
-    together = threading.Barrier(2)
+    events = first_is_in, _, first_is_out = [threading.Event() for _ in range(3)]
+    is_first = threading.local()
 
     def region(function, x):
-        y = function(x)
-        together.wait(timeout=60)
+        entered, go_on = events[:2] if is_first.value else events[1:]
+        entered.set()
+        assert go_on.wait(timeout=60)
+        return function(x)
+
+    def first():
+        is_first.value = True
+        y = head(x)
+        first_is_out.set()
         return y
+
+    def second():
+        is_first.value = False
+        assert first_is_in.wait(timeout=60)
+        return head(x)
 
     head.region = region
     with ThreadPoolExecutor(2) as pool:
-        made = list(pool.map(head, [x, x]))
+        made = [pool.submit(function) for function in (first, second)]
     for y in made:
-        assert_same(y, wanted)
+        assert_same(y.result(), wanted)
     assert len(counted) == 2  # one for each
 
 
