@@ -97,6 +97,10 @@ def test_weights_of_a_backbone_alone(program, digits, tmp_path, capsys, prefix):
     torch.save(weights, path)
     program.convert(config, path, out, digits / 'val2017', num_images=2)
     assert 'convolutions of the backbone, fitted to 2 pic' in capsys.readouterr().out
+    other = [digits / 'val2017', 2, 4, 0]
+    program.convert(config, path, tmp_path / 'local.pth', *other, unaligned=['layer2'])
+    printed = capsys.readouterr().out
+    assert 'layer1.0.conv1: fitted' in printed and 'layer2.0.conv1: local' in printed
     pretrained = dict(type='Pretrained', checkpoint=str(out))
     backbone = {**cfg.model.backbone, 'init_cfg': pretrained}
     net = MODELS.build(backbone)
@@ -154,6 +158,7 @@ def test_bad_input(program, ssd, digits, tmp_path, monkeypatch, capsys):
     calibrate = ['--calibrate', digits / 'train2017', '--num-images']
     assert '--num-images is 0' in error(PWS_SSD, path, out, *calibrate, 0)
     assert '--max-scale must' in error(PWS_SSD, path, out, '--max-scale', 0.5)
+    assert "--unaligned: '[' is no" in error(PWS_SSD, path, out, '--unaligned', '[')
     (tmp_path / 'bad').mkdir()
     (tmp_path / 'bad/picture.png').write_bytes(b'no picture')
     assert 'picture.png cannot be read' in error(

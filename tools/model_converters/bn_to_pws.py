@@ -9,7 +9,9 @@ the original one puts out on some pictures; nothing is trained.
 
 import argparse
 import random
+import re
 import statistics
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,7 @@ from pws_mmdet.convert.checkpoint import (
     write_checkpoint,
 )
 from pws_mmdet.convert.equalize import MAX_SCALE
+from pws_mmdet.convert.from_bn import UNALIGNED
 from pws_mmdet.convert.pretrained import BN_EPS, load_bn_weights
 
 SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.ppm', '.tif', '.tiff', '.webp')
@@ -136,6 +139,7 @@ def convert(
     seed: int = 0,
     max_scale: float = MAX_SCALE,
     bn_eps: float = BN_EPS,
+    unaligned: Sequence[str] = UNALIGNED,
     device: str = 'cpu',
     cfg_options: dict | None = None,
 ) -> None:
@@ -154,6 +158,11 @@ def convert(
         raise ValueError(f'--max-scale must be 1 or more, got {max_scale}')
     if batch_size < 1:
         raise ValueError(f'--batch-size must be 1 or more, got {batch_size}')
+    for pattern in unaligned:
+        try:
+            re.compile(pattern)
+        except re.error as e:
+            raise ValueError(f'--unaligned: {pattern!r} is no expression: {e}') from e
     try:
         torch.zeros(1, device=device).cpu()
     except (AssertionError, NotImplementedError, RuntimeError) as e:
@@ -182,7 +191,9 @@ def convert(
     except ValueError as e:
         raise ValueError(f'{checkpoint}: {e}') from None
     batches = None
-    options: dict[str, Any] = dict(seed=seed, max_scale=max_scale, bn_eps=bn_eps)
+    options: dict[str, Any] = dict(
+        seed=seed, max_scale=max_scale, bn_eps=bn_eps, unaligned=unaligned
+    )
     if paths:
         batches = load_pictures(cfg, paths, batch_size)
         if target is not model:
@@ -260,6 +271,15 @@ def main() -> None:
         metavar='EPS',
         help='of the BN layers, which CHECKPOINT does not tell; YOLOX, EfficientNet '
         f'and MobileNetV3 have 1e-3 (default: {BN_EPS:g})',
+    )
+    parser.add_argument(
+        '--unaligned',
+        nargs='+',
+        default=UNALIGNED,
+        metavar='REGEX',
+        help='layers whose inputs in the two networks do not correspond, as behind '
+        'proposals: they aim at what their own filters make of the inputs that they '
+        f'get (default: {" ".join(UNALIGNED)})',
     )
     parser.add_argument('--device', default='cpu', help='such as cuda')
     parser.add_argument('--cfg-options', nargs='+', action=ConfigOptions, metavar='K=V')
