@@ -1,6 +1,7 @@
 """The detectors of docs/zoo.md: norm-free, they train, and fuse into plain ones."""
 
 import re
+from contextlib import contextmanager
 from types import SimpleNamespace
 
 import pytest
@@ -50,6 +51,30 @@ def tensors(value):
     return []
 
 
+def assert_close(a, b):
+    torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4 * b.abs().max().item())
+
+
+@contextmanager
+def compared(convs, fused):
+    """Compare each convolution, those of the heads, too, where it is called first."""
+    called = set()
+
+    def compare(name, x, y):
+        if name not in called and len(x):
+            called.add(name)
+            with torch.no_grad():
+                assert_close(fused.get_submodule(name)(x), y)
+
+    hooks = [
+        conv.register_forward_hook(lambda _, x, y, name=name: compare(name, x[0], y))
+        for name, conv in convs.items()
+    ]
+    yield called
+    for hook in hooks:
+        hook.remove()
+
+
 def test_the_page_has_its_rows():
     assert len(ROWS) >= 25
     assert len({config for _, config, *_ in ROWS}) == len(ROWS)
@@ -87,10 +112,12 @@ def test_detector(row):
         )
     assert made and len(made) == len(wanted)
     for a, b in zip(made, wanted, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4 * b.abs().max().item())
+        assert_close(a, b)
 
     model.train()
-    loss, _ = model.parse_losses(model(**inputs, mode='loss'))
+    with compared(convs, fused) as called:
+        loss, _ = model.parse_losses(model(**inputs, mode='loss'))
+    assert len(called) >= 0.9 * len(convs)  # TOOD reads some, and does not call them
     loss.backward()
     assert loss.isfinite()
     learned = [m for m in convs.values() if m.weight.requires_grad]
