@@ -10,6 +10,7 @@ from conftest import ROOT
 from mmdet.registry import MODELS
 from mmdet.testing import demo_mm_inputs
 from mmengine.config import Config
+from mmengine.logging import MessageHub
 from mmengine.optim import OptimWrapper
 from torch import Tensor
 
@@ -99,6 +100,7 @@ def test_detector(row):
         with_mask=True,
         with_semantic=True,
     )
+    MessageHub.get_current_instance().update_info('epoch', 0)  # TOOD reads it
     optim_wrapper = OptimWrapper(torch.optim.SGD(model.parameters(), lr=1e-2))
     runner = SimpleNamespace(model=model, optim_wrapper=optim_wrapper, iter=0)
     PWSAlphaInitHook().before_train_iter(runner, 0, batch)
