@@ -1,8 +1,10 @@
 """Filters that are computed once where a layer is applied several times."""
 
+import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from types import MethodType
 from typing import Any, NamedTuple
 
 import torch
@@ -74,6 +76,20 @@ class _Sharing:
         with shared_filters():
             return self.module._own_forward(*args, **kwargs)
 
+    def replicate(self) -> nn.Module:
+        """The copy that DataParallel asks for.
+
+        As the stock one has it, its forward would be that of the module itself, with
+        its parameters, which are on another device.
+        """
+        replica = type(self.module)._replicate_for_data_parallel(self.module)
+        own = replica._own_forward
+        if inspect.ismethod(own) and own.__self__ is self.module:
+            own = MethodType(own.__func__, replica)
+        del replica._own_forward
+        replica.forward = own
+        return share_filters(replica)
+
 
 def share_filters(module: nn.Module) -> nn.Module:
     """Make every forward pass of a module a context of :func:`shared_filters`.
@@ -89,8 +105,10 @@ def share_filters(module: nn.Module) -> nn.Module:
     """
     if not hasattr(module, '_own_forward'):
         module._own_forward = module.forward
-        # a bound method, which copies and pickles follow the module with
-        module.forward = _Sharing(module).forward
+        # bound methods, which copies and pickles follow the module with
+        sharing = _Sharing(module)
+        module.forward = sharing.forward
+        module._replicate_for_data_parallel = sharing.replicate
     return module
 
 

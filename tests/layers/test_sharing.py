@@ -1,4 +1,5 @@
 import copy
+import importlib
 import pickle
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -10,7 +11,8 @@ from mmdet.registry import MODELS
 from mmdet.testing import demo_mm_inputs
 from torch import nn
 from torch.func import functional_call
-from torch.nn.parallel import DistributedDataParallel
+from torch.nn.parallel import DistributedDataParallel, replicate
+from torch.nn.utils import prune
 from torch.nn.utils.parametrizations import spectral_norm, weight_norm
 from torch.utils.checkpoint import checkpoint
 
@@ -153,6 +155,56 @@ def test_threads_have_their_own(counted):
     for y in made:
         assert_same(y.result(), wanted)
     assert len(counted) == 2  # one for each
+
+
+def test_replicas_of_data_parallel(counted, monkeypatch):
+    """Each has its own parameters, and shares its filters in a thread of its own."""
+    monkeypatch.setattr(  # a CPU is one device
+        importlib.import_module('torch.nn.parallel.replicate'),
+        '_broadcast_coalesced_reshape',
+        lambda tensors, devices, detach: [[t + i for t in tensors] for i in devices],
+    )
+    head, x = Head(), maps()
+    singles = [copy.deepcopy(head) for _ in range(2)]
+    for p in singles[1].parameters():
+        p.data.add_(1)
+    replicas = replicate(share_filters(head), [0, 1])
+    both_are_in = threading.Barrier(2)
+
+    def region(function, x):
+        both_are_in.wait(timeout=60)
+        return function(x)
+
+    for replica in replicas:
+        replica.region = region
+    with ThreadPoolExecutor(2) as pool:
+        made = list(pool.map(lambda replica: replica(x), replicas))
+    assert len(counted) == 2  # one for each
+    wanted = [single(x) for single in singles]
+    for outputs in (made, wanted):
+        torch.stack([y.square().sum() for ys in outputs for y in ys]).sum().backward()
+    for ys, single_ys in zip(made, wanted, strict=True):
+        assert_same(ys, single_ys)
+    pairs = zip(*(single.parameters() for single in singles), strict=True)
+    assert_same(
+        [p.grad for p in head.parameters()], [p.grad + q.grad for p, q in pairs]
+    )
+
+
+def test_replicas_keep_a_forward_that_was_set():
+    head = Head()
+    head.forward = lambda x: x
+    replica = share_filters(head)._replicate_for_data_parallel()
+    assert replica(head) is head
+
+
+def test_pruned_filters(counted):
+    head, x = Head(), maps()
+    prune.random_unstructured(head.convs[0], 'weight', 0.5)
+    wanted = outputs_and_gradients(head, x)
+    counted.clear()
+    assert_same(outputs_and_gradients(share_filters(head), x), wanted)
+    assert len(counted) == 1
 
 
 def test_filters_without_gradients_are_others():
