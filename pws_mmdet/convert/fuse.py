@@ -128,4 +128,7 @@ def fuse_pws(model: Network, inplace: bool = False) -> Network | nn.Conv2d:
     for module in list(model.modules()):
         for name, child in module._modules.items():
             module._modules[name] = plain.get(id(child), child)
+        if hasattr(module, '_orig_mod'):
+            # torch.compile, which goes on to call the layer that it was given
+            module.__setstate__(module.__getstate__())
     return model

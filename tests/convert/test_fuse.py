@@ -1,4 +1,5 @@
 import copy
+import functools
 import gc
 import math
 
@@ -17,7 +18,7 @@ from test_configs import CONFIGS, build, halve, num_classes
 from torch import nn
 from torch.nn.utils import parametrizations, parametrize, prune
 
-from pws_mmdet import PWSConv2d, fuse_pws, standardize_weight
+from pws_mmdet import PWSConv2d, PWSResNet, fuse_pws, standardize_weight
 from pws_mmdet.convert import to_conv2d
 from pws_mmdet.convert.pretrained import load_bn_weights
 from pws_mmdet.layers import ReparamConv2d, WNConv2d, bias_conv2d
@@ -234,6 +235,78 @@ def test_a_compiled_method_of_the_copy_is_its_own():
         nn.init.zeros_(p)
     check_close(fused(x), expected)
     check_close(fused[1].other(fused[0](x)), fused[1](fused[0](x)))
+
+
+@pytest.mark.parametrize('inplace', [True, False])
+@pytest.mark.parametrize('part', ['all', 'a part', 'a layer'])
+def test_compiled_modules_run_the_plain_convolutions(part, inplace):
+    torch.compiler.reset()
+    model = randomize(net())
+    x = torch.randn(1, 3, 9, 9)
+    expected = model(x)
+    compiled = functools.partial(torch.compile, backend='eager')
+    if part == 'all':
+        model = compiled(model)
+    elif part == 'a part':
+        model[1] = compiled(model[1])
+    else:
+        model[0] = compiled(model[0])
+    check_close(model(x), expected)
+    fused = fuse_pws(model, inplace)
+    check_close(fused(x), expected)
+    if not inplace:
+        for p in model.parameters():
+            nn.init.zeros_(p)
+        check_close(fused(x), expected)
+    plain = convolutions(fused)
+    assert {type(m) for m in plain} == {nn.Conv2d}
+    fused(x).sum().backward()
+    assert all(m.weight.grad is not None for m in plain)
+
+
+def half_precision(model):
+    model.bfloat16()
+    model.register_forward_pre_hook(lambda _, args: args[0].bfloat16())
+
+
+def autocast(model):
+    """The test enters it."""
+
+
+def compilation(model):
+    torch.compiler.reset()
+    model.compile(backend='aot_eager', fullgraph=True)
+
+
+def channels_last(model):
+    maps = dict(memory_format=torch.channels_last)
+    model.to(**maps)
+    model.register_forward_pre_hook(lambda _, args: args[0].to(**maps))
+
+
+@pytest.mark.parametrize(
+    'switch', [half_precision, autocast, compilation, channels_last]
+)
+@pytest.mark.parametrize('fused_first', [True, False])
+@torch.no_grad()
+def test_what_users_switch_on(switch, fused_first):
+    """Before or after the convolutions become plain ones."""
+    model = PWSResNet(18, base_channels=8)
+    randomize(model)
+    x = torch.randn(2, 3, 64, 64)
+    expected = fuse_pws(model)(x)
+    steps = [functools.partial(fuse_pws, inplace=True), switch]
+    with torch.autocast('cpu', torch.bfloat16, enabled=switch is autocast):
+        for step in steps if fused_first else steps[::-1]:
+            step(model)
+            made = model(x)
+    assert {type(m) for m in convolutions(model)} == {nn.Conv2d}
+    is_half = switch in (half_precision, autocast)
+    check_close([y.float() for y in made], expected, 0.05 if is_half else 1e-5)
+    for y in made:
+        assert y.dtype == (torch.bfloat16 if is_half else torch.float32)
+        if switch is channels_last:
+            assert y.is_contiguous(memory_format=torch.channels_last)
 
 
 @pytest.mark.parametrize(
