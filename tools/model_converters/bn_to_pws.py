@@ -8,17 +8,13 @@ the original one puts out on some pictures; nothing is trained.
 """
 
 import argparse
-import random
 import re
 import statistics
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
-from mmengine.config import Config, ConfigDict
-from mmengine.dataset import Compose, pseudo_collate
-from mmengine.registry import DATASETS, init_default_scope
+from mmengine.registry import init_default_scope
 from mmengine.runner.checkpoint import CheckpointLoader
 from torch import nn
 
@@ -33,59 +29,8 @@ from pws_mmdet.convert.checkpoint import (
 )
 from pws_mmdet.convert.equalize import MAX_SCALE
 from pws_mmdet.convert.from_bn import UNALIGNED
+from pws_mmdet.convert.pictures import dict_at, find_pictures, load_pictures
 from pws_mmdet.convert.pretrained import BN_EPS, load_bn_weights
-
-SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.ppm', '.tif', '.tiff', '.webp')
-
-
-def find_pictures(source: str, number: int, seed: int) -> list[str]:
-    """Paths of some pictures of a folder, or of the training set of a config.
-
-    Raises:
-        FileNotFoundError: If there is no such folder or config.
-        ValueError: If it has no pictures.
-    """
-    path = Path(source).expanduser()
-    if path.is_dir():
-        paths = sorted(str(p) for p in path.rglob('*') if p.suffix.lower() in SUFFIXES)
-    elif path.suffix == '.py':
-        paths = paths_of_training(path)
-    else:
-        raise FileNotFoundError(f'--calibrate: there is no folder or config {source}')
-    if not paths or number < 1:
-        raise ValueError(
-            f'There are no calibration pictures: {len(paths)} in {source} '
-            f'({", ".join(SUFFIXES)}), and --num-images is {number}'
-        )
-    if len(paths) < number:
-        print(f'{source} has {len(paths)} pictures only: all are taken')
-        return paths
-    return random.Random(seed).sample(paths, number)
-
-
-def paths_of_training(config: Path) -> list[str]:
-    """Paths of the pictures that a config trains on.
-
-    Raises:
-        ValueError: If the config or its training set cannot be read.
-    """
-    try:
-        cfg = Config.fromfile(config)
-        dataset = dict_at(cfg, 'train_dataloader', 'dataset')
-        if dataset is None:
-            raise ValueError('it has no train_dataloader with a dataset')
-        with DATASETS.switch_scope_and_registry(cfg.get('default_scope')) as registry:
-            dataset = registry.build(dataset)
-        return [dataset.get_data_info(i)['img_path'] for i in range(len(dataset))]
-    except Exception as e:  # a config is Python, and a data set fails in any way
-        raise ValueError(f'--calibrate {config}: {describe(e)}') from e
-
-
-def dict_at(cfg: Any, *keys: str) -> dict | None:
-    """What a config has at a place, if it is a dict."""
-    for key in keys:
-        cfg = cfg.get(key) if isinstance(cfg, (Config, dict)) else None
-    return cfg if isinstance(cfg, dict) else None
 
 
 def without_pretrained(cfg: Any) -> Any:
@@ -101,32 +46,6 @@ def without_pretrained(cfg: Any) -> Any:
         for value in cfg:
             without_pretrained(value)
     return cfg
-
-
-def load_pictures(cfg: ConfigDict, paths: list[str], batch_size: int) -> list[dict]:
-    """Batches of pictures through the config's test pipeline.
-
-    Raises:
-        ValueError: If a picture cannot be read.
-    """
-    pipeline = Compose(
-        [
-            transform
-            for transform in cfg.test_dataloader.dataset.pipeline
-            if not str(transform['type']).endswith('LoadAnnotations')
-        ]
-    )
-    batches = []
-    for i in range(0, len(paths), batch_size):
-        pictures = []
-        for path in paths[i : i + batch_size]:
-            try:
-                picture = pipeline(dict(img_path=path, img_id=i))
-            except Exception as e:
-                raise ValueError(f'The picture {path} cannot be read: {e}') from e
-            pictures.append(picture)
-        batches.append(pseudo_collate(pictures))
-    return batches
 
 
 def convert(
