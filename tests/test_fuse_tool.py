@@ -160,6 +160,10 @@ BACKBONES = {
     'authors order': (dict(), 'PWSResNet'),
     'stem norm': (dict(pre_activation=False, stem_norm_cfg=GN), 'PWSResNet'),
     'stock order': (dict(pre_activation=False), 'mmdet.ResNet'),
+    'plain stem': (
+        dict(pre_activation=False, stem_conv_cfg=dict(type='BiasConv2d')),
+        'mmdet.ResNet',
+    ),
     'deep stem': (
         dict(pre_activation=False, deep_stem=True, avg_down=True),
         'mmdet.ResNet',

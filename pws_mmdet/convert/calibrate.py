@@ -3,7 +3,7 @@
 import copy
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Any
@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from mmengine.model import BaseModel
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from tqdm import tqdm
 
 from .equalize import (
@@ -34,12 +36,14 @@ class Layer:
         mean, std: Mean and standard deviation of what the convolution puts out
             without its bias, (O,), where BN's statistics tell them.
         kept: Why it is to keep its filters; empty for a layer to be converted.
+        scales: One that keeps its filters may have its channels scaled.
     """
 
     name: str
     mean: Tensor | None = None
     std: Tensor | None = None
     kept: str = ''
+    scales: bool = False
 
 
 @dataclass
@@ -181,7 +185,8 @@ def equalize_by_statistics(
 
     Args:
         model: Of plain convolutions with a bias, in evaluation mode.
-        layers: Those to be converted, by name. Their moments follow the scales.
+        layers: Those whose channels may be scaled, by name. Their moments follow the
+            scales.
         forward: Calls the network with a picture.
         max_scale: Bound of the scales.
 
@@ -384,27 +389,62 @@ class _Stop(Exception):
     """Ends a forward pass as soon as a layer has been seen."""
 
 
+@dataclass
+class _Call:
+    """What a layer reads and puts out, and what is added to that, if anything is."""
+
+    x: Tensor
+    y: Tensor
+    added: Tensor | None = None
+
+
+class _Watch(TorchDispatchMode):
+    """Sees the calls of a layer in a forward pass, and ends it after the last one.
+
+    Args:
+        number: Of calls.
+    """
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.number = number
+        self.calls: list[_Call] = []
+        self.unused: Tensor | None = None
+
+    def look(self, module: nn.Module, args: tuple, output: Tensor) -> None:
+        # what follows may work in place
+        self.calls.append(_Call(args[0].clone(), output.clone()))
+        self.unused = output
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None
+    ) -> Any:
+        y = self.unused
+        if y is not None and any(x is y for x in tree_leaves((args, kwargs))):
+            self.unused = None
+            if func.overloadpacket in (torch.ops.aten.add, torch.ops.aten.add_):
+                others = [x for x in args if isinstance(x, Tensor) and x is not y]
+                if not kwargs and [x.shape for x in others] == [y.shape]:
+                    self.calls[-1].added = others[0].clone()
+            if len(self.calls) == self.number:
+                raise _Stop
+        return func(*args, **(kwargs or {}))
+
+
 def watch(
-    model: nn.Module, batch: Any, forward: Callable, name: str, calls: int
-) -> list[tuple[Tensor, Tensor]]:
-    """The inputs and outputs of a layer in a forward pass, call by call."""
-    seen: list[tuple[Tensor, Tensor]] = []
-
-    def look(module: nn.Module, args: tuple, output: Tensor) -> None:
-        if len(seen) + 1 == calls:
-            seen.append((args[0], output))
-            raise _Stop
-        # an activation in place may follow before the last call
-        seen.append((args[0].clone(), output.clone()))
-
-    hook = model.get_submodule(name).register_forward_hook(look)
+    model: nn.Module, batch: Any, forward: Callable, name: str, number: int
+) -> list[_Call]:
+    """The calls of a layer in a forward pass."""
+    watcher = _Watch(number)
+    hook = model.get_submodule(name).register_forward_hook(watcher.look)
     try:
-        forward(model, batch)
+        with watcher:
+            forward(model, batch)
     except _Stop:
         pass
     finally:
         hook.remove()
-    return seen
+    return watcher.calls
 
 
 def _inputs_of(batch: Any) -> Any:
@@ -518,15 +558,16 @@ class Calibration:
     def equalize(
         self,
         calls: dict[str, _Calls],
+        others: Collection[str],
         reached: Sequence[set[str]],
         max_scale: float,
         progress: bool,
     ) -> None:
         """Scale the channels of the network, so that fits lose less.
 
-        The network computes the same. Only channels of layers that are converted,
-        and that only such layers read, are scaled. None are if no batch reaches all
-        that any batch does, for who reads them is not known then.
+        The network computes the same. Only channels of layers that are converted, or
+        among the others, and that only such layers read, are scaled. None are if no
+        batch reaches all that any batch does, for who reads them is not known then.
         """
         names = [
             name for name, m in self.model.named_modules() if isinstance(m, nn.Conv2d)
@@ -546,12 +587,14 @@ class Calibration:
         groups = [
             channels
             for channels in finder.find()
-            if {*channels.producers, *channels.consumers} <= calls.keys()
+            if {*channels.producers, *channels.consumers} <= {*calls, *others}
+            and calls.keys() & {*channels.consumers}
         ]
         for channels in tqdm(groups, 'equalizing', disable=not progress):
             readers = []
             for name in channels.consumers:
-                readers += self._readers(name, calls[name])
+                if name in calls:
+                    readers += self._readers(name, calls[name])
             u = least_used_direction(readers, max_scale)
             scale_channels(self.model, channels, 1 / u)
 
@@ -614,13 +657,16 @@ class Calibration:
         used = [i for i, count in enumerate(calls.per_batch) if count]
         for turn, i in enumerate(used):
             batch, count = self.batches[i], calls.per_batch[i]
-            pairs = watch(converted, batch, self.forward, name, count)
+            seen = watch(converted, batch, self.forward, name, count)
+            aims = seen
             if original is None and converted is not self.model:
                 aims = watch(self.model, batch, self.forward, name, count)
-                if [y.shape for _, y in pairs] != [y.shape for _, y in aims]:
+                if [call.y.shape for call in seen] != [call.y.shape for call in aims]:
                     return None
-                pairs = [(x, y) for (x, _), (_, y) in zip(pairs, aims, strict=True)]
-            for x, y in pairs:
+            for call, aim in zip(seen, aims, strict=True):
+                x, y = call.x, aim.y
+                if call.added is not None and aim.added is not None:
+                    y = y + (aim.added - call.added)
                 positions = y[:, 0].numel()
                 if not positions:
                     continue
@@ -681,6 +727,7 @@ def center_network(
     max_scale: float = MAX_SCALE,
     max_positions: int = 2**15,
     unaligned: Sequence[str] = (),
+    sweeps: int = 1,
     seed: int = 0,
     progress: bool = True,
 ) -> tuple[dict[str, Filters], list[ConvertedLayer]]:
@@ -692,20 +739,20 @@ def center_network(
         others: As of :func:`convert_to_pws`.
 
     Returns:
-        Filters and bias, fp64, of every layer that is converted, by name; what
-        became of each layer, in the order of conversion.
+        Filters and bias, fp64, of every layer that is converted, or whose channels
+        were scaled, by name; what became of each layer, in the order of conversion.
 
     Raises:
         ValueError: If the batches never reach a layer.
     """
-    filters: dict[str, Filters] = {}
-    report = [ConvertedLayer(x.name, 'kept', reason=x.kept) for x in layers if x.kept]
     wanted = {layer.name: layer for layer in layers if not layer.kept}
+    scaled = {layer.name: layer for layer in layers if layer.kept and layer.scales}
     calls: dict[str, _Calls] = {}
     inputs: dict[str, tuple[Tensor, Tensor]] = {}
     if batches is None:
         model = copy.deepcopy(model)
-        inputs = equalize_by_statistics(model, wanted, forward, max_scale)
+        either = {**wanted, **scaled}
+        inputs = equalize_by_statistics(model, either, forward, max_scale)
     else:
         _check_finite(batches)
         chosen = list(wanted.values())
@@ -714,10 +761,12 @@ def center_network(
             raise ValueError('The calibration pictures reach no layer to be converted')
         model = copy.deepcopy(model)
         calibration = Calibration(model, batches, forward, max_positions, seed)
-        calibration.equalize(calls, reached, max_scale, progress)
+        calibration.equalize(calls, scaled, reached, max_scale, progress)
         converted = copy.deepcopy(model)
+    filters: dict[str, Filters] = {}
+    lines: dict[str, ConvertedLayer] = {}
     order = [*calls, *(name for name in wanted if name not in calls)]
-    for name in tqdm(order, 'converting', disable=not progress, unit='conv'):
+    for name in tqdm(order * sweeps, 'converting', disable=not progress, unit='conv'):
         fitted = None
         if name in calls:
             local = any(re.search(pattern, name) for pattern in unaligned)
@@ -731,10 +780,13 @@ def center_network(
                 ),
                 ConvertedLayer(name, method),
             )
-        filters[name], line = fitted
-        report.append(line)
+        filters[name], lines[name] = fitted
         if calls:
             conv = converted.get_submodule(name)
             conv.weight.copy_(filters[name][0])
             conv.bias.copy_(filters[name][1])
-    return filters, report
+    for name in scaled:
+        conv = model.get_submodule(name)
+        filters[name] = conv.weight.double(), conv.bias.double()
+    kept = [ConvertedLayer(x.name, 'kept', reason=x.kept) for x in layers if x.kept]
+    return filters, [*kept, *lines.values()]

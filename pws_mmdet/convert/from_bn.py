@@ -395,6 +395,7 @@ def fold_batch_norm(
             weight, bias, *moments = fold_bn(weight, bias, state, bn.eps)
             layer.mean, layer.std = moments
             absorbed.add(bns[0])
+        layer.scales = True
         _replace(model, name, _plain_conv(conv, weight, bias))
     for name in absorbed:
         _replace(model, name, nn.Identity().eval())
@@ -431,6 +432,7 @@ def convert_to_pws(
     max_scale: float = MAX_SCALE,
     max_positions: int = 2**15,
     unaligned: Sequence[str] = UNALIGNED,
+    sweeps: int = 1,
     seed: int = 0,
     progress: bool = True,
 ) -> tuple[nn.Module, list[ConvertedLayer]]:
@@ -441,10 +443,12 @@ def convert_to_pws(
     PWS filters have zero mean, so a network cannot be converted exactly. With
     pictures, each layer's filters are fitted in the order of execution by least
     squares, from what the network converted so far feeds it to what the original
-    layer put out. Without any, each filter loses its sum, and beta takes up what BN's
-    statistics say that it contributed. Before either, the network's channels are
-    scaled such that little is lost: see :mod:`pws_mmdet.convert.equalize`. What
-    intermediate layers put out is therefore scaled, too.
+    layer put out, or, where that is added to something at once, as in a residual
+    block, to what then makes the original sum. Without any, each filter loses its
+    sum, and beta takes up what BN's statistics say that it contributed. Before either,
+    the network's channels are scaled such that little is lost: see
+    :mod:`pws_mmdet.convert.equalize`. What intermediate layers put out is therefore
+    scaled, too.
 
     Args:
         model: The trained network. It is not changed.
@@ -452,7 +456,7 @@ def convert_to_pws(
             network was trained on; some dozens of pictures will do. They are kept in
             memory. None converts without data, which loses much more.
         exclude: Regular expressions, searched in the names of convolutions that are
-            to stay plain, with their BN in them.
+            to stay plain, with their BN, and scales of their channels, in them.
         gamma, relative_gamma: As of :class:`PWSConv2d`. The outputs do not depend
             on them.
         forward: Calls a network with a batch. The default takes ``test_step`` of
@@ -465,6 +469,8 @@ def convert_to_pws(
         unaligned: Regular expressions for the names of layers whose inputs in the
             two networks do not correspond, as in heads that see proposals: the best
             zero-mean filters for the inputs that they get are taken.
+        sweeps: How often all layers are fitted. What the first sweep leaves in a sum
+            of several layers the second one divides among them.
         seed: Of the choice of positions.
         progress: Show a progress bar.
 
@@ -490,6 +496,9 @@ def convert_to_pws(
         calibration_batches = list(calibration_batches)
         if not calibration_batches:
             raise ValueError('There are no calibration pictures: give some, or None')
+    alone = _is_plain_conv(model)
+    if alone:
+        model = nn.Sequential(model)  # in which it can be replaced
     run = _first_pass(model, calibration_batches, forward)
     plain, layers = fold_batch_norm(model, exclude, run, unaligned)
     if all(layer.kept for layer in layers):
@@ -508,12 +517,18 @@ def convert_to_pws(
         max_scale=max_scale,
         max_positions=max_positions,
         unaligned=unaligned,
+        sweeps=sweeps,
         seed=seed,
         progress=progress,
     )
+    kept = {layer.name for layer in layers if layer.kept}
     for name, (weight, bias) in filters.items():
         conv = plain.get_submodule(name)
+        if name in kept:
+            conv.weight.copy_(weight)
+            conv.bias.copy_(bias)
+            continue
         pws = conv_like(conv, PWSConv2d, gamma=gamma, relative_gamma=relative_gamma)
         set_filters(pws, weight, bias)
         _replace(plain, name, pws.eval().requires_grad_(conv.weight.requires_grad))
-    return plain, report
+    return plain[0] if alone else plain, report

@@ -21,7 +21,7 @@ NO_NORM = dict(type='NoNorm')
 # at 0 and 1 it adds its bias.
 BIAS_AS_NORM = dict(type='BN', requires_grad=False)
 # The arguments that PWSResNet has besides those of ResNet
-OWN_ARGUMENTS = ('pre_activation', 'stem_norm_cfg', 'out_norm_cfg')
+OWN_ARGUMENTS = ('pre_activation', 'stem_norm_cfg', 'stem_conv_cfg', 'out_norm_cfg')
 GROUP_ARGUMENTS = ('groups', 'base_width')
 # What is for a training, or names what a user's own run read and wrote
 DROPPED = (

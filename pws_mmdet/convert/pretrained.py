@@ -13,7 +13,7 @@ from mmengine.registry import WEIGHT_INITIALIZERS
 from mmengine.runner.checkpoint import CheckpointLoader
 from torch import Tensor, nn
 
-from ..layers import PWSConv2d
+from ..layers import PWSConv2d, ReparamConv2d
 from .calibrate import ConvertedLayer, Layer, center_network
 from .checkpoint import check_finite, check_kind, first_of, weights_of
 from .from_bn import UNALIGNED, fold_bn, set_filters
@@ -24,6 +24,7 @@ CALIBRATE = (
     '--calibrate FOLDER'
 )
 
+BN_STATE = ('weight', 'bias', 'running_mean', 'running_var', 'num_batches_tracked')
 BN_EPS = 1e-5  # torch's; the networks of mobile devices and YOLOX have 1e-3
 
 
@@ -47,6 +48,34 @@ def _bn_of(conv: str, weights: Mapping[str, Tensor]) -> str | None:
     return bn if same else None
 
 
+def _fold_into_plain(
+    model: nn.Module, weights: Mapping[str, Tensor], bn_eps: float
+) -> tuple[dict[str, Tensor], list[Layer]]:
+    """Fold BN that a network lacks into its plain convolutions.
+
+    Returns:
+        The weights without that BN, and the convolutions.
+    """
+    weights = dict(weights)
+    layers = []
+    places = model.state_dict()
+    for name, conv in model.named_modules():
+        plain = isinstance(conv, nn.Conv2d) and not isinstance(conv, ReparamConv2d)
+        if not plain or conv.bias is None or f'{name}.weight' not in weights:
+            continue
+        bn = _bn_of(name, weights)
+        if bn is None or f'{bn}.running_mean' in places:
+            continue
+        state = {key: weights.pop(f'{bn}.{key}', None) for key in BN_STATE}
+        weight, bias, *moments = fold_bn(
+            weights[f'{name}.weight'], weights.get(f'{name}.bias'), state, bn_eps
+        )
+        weights[f'{name}.weight'], weights[f'{name}.bias'] = weight, bias
+        kept = 'a plain convolution in the network'
+        layers.append(Layer(name, *moments, kept=kept, scales=True))
+    return weights, layers
+
+
 @torch.no_grad()
 def load_bn_weights(
     model: nn.Module,
@@ -59,13 +88,14 @@ def load_bn_weights(
 
     Args:
         model: The network, whose PWS convolutions have an alpha per channel. It may
-            have other layers, which take their weights as they are.
+            have other layers, which take their weights as they are, or, plain
+            convolutions with a bias, with the BN that it lacks in them.
         weights: Of the network with BN, or without any norm, by the same names; BN's
             as torchvision, MMDetection and mmpretrain name it.
         batches: Calibration pictures; None converts without data.
         bn_eps: The eps of its BN layers, which a checkpoint does not tell.
         **options: As of :func:`convert_to_pws`: ``forward``, ``max_scale``,
-            ``max_positions``, ``unaligned``, ``seed``, ``progress``.
+            ``max_positions``, ``unaligned``, ``sweeps``, ``seed``, ``progress``.
 
     Returns:
         What became of each PWS convolution, and the keys that found no use.
@@ -93,6 +123,7 @@ def load_bn_weights(
         raise ValueError('the network has no PWS convolutions')
     if not (math.isfinite(bn_eps) and bn_eps >= 0):
         raise ValueError(f'the eps of BN must be finite and not negative, got {bn_eps}')
+    weights, layers = _fold_into_plain(model, weights, bn_eps)
     past = read_past(model)
     for name, conv in convs.items():
         if conv in past:
@@ -102,25 +133,20 @@ def load_bn_weights(
             )
 
     plain = copy.deepcopy(model)
-    layers, used, wrong = [], set(), []
+    used = set()
     for name, conv in convs.items():
         weight, bias = weights.get(f'{name}.weight'), weights.get(f'{name}.bias')
         if weight is None:
             continue
         if weight.shape != conv.weight.shape:
-            wrong.append(
-                f'{name}.weight is {tuple(weight.shape)}, not '
-                f'{tuple(conv.weight.shape)}'
-            )
             continue
         layer = Layer(name)
         bn = _bn_of(name, weights)
         used |= {f'{name}.weight', f'{name}.bias'}
         if bn:
-            names = ('weight', 'bias', 'running_mean', 'running_var')
-            state = {key: weights.get(f'{bn}.{key}') for key in names}
+            state = {key: weights.get(f'{bn}.{key}') for key in BN_STATE}
             weight, bias, layer.mean, layer.std = fold_bn(weight, bias, state, bn_eps)
-            used |= {f'{bn}.{key}' for key in (*names, 'num_batches_tracked')}
+            used |= {f'{bn}.{key}' for key in BN_STATE}
         layers.append(layer)
         new = conv_like(conv)
         new.weight.copy_(weight)
@@ -135,6 +161,12 @@ def load_bn_weights(
     }
     missing = [f'{name}.weight' for name in convs if f'{name}.weight' not in weights]
     missing += [key for key in others if key not in weights]
+    places = {**{f'{n}.weight': conv.weight for n, conv in convs.items()}, **others}
+    wrong = [
+        f'{key} is {tuple(weights[key].shape)}, not {tuple(place.shape)}'
+        for key, place in places.items()
+        if key in weights and weights[key].shape != place.shape
+    ]
     if missing or wrong:
         rest = sorted(set(weights) - used - set(others))
         parts = [
@@ -161,6 +193,9 @@ def load_bn_weights(
     filters, report = center_network(plain, layers, batches, **options)
     converted = copy.deepcopy(model)
     for name, (weight, bias) in filters.items():
+        if name not in convs:
+            others.update({f'{name}.weight': weight, f'{name}.bias': bias})
+            continue
         try:
             set_filters(converted.get_submodule(name), weight, bias)
         except ValueError as e:

@@ -89,7 +89,7 @@ def test_who_reads_is_not_told_by_pictures_that_do_not_reach_them():
         expected = copy.deepcopy(net)
         calibration = Calibration(net, batches, run_model, 2**15, 0)
         calls, reached = _trace(net, batches, run_model, [Layer('a'), Layer('b')])
-        calibration.equalize(calls, reached, 3.0, False)
+        calibration.equalize(calls, (), reached, 3.0, False)
         same = torch.equal(net.a.weight, expected.a.weight)
         assert same == (batches[-1] is rare)  # a linear layer reads a
         for x in batches:

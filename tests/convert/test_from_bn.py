@@ -175,11 +175,78 @@ def test_excluded_layers_stay_plain_with_their_bn_in_them(net):
     new, report = convert_to_pws(net, exclude=['^conv1$', 'last'], progress=False)
     assert type(new.conv1) is nn.Conv2d and type(new.last) is nn.Conv2d
     x = pictures(2)
-    torch.testing.assert_close(new.bn1(new.conv1(x)), net.bn1(net.conv1(x)))
+    y, expected = new.bn1(new.conv1(x)), net.bn1(net.conv1(x))
+    scale = y.flatten(2).norm(dim=(0, 2)) / expected.flatten(2).norm(dim=(0, 2))
+    torch.testing.assert_close(y, expected * scale.view(1, -1, 1, 1))
+    assert scale.max() > 1.1 * scale.min(), 'so that those who read it lose less'
     assert {layer.name: layer.reason for layer in report if layer.reason} == {
         'conv1': 'excluded',
         'last': 'excluded',
     }
+
+
+def test_what_reads_an_excluded_layer_gains_from_its_scales(net):
+    x = pictures(16)
+    errors = []
+    for max_scale in (1.0, 3.0):
+        options = dict(exclude=['^conv1$'], max_scale=max_scale, progress=False)
+        new, _ = convert_to_pws(net, [pictures()], **options)
+        errors.append(relative_error(new(x), net(x)))
+    assert errors[1] < 0.9 * errors[0]
+
+
+class Sum(nn.Module):
+    """Two convolutions of the same inputs, whose outputs are put together."""
+
+    def __init__(self, join):
+        super().__init__()
+        self.a = nn.Conv2d(4, 6, 1)
+        self.b = nn.Conv2d(4, 6, 1)
+        self.join = join
+
+    def forward(self, x):
+        gain = torch.tensor([4.0, 2.0, 1.0, 0.5]).view(1, -1, 1, 1)
+        # the sums of their inputs differ, so that either sees what the other cannot
+        return self.join(self.a(x), self.b(x * gain))
+
+
+JOINS = {
+    'sum': lambda a, b: a + b,
+    'the other way round': lambda a, b: b + a,
+    'in place': lambda a, b: a.add_(b),
+    'the other one in place': lambda a, b: b.add_(a),
+}
+
+
+@pytest.mark.parametrize('join', JOINS.values(), ids=JOINS)
+def test_what_one_layer_of_a_sum_loses_another_one_makes_up(join):
+    x = torch.randn(8, 4, 16, 16) + torch.randn(8, 4, 1, 1)
+    errors = []
+    for sweeps in (1, 2, 20):
+        torch.manual_seed(0)
+        net = Sum(join)
+        new, _ = convert_to_pws(net, [x], sweeps=sweeps, progress=False)
+        errors.append(relative_error(new(x), net(x)))
+    assert errors[0] > 1.2 * errors[1] > 10 * errors[2], errors
+
+
+JOINS_OTHERWISE = {
+    'product': lambda a, b: a * b,
+    'twice': lambda a, b: torch.add(a, b, alpha=2),
+    'with one more use': lambda a, b: (a.relu() + b.relu()) + a,
+    'channels': lambda a, b: torch.cat([a, b], 1),
+    'broadcast': lambda a, b: a + b[:, :1],
+}
+
+
+@pytest.mark.parametrize('join', JOINS_OTHERWISE.values(), ids=JOINS_OTHERWISE)
+def test_what_is_no_sum_of_two_layers_is_fitted_layer_by_layer(join):
+    x = torch.randn(8, 4, 16, 16) + torch.randn(8, 4, 1, 1)
+    net = Sum(join)
+    once, _ = convert_to_pws(net, [x], progress=False)
+    apart, _ = convert_to_pws(net.a, [x], max_scale=1, progress=False)
+    assert type(apart) is PWSConv2d
+    torch.testing.assert_close(once.a(x), apart(x), rtol=1e-4, atol=1e-4)
 
 
 def test_frozen_layers_stay_frozen(net):

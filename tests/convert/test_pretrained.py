@@ -43,12 +43,16 @@ def save(tmp_path):
     return save
 
 
-def test_by_name_is_what_the_network_itself_gives(bn_net):
+PLAIN_STEM = dict(stem_conv_cfg=dict(type='BiasConv2d'))
+
+
+@pytest.mark.parametrize('options, exclude', [({}, ()), (PLAIN_STEM, ['^conv1$'])])
+def test_by_name_is_what_the_network_itself_gives(bn_net, options, exclude):
     """One conversion knows the layers by their modules, the other by their names."""
     x = torch.randn(2, 3, 64, 64)
     for batches in (None, [torch.randn(4, 3, 64, 64)]):
-        by_module, _ = convert_to_pws(bn_net, batches, progress=False)
-        by_name = pws_net()
+        by_module, _ = convert_to_pws(bn_net, batches, exclude, progress=False)
+        by_name = pws_net(**options)
         report, unused = load_bn_weights(
             by_name, bn_net.state_dict(), batches, progress=False
         )
@@ -161,6 +165,9 @@ def test_bad_weights(bn_net):
     refuse(pws_net(), some, 'they lack layer4.0.conv1.weight, layer4.0.conv2')
     narrow = ResNet(18, base_channels=4, stem_channels=4).state_dict()
     refuse(pws_net(), narrow, r'conv1.weight is \(4, 3, 7, 7\), not \(8, 3, 7, 7\)')
+    stem = {k: narrow[k] if '1.' in k[:6] else v for k, v in weights.items()}
+    shapes = r'conv1.weight is \(4, 3, 7, 7\), not \(8, 3, 7, 7\)'
+    refuse(pws_net(**PLAIN_STEM), stem, shapes)
     refuse(pws_net(), pws_net().state_dict(), 'with PWS already')
     nan = {**weights, 'conv1.weight': weights['conv1.weight'] * float('nan')}
     refuse(pws_net(), nan, 'NaN or infinity in conv1.weight')

@@ -7,7 +7,7 @@ from mmengine.registry import MODELS, init_default_scope
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from pws_mmdet import NoNorm, PWSConv2d, PWSResNet
+from pws_mmdet import PWSVGG, NoNorm, PWSCifarResNet, PWSConv2d, PWSResNet
 
 BN = dict(type='BN')
 NORMALIZING = (_BatchNorm, nn.GroupNorm, nn.LayerNorm, nn.InstanceNorm2d)
@@ -31,6 +31,31 @@ def test_shapes_and_layers(depth):
     assert norms == [net.norm1]
     assert (norms[0].num_groups, norms[0].num_channels) == (1, 16)
     assert all(conv.bias is not None for conv in types(net, PWSConv2d))
+
+
+@pytest.mark.parametrize(
+    'make',
+    [
+        lambda **kw: PWSResNet(18, base_channels=8, stem_channels=8, **kw),
+        lambda **kw: PWSResNet(18, base_channels=8, deep_stem=True, **kw),
+        lambda **kw: PWSCifarResNet(20, base_channels=8, **kw),
+        lambda **kw: PWSVGG(width=0.125, **kw),
+    ],
+    ids=['resnet', 'deep stem', 'cifar', 'vgg'],
+)
+def test_a_stem_of_its_own(make):
+    net = make(stem_conv_cfg=dict(type='BiasConv2d'))
+    stem = {
+        name
+        for name, module in make().named_modules()
+        if isinstance(module, PWSConv2d)
+        and name.startswith(('conv1', 'stem.', 'stages.0.0.'))
+    }
+    assert len(stem) == (3 if hasattr(net, 'stem') else 1)
+    for name, module in net.named_modules():
+        if isinstance(module, nn.Conv2d):
+            assert (type(module) is PWSConv2d) == (name not in stem), name
+            assert module.bias is not None
 
 
 def test_none_after_the_stem():

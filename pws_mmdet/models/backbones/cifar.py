@@ -30,7 +30,7 @@ class PWSCifarResNet(PWSResNet):
         conv_cfg: Convolution layers; None or ``dict(type='Conv2d')`` for plain ones.
         norm_cfg: Norm layer after each convolution. None is ``NoNorm``, with the
             bias that the blocks withhold from plain convolutions.
-        stem_norm_cfg, pre_activation: As of :class:`PWSResNet`.
+        stem_norm_cfg, stem_conv_cfg, pre_activation: As of :class:`PWSResNet`.
         norm_eval, zero_init_residual: As of ``ResNet``, off as in the original.
         **kwargs: As of :class:`PWSResNet`, but for the number, strides and
             dilations of the stages, the outputs and ``deep_stem``.
@@ -51,6 +51,7 @@ class PWSCifarResNet(PWSResNet):
         conv_cfg: dict | None = dict(type='PWS', gamma=1e-3),
         norm_cfg: dict | None = None,
         stem_norm_cfg: dict | None = None,
+        stem_conv_cfg: dict | None = None,
         pre_activation: bool = False,
         norm_eval: bool = False,
         zero_init_residual: bool = False,
@@ -67,6 +68,7 @@ class PWSCifarResNet(PWSResNet):
             conv_cfg=conv_cfg,
             norm_cfg=norm_cfg or dict(type='NoNorm', bias=is_plain),
             stem_norm_cfg=stem_norm_cfg,
+            stem_conv_cfg=stem_conv_cfg,
             pre_activation=pre_activation,
             norm_eval=norm_eval,
             zero_init_residual=zero_init_residual,
@@ -81,7 +83,7 @@ class PWSCifarResNet(PWSResNet):
     def _make_stem_layer(self, in_channels: int, stem_channels: int) -> None:
         super()._make_stem_layer(in_channels, stem_channels)
         self.conv1 = build_conv_layer(
-            self.conv_cfg, in_channels, stem_channels, 3, padding=1, bias=False
+            self.stem_conv_cfg, in_channels, stem_channels, 3, padding=1, bias=False
         )
         self.maxpool = nn.Identity()
 

@@ -61,6 +61,9 @@ class PWSResNet(ResNet):
         stem_norm_cfg: Norm layer after the stem where ``norm_cfg`` is none:
             GN with one group, as the paper's authors have it, or None for a
             network without any. A normalized network has its ``norm_cfg`` there.
+        stem_conv_cfg: Convolution of the stem, if another one. Trained networks with
+            BN lose most in the stem when they are converted;
+            ``dict(type='BiasConv2d')`` is a plain one that takes their BN over.
         pre_activation: The authors' blocks, whose identity path carries the sum
             before the ReLU and so keeps a mean near zero; each output map
             passes a ReLU at the end. False gives MMDetection's order.
@@ -89,6 +92,7 @@ class PWSResNet(ResNet):
         conv_cfg: dict | None = dict(type='PWS'),
         norm_cfg: dict | None = None,
         stem_norm_cfg: dict | None = dict(type='GN', num_groups=1),
+        stem_conv_cfg: dict | None = None,
         pre_activation: bool = True,
         out_norm_cfg: dict | None = None,
         groups: int = 1,
@@ -108,6 +112,7 @@ class PWSResNet(ResNet):
         norm_cfg = norm_cfg or NO_NORM
         no_norm = norm_cfg['type'] == NO_NORM['type']
         self.stem_norm_cfg = stem_norm_cfg if stem_norm_cfg and no_norm else norm_cfg
+        self.stem_conv_cfg = stem_conv_cfg or conv_cfg
         self.pre_activation = pre_activation
         self.groups = groups
         self.base_width = base_width
@@ -144,7 +149,9 @@ class PWSResNet(ResNet):
         return ResLayer(**kwargs)
 
     def _make_stem_layer(self, in_channels: int, stem_channels: int) -> None:
+        conv_cfg, self.conv_cfg = self.conv_cfg, self.stem_conv_cfg
         super()._make_stem_layer(in_channels, stem_channels)
+        self.conv_cfg = conv_cfg
         norm_name, norm = build_norm_layer(self.stem_norm_cfg, stem_channels, postfix=1)
         if self.deep_stem:
             # conv norm relu conv norm relu conv norm relu

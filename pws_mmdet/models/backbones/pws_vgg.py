@@ -17,6 +17,7 @@ class PWSVGG(BaseModule):
         width: Multiplier of all channels, for small networks.
         conv_cfg: Convolution layers, PWS by default; None for plain ones.
         norm_cfg: Norm layers after each convolution; None for none.
+        stem_conv_cfg: The first convolution, if another one: see :class:`PWSResNet`.
         in_channels: Channels of the pictures.
         init_cfg: Initialization. The default is Kaiming normal (fan_in) for
             plain convolutions and does not touch PWS ones.
@@ -46,6 +47,7 @@ class PWSVGG(BaseModule):
         width: float = 1.0,
         conv_cfg: dict | None = dict(type='PWS'),
         norm_cfg: dict | None = None,
+        stem_conv_cfg: dict | None = None,
         in_channels: int = 3,
         init_cfg: OptMultiConfig = (
             dict(
@@ -66,19 +68,22 @@ class PWSVGG(BaseModule):
         if int(64 * width) < 1:
             raise ValueError(f'width must leave at least one channel, got {width}')
 
+        next_conv_cfg = stem_conv_cfg or conv_cfg
+
         def conv(out_channels: int, kernel_size: int) -> ConvModule:
-            nonlocal in_channels
+            nonlocal in_channels, next_conv_cfg
             module = ConvModule(
                 in_channels,
                 out_channels,
                 kernel_size,
                 padding=kernel_size // 2,
-                conv_cfg=conv_cfg,
+                conv_cfg=next_conv_cfg,
                 norm_cfg=norm_cfg,
             )
             # or else that of direct children undoes what init_cfg says
             module.is_init = True
             in_channels = out_channels
+            next_conv_cfg = conv_cfg
             return module
 
         self.stages = nn.ModuleList()
