@@ -538,7 +538,9 @@ def to_markdown(report: dict[str, Any]) -> str:
         )
     measured = [*rows, *report['floors'], *profiles]
     rounds = min((r['rounds'] for r in measured if 'rounds' in r), default=0)
-    hardware = report['gpu'] or f'{report["cpu"]}, {report["threads"]} threads'
+    threads = report['threads']
+    threads = f'{threads} thread' + 's' * (threads > 1)
+    hardware = report['gpu'] or f'{report["cpu"]}, {threads}'
     versions = ', '.join(f'{k} {v}' for k, v in report['versions'].items())
     switches = [name for name in ('amp', 'channels_last') if report[name]]
     notes = [
@@ -563,7 +565,7 @@ def format_cells(rows: list[dict[str, Any]], what: str, unit: str) -> str:
         for column in columns:
             first, row = cells[(kinds[0], *column)], cells[(kind, *column)]
             if row['error']:
-                texts.append(row['error'])
+                texts.append(row['error'].partition(':')[0])
             elif kind == kinds[0]:
                 texts.append(
                     f'{row["ms" if what == "time" else "peak_mib"]:.0f} {unit}'
