@@ -9,11 +9,12 @@ tested once more, as is the network with BN.
   mean            every filter just loses its mean
   no-data-plain   without data: BN's statistics tell what that changes
   no-data         the same, after scaling the channels
+  no-data-stem    the same, but the first convolution stays plain, with BN in it
   local           each layer alone is fitted to the outputs of its own filters
   fit-plain       each to the outputs of the original network
   fit             the same, after scaling the channels: what bn_to_pws.py does
   stem            the same, but the first convolution stays plain, with BN in it
-  sweeps          as 'stem', and all layers are fitted twice
+  sweeps          the same, and all layers are fitted twice
 """
 
 import argparse
@@ -44,6 +45,11 @@ from pws_mmdet.convert.pictures import find_pictures, load_pictures
 from pws_mmdet.engine import DivergenceError, PWSRunner
 from pws_mmdet.files import put_in_page, write_whole
 
+WITHOUT_DATA = {
+    'no-data-plain': dict(max_scale=1.0),
+    'no-data': {},
+    'no-data-stem': {},
+}
 FITS = {
     'local': dict(max_scale=1.0, unaligned=('',)),
     'fit-plain': dict(max_scale=1.0),
@@ -51,7 +57,8 @@ FITS = {
     'stem': {},
     'sweeps': dict(sweeps=2),
 }
-LEVELS = ['BN', 'mean', 'no-data-plain', 'no-data', *FITS]
+KEEP_STEM = ('no-data-stem', 'stem', 'sweeps')
+LEVELS = ['BN', 'mean', *WITHOUT_DATA, *FITS]
 METRICS = {
     'coco/bbox_mAP': ('box AP', 100),
     'coco/segm_mAP': ('mask AP', 100),
@@ -81,15 +88,12 @@ def convert(level: str, model: nn.Module, batches: Sequence[Any]) -> nn.Module:
         return model
     if level == 'mean':
         return drop_means(model)
-    if level not in FITS:
-        scale = {'max_scale': 1.0} if level == 'no-data-plain' else {}
-        return pws_mmdet.convert_to_pws(model, progress=False, **scale)[0]
-    options = dict(FITS[level], progress=False)
-    converted, report = pws_mmdet.convert_to_pws(model, batches, **options)
-    if level not in ('stem', 'sweeps'):
-        return converted
-    stem = f'^{re.escape(report[0].name)}$'
-    return pws_mmdet.convert_to_pws(model, batches, (stem,), **options)[0]
+    options: dict[str, Any] = dict({**WITHOUT_DATA, **FITS}[level], progress=False)
+    data = batches if level in FITS else None
+    if level in KEEP_STEM:
+        first = fold_batch_norm(model)[1][0].name
+        options['exclude'] = (f'^{re.escape(first)}$',)
+    return pws_mmdet.convert_to_pws(model, data, **options)[0]
 
 
 class Laboratory:
@@ -238,6 +242,8 @@ def to_markdown(record: dict[str, Any]) -> str:
         cells = [', '.join(map(format_metrics, column)) for column in columns]
         lines.append(f'| {level} | {number or ""} | {" | ".join(cells)} |')
     names = ', '.join(METRICS[key][0] for key in rows[0]['converted']) if rows else ''
+    threads = record['threads']
+    threads = f'{threads} thread' + 's' * (threads > 1)
     versions = ', '.join(f'{k} {v}' for k, v in record['versions'].items())
     seeds = ', '.join(dict.fromkeys(str(r['seed']) for r in rows))
     return '\n'.join(
@@ -247,7 +253,7 @@ def to_markdown(record: dict[str, Any]) -> str:
             *lines,
             '',
             f'* `{record["command"]}`',
-            f'* {record["cpu"]}, {record["threads"]} threads; seeds {seeds}; '
+            f'* {record["cpu"]}, {threads}; seeds {seeds}; '
             f'{record["date"][:10]}.',
             f'* Versions: {versions}.',
             '',
