@@ -57,6 +57,7 @@ from pws_mmdet.analysis.speed import (
     describe_machine,
     take_turns,
 )
+from pws_mmdet.arguments import positive
 from pws_mmdet.files import put_in_page, write_whole
 from pws_mmdet.layers import ReparamConv2d
 
@@ -594,17 +595,6 @@ def choose(names: list[str] | None, known: list[str], option: str) -> list[str]:
     if unknown:
         raise ValueError(f'{option} has no {unknown[0]!r}; there are: {known}')
     return [name for name in known if names is None or name in names]
-
-
-def positive(number: Callable[[str], Any]) -> Callable[[str], Any]:
-    def read(text: str) -> Any:
-        value = number(text)
-        if not 0 < value < math.inf:
-            raise ValueError
-        return value
-
-    read.__name__ = f'positive {number.__name__}'
-    return read
 
 
 def make_parser() -> argparse.ArgumentParser:

@@ -12,7 +12,7 @@ model = dict(
     backbone=dict(
         pre_activation=False,
         stem_norm_cfg=None,
-        # 0.8 of what a stem puts out cannot come from filters without a mean
+        # converted, a stem loses more than all layers behind it: docs/convert.md
         stem_conv_cfg=dict(type='BiasConv2d'),
         init_cfg=dict(type='PWSPretrained', checkpoint='torchvision://resnet50'),
     ),

@@ -1,9 +1,27 @@
 """Errors for arguments that are wrong, where they are given and not where they hurt."""
 
 import inspect
-from collections.abc import Iterable
+import math
+from collections.abc import Callable, Iterable
 from numbers import Integral
 from typing import Any
+
+
+def positive(number: Callable[[str], Any]) -> Callable[[str], Any]:
+    """A type for argparse: positive and finite numbers.
+
+    Args:
+        number: ``int`` or ``float``.
+    """
+
+    def read(text: str) -> Any:
+        value = number(text)
+        if not 0 < value < math.inf:
+            raise ValueError
+        return value
+
+    read.__name__ = f'positive {number.__name__}'
+    return read
 
 
 def check_names(cls: type, names: Iterable[str]) -> None:

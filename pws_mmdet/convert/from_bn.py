@@ -481,7 +481,8 @@ def convert_to_pws(
 
     Raises:
         ValueError: If there is nothing to convert, a weight is not finite,
-            ``max_scale`` is below 1, or the pictures are none, or reach no layer.
+            ``max_scale`` or ``sweeps`` is below 1, or the pictures are none, or
+            reach no layer.
 
     Source: no paper's; the network is approximated layer by layer.
     """
@@ -492,6 +493,8 @@ def convert_to_pws(
             raise ValueError(f'The weight {name} has values that are not finite')
     if not max_scale >= 1:
         raise ValueError(f'max_scale must be 1 or more, got {max_scale}')
+    if sweeps < 1:
+        raise ValueError(f'sweeps must be 1 or more, got {sweeps}')
     if calibration_batches is not None:
         calibration_batches = list(calibration_batches)
         if not calibration_batches:

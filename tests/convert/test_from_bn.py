@@ -662,6 +662,12 @@ def test_bad_input(make, batches, exclude, message):
         convert_to_pws(make(), batches, exclude, progress=False)
 
 
+@pytest.mark.parametrize('option', ['max_scale', 'sweeps'])
+def test_numbers_below_one(net, option):
+    with pytest.raises(ValueError, match=f'{option} must be 1 or more, got 0'):
+        convert_to_pws(net, **{option: 0})
+
+
 def test_pictures_that_reach_no_layer(net):
     with pytest.raises(ValueError, match='reach no layer'):
         convert_to_pws(net, [1], forward=lambda net, x: None, progress=False)

@@ -21,7 +21,6 @@ import argparse
 import contextlib
 import copy
 import json
-import math
 import re
 import shlex
 import sys
@@ -37,6 +36,7 @@ from torch import nn
 
 import pws_mmdet
 from pws_mmdet.analysis.speed import describe_machine
+from pws_mmdet.arguments import positive
 from pws_mmdet.compat import load_local_checkpoint
 from pws_mmdet.config import ConfigOptions, build_model, read_config
 from pws_mmdet.convert.checkpoint import weights_of, write_checkpoint
@@ -253,8 +253,7 @@ def to_markdown(record: dict[str, Any]) -> str:
             *lines,
             '',
             f'* `{record["command"]}`',
-            f'* {record["cpu"]}, {threads}; seeds {seeds}; '
-            f'{record["date"][:10]}.',
+            f'* {record["cpu"]}, {threads}; seeds {seeds}; {record["date"][:10]}.',
             f'* Versions: {versions}.',
             '',
         ]
@@ -270,17 +269,6 @@ def format_metrics(metrics: dict[str, float] | None) -> str:
 def write(record: dict[str, Any], path: Path) -> None:
     text = json.dumps(record, indent=1) + '\n'
     write_whole(path, lambda part: part.write_text(text, encoding='utf-8'))
-
-
-def positive(number: Callable[[str], Any]) -> Callable[[str], Any]:
-    def read(text: str) -> Any:
-        value = number(text)
-        if not 0 < value < math.inf:
-            raise ValueError
-        return value
-
-    read.__name__ = f'positive {number.__name__}'
-    return read
 
 
 def main() -> None:
