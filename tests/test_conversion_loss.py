@@ -125,6 +125,15 @@ def test_weights_of_another_network(measure, capsys):
     assert 'other.pth does not fit' in capsys.readouterr().err
 
 
+def test_a_config_without_data(program, data, tmp_path, monkeypatch, capsys):
+    (tmp_path / 'model.py').write_text("model = dict(type='PWSConv2d')")
+    args = ['model.py', 'model.py', 'bn.pth', 'out.json', '--calibrate', 'data']
+    monkeypatch.setattr(sys, 'argv', ['conversion_loss.py', *args])
+    with pytest.raises(SystemExit):
+        program.main()
+    assert 'model.py has no data with a pipeline to train on' in capsys.readouterr().err
+
+
 def test_a_divergence_is_an_outcome(program):
     assert program.format_metrics(None) == 'diverged'
 

@@ -302,6 +302,7 @@ DETECTOR = [SSD, 'none.pth']
 # A right command line of each program, or one that fails late and cheaply
 RIGHT = {
     'audit': ['conv.py', '--no-macs'],
+    'conversion_loss': [SSD, SSD, 'none.pth', 'out.json', '--calibrate', 'pictures'],
     'make_table': ['table1', '--scale', 'mini'],
     'plot_curves': ['record.json', '-o', 'out.png'],
     'plot_variance': ['work', '--figure', 'layers', '--table', 'out.csv'],

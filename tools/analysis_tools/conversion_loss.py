@@ -41,7 +41,7 @@ from pws_mmdet.compat import load_local_checkpoint
 from pws_mmdet.config import ConfigOptions, build_model, read_config
 from pws_mmdet.convert.checkpoint import weights_of, write_checkpoint
 from pws_mmdet.convert.from_bn import fold_batch_norm
-from pws_mmdet.convert.pictures import find_pictures, load_pictures
+from pws_mmdet.convert.pictures import dict_at, find_pictures, load_pictures
 from pws_mmdet.engine import DivergenceError, PWSRunner
 from pws_mmdet.files import put_in_page, write_whole
 
@@ -182,6 +182,11 @@ def measure(args: argparse.Namespace, save: Callable[[dict], None]) -> dict[str,
     """Measure all cases, and save the record after each."""
     cfg = read_config(args.config, args.cfg_options)
     bn_cfg = read_config(args.bn_config, args.cfg_options)
+    for name, one in ((args.config, cfg), (args.bn_config, bn_cfg)):
+        for loop in ('train', 'test'):
+            data = dict_at(one, f'{loop}_dataloader', 'dataset')
+            if 'pipeline' not in (data or {}):
+                raise ValueError(f'{name} has no data with a pipeline to {loop} on')
     find_pictures(args.calibrate, max(args.num_images), 0)
     model = build_model(args.bn_config, bn_cfg)
     weights = weights_of(load_local_checkpoint(args.checkpoint, map_location='cpu'))
@@ -292,7 +297,7 @@ def main() -> None:
         help='of the choice of pictures and of the trainings',
     )
     parser.add_argument('--epochs', type=whole, default=1, help='of each training')
-    parser.add_argument('--lrs', nargs='*', type=positive(float), default=[1e-4, 1e-3])
+    parser.add_argument('--lrs', nargs='+', type=positive(float), default=[1e-4, 1e-3])
     parser.add_argument(
         '--markdown',
         type=Path,
