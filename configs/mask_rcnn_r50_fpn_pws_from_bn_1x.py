@@ -18,5 +18,5 @@ model = dict(
     ),
 )
 # A tenth of BN's rate, for the same 16 images (auto_scale_lr.base_batch_size): small
-# converted networks lost up to 6 AP at the full one, as nothing normalizes.
+# converted networks lost up to 7 AP at the full one, as nothing normalizes.
 optim_wrapper = dict(optimizer=dict(lr=0.002))
