@@ -69,20 +69,55 @@ def meta_of(checkpoint: Any) -> Mapping:
     return meta if isinstance(meta, Mapping) else {}
 
 
-def check_finite(weights: Mapping[str, torch.Tensor], source: str | Path) -> None:
+def check_finite(
+    weights: Mapping[str, torch.Tensor],
+    source: str | Path,
+    model: nn.Module | None = None,
+) -> None:
     """Raise a ValueError that names the first tensors that hold NaN or infinity.
 
     Args:
         weights: Tensors of any shape and dtype, by name.
         source: Where they are from, for the message.
+        model: The network that is to take them. Where one of its own tensors is not
+            finite, such as a mask of -inf for attention, the weights need not be.
     """
-    bad = [name for name, value in weights.items() if not value.isfinite().all()]
+    start = not_finite(unwrapped(model).state_dict()) if model is not None else {}
+    bad = [*not_finite(weights, start)]
     if bad:
         more = f' and {len(bad) - 3} more' if len(bad) > 3 else ''
         raise ValueError(
             f'{source} has NaN or infinity in {", ".join(bad[:3])}{more}: its training '
             'diverged, take an earlier checkpoint'
         )
+
+
+def not_finite(
+    tensors: Mapping[str, Any], start: Mapping[str, torch.Tensor] | None = None
+) -> dict[str, torch.Tensor]:
+    """Find NaN and infinity.
+
+    Args:
+        tensors: Tensors of any shape and dtype, by name; anything else is skipped.
+        start: What this function returned for the same tensors earlier. What was not
+            finite then does not count, nor does a tensor of another shape than then.
+
+    Returns:
+        For each tensor with such values, by name, where they are: a boolean tensor of
+        the same shape.
+    """
+    found = {}
+    for name, value in tensors.items():
+        if not torch.is_tensor(value):
+            continue
+        bad = ~value.isfinite()
+        known = (start or {}).get(name)
+        if known is not None:
+            same = known.shape == bad.shape
+            bad = bad & ~known.to(bad.device) if same else torch.zeros_like(bad)
+        if bad.any():
+            found[name] = bad
+    return found
 
 
 def check_kind(
@@ -100,8 +135,7 @@ def check_kind(
         as_start: A network with PWS may start from filters of plain convolutions
             without BN: PWSAlphaInitHook finds their alpha.
     """
-    while is_model_wrapper(model):
-        model = model.module
+    model = unwrapped(model)
     weights = {key.removeprefix('module.'): v for key, v in weights.items()}
     alphas = {key.rpartition('.alpha')[0] for key in weights if '.alpha' in key}
     plain, pws = [], []
@@ -133,6 +167,13 @@ def check_kind(
             f'convolutions in {first_of(pws)}: name the config that they were trained '
             'with. tools/model_converters/fuse_pws.py makes them plain'
         )
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The network without what wraps it to train it (DDP)."""
+    while is_model_wrapper(model):
+        model = model.module
+    return model
 
 
 def first_of(names: Sequence[str], count: int = 3) -> str:

@@ -113,7 +113,7 @@ def load_bn_weights(
             'something else than those of any network with BN: set '
             'pre_activation=False'
         )
-    check_finite(weights, 'it')
+    check_finite(weights, 'it', model)
     convs = {
         name: module
         for name, module in model.named_modules()
@@ -255,7 +255,7 @@ class PWSPretrainedInit:
             update_init_info(module, init_info=self._get_init_info())
 
     def _load(self, module: nn.Module, weights: dict[str, Tensor]) -> None:
-        check_finite(weights, 'it')
+        check_finite(weights, 'it', module)
         check_kind(module, weights)
         try:
             missing, unexpected = module.load_state_dict(weights, strict=False)

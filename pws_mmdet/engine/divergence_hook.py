@@ -16,6 +16,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from ..analysis.gamma import advise
 from ..analysis.statistics import Moments
 from ..arguments import check_integers
+from ..convert.checkpoint import not_finite
+from ..layers.observer import Observer
 from .utils import base_learning_rate, is_compiling, unwrap_model
 
 EXPLODED = 1000  # times the variance of the first step
@@ -43,9 +45,10 @@ class DivergenceHook(Hook):
     The loss of every iteration is looked at before the step that would carry it
     into the weights. Weights, and buffers such as the running statistics of BN, are
     looked at from time to time, and before they could replace the last good
-    checkpoint. All processes stop together. The error names the first layer, in the
-    order of the forward pass, whose output has exploded since the first step, and
-    the learning rate and gamma that the paper would have taken.
+    checkpoint. What was not finite when the training began, such as a mask of -inf
+    for attention, does not count. All processes stop together. The error names the
+    first layer, in the order of the forward pass, whose output has exploded since
+    the first step, and the learning rate and gamma that the paper would have taken.
 
     Where mixed precision skips steps whose gradients are infinite, it goes on doing
     so: only losses count.
@@ -65,35 +68,28 @@ class DivergenceHook(Hook):
         self.first: dict[str, float] | None = None
         self.recorder: _OutputRecorder | None = None
         self.is_checked = False
+        self.start: dict[str, Tensor] = {}
 
     def before_train(self, runner: Runner) -> None:
         model = unwrap_model(runner.model)
-        parse_losses = getattr(model, 'parse_losses', None)
-        if parse_losses is not None:
-            model.parse_losses = self._checked(runner, parse_losses)
+        self.start = not_finite(model.state_dict())
+        self.after_train(runner)  # a training that failed has not called it
+        if hasattr(model, 'parse_losses'):
+            model.parse_losses = _CheckedLosses(self, runner, model)
 
     def after_train(self, runner: Runner) -> None:
-        vars(unwrap_model(runner.model)).pop('parse_losses', None)
+        own = vars(unwrap_model(runner.model))
+        checked = own.get('parse_losses')
+        if isinstance(checked, _CheckedLosses):
+            checked.restore()
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch=None):
         self.batch = data_batch
         self.is_checked = False
         if self.first is None:
+            if self.recorder is not None:  # of a training that failed in this step
+                self.recorder.finish()
             self.recorder = _OutputRecorder(unwrap_model(runner.model))
-
-    def _checked(self, runner: Runner, parse_losses: Callable) -> Callable:
-        # takes two seconds to import; an optimizer's first step does it, too
-        from torch._dynamo import disable
-
-        check = disable(self._check_loss)  # else its forward pass would be compiled
-
-        def parse_and_check(losses: dict) -> tuple[Tensor, dict]:
-            loss, log_vars = parse_losses(losses)
-            self.is_checked = True
-            check(runner, loss, {'loss': loss, **log_vars})
-            return loss, log_vars
-
-        return parse_and_check
 
     def after_train_iter(
         self,
@@ -109,7 +105,7 @@ class DivergenceHook(Hook):
             losses = {k: v for k, v in (outputs or {}).items() if 'loss' in k}
             losses = {k: v for k, v in losses.items() if torch.is_tensor(v)}
             if losses:
-                self._check_loss(runner, sum(v.mean() for v in losses.values()), losses)
+                self.check_loss(runner, sum(v.mean() for v in losses.values()), losses)
         is_due = self.every_n_train_iters(runner, self.interval)
         if is_due or _checkpoint_is_due(runner):
             self._check_weights(runner, runner.iter + 1)
@@ -117,7 +113,7 @@ class DivergenceHook(Hook):
     def after_train_epoch(self, runner: Runner) -> None:
         self._check_weights(runner, runner.iter)  # the count is one ahead here
 
-    def _check_loss(self, runner: Runner, loss: Tensor, parts: dict) -> None:
+    def check_loss(self, runner: Runner, loss: Tensor, parts: dict) -> None:
         if not _in_any_process(~torch.isfinite(loss.detach()).all()):
             return
         parts = {k: v.detach() for k, v in parts.items() if torch.is_tensor(v)}
@@ -127,7 +123,11 @@ class DivergenceHook(Hook):
         self._stop(runner, runner.iter + 1, reason)
 
     def _check_weights(self, runner: Runner, iteration: int) -> None:
-        bad = _not_finite(unwrap_model(runner.model).state_dict())
+        state = unwrap_model(runner.model).state_dict()
+        started_bad = {k: state.pop(k) for k in self.start if k in state}
+        bad = [*not_finite(started_bad, self.start)]
+        if not _all_finite(state):
+            bad += not_finite(state)
         if _in_any_process(torch.tensor(bool(bad))):
             few = ', '.join(bad[:3]) + (f' and {len(bad) - 3} more' * (len(bad) > 3))
             reason = f'weights are not finite, {few or "in another process"}'
@@ -172,6 +172,47 @@ class DivergenceHook(Hook):
         return ''
 
 
+class _CheckedLosses:
+    """A model's ``parse_losses`` that looks at the loss, too.
+
+    Copies and pickles of the model have its own ``parse_losses`` instead.
+    """
+
+    def __init__(self, hook: DivergenceHook, runner: Runner, model: nn.Module) -> None:
+        # takes two seconds to import; an optimizer's first step does it, too
+        from torch._dynamo import disable
+
+        self.hook, self.runner, self.model = hook, runner, model
+        # else the forward pass that it may make would be compiled
+        self.check = disable(self._check)
+        self.has_own = 'parse_losses' in vars(model)
+        self.parse_losses = model.parse_losses
+
+    def __call__(self, losses: dict) -> tuple[Tensor, dict]:
+        loss, log_vars = self.parse_losses(losses)
+        self.check(loss, {'loss': loss, **log_vars})
+        return loss, log_vars
+
+    def _check(self, loss: Tensor, parts: dict) -> None:
+        self.hook.is_checked = True
+        self.hook.check_loss(self.runner, loss, parts)
+
+    def restore(self) -> None:
+        if self.has_own:
+            self.model.parse_losses = self.parse_losses
+        else:
+            del self.model.parse_losses
+
+    def __reduce__(self) -> tuple:
+        if self.has_own:
+            return _same, (self.parse_losses,)
+        return getattr, (self.model, 'parse_losses')
+
+
+def _same(value: Any) -> Any:
+    return value
+
+
 class _OutputRecorder:
     """Var[Y] of every convolution and linear layer, in the order of the pass."""
 
@@ -180,7 +221,8 @@ class _OutputRecorder:
         self.handles = []
         for name, module in model.named_modules():
             if isinstance(module, nn.Linear | nn.modules.conv._ConvNd):
-                self.handles.append(module.register_forward_hook(self._see(name)))
+                look = Observer(self._see(name))
+                self.handles.append(module.register_forward_hook(look))
 
     def _see(self, name: str) -> Callable:
         def see(module: nn.Module, args: tuple, output: Tensor) -> None:
@@ -210,20 +252,16 @@ def _in_any_process(is_so: Tensor) -> bool:
     return bool(is_so)
 
 
-def _not_finite(tensors: Mapping[str, Any]) -> list[str]:
-    """Return the names of those that hold infinity or NaN."""
-    tensors = {
-        name: t
-        for name, t in tensors.items()
-        if torch.is_tensor(t) and t.is_floating_point()
-    }
-    if not tensors:
-        return []
+def _all_finite(tensors: Mapping[str, Any]) -> bool:
+    floats = [
+        t for t in tensors.values() if torch.is_tensor(t) and t.is_floating_point()
+    ]
+    if not floats:
+        return True
     # 15 times as fast as a look at each; a norm may overflow where no value does
-    norms = torch._foreach_norm([*tensors.values()])
-    if torch.stack([n.float().to(norms[0].device) for n in norms]).isfinite().all():
-        return []
-    return [name for name, t in tensors.items() if not t.isfinite().all()]
+    norms = torch._foreach_norm(floats)
+    norms = torch.stack([n.float().to(norms[0].device) for n in norms])
+    return bool(norms.isfinite().all())
 
 
 def _checkpoint_is_due(runner: Runner) -> bool:

@@ -255,7 +255,7 @@ class PWSRunner(Runner):
 
     def _check_checkpoint(self, checkpoint: Any) -> None:
         weights = weights_of(checkpoint)
-        check_finite(weights, 'it')
+        check_finite(weights, 'it', self.model)
         own = self.model.state_dict()
         names = {name.removeprefix('module.') for name in own}
         if not names & set(weights):

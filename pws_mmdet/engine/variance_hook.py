@@ -29,6 +29,7 @@ from ..analysis.statistics import (
     transmission_statistics,
 )
 from ..arguments import check_integers
+from ..layers.observer import Observer
 from .utils import is_compiling, learning_rate, unwrap_model
 
 
@@ -185,7 +186,8 @@ class _Watch:
         self.measured: dict[int, dict[str, Tensor]] = {}
         self.handles = []
         for i, conv in enumerate(convs.values()):
-            handle = conv.register_forward_hook(self._see_pass(i), with_kwargs=True)
+            look = Observer(self._see_pass(i))
+            handle = conv.register_forward_hook(look, with_kwargs=True)
             self.handles.append(handle)
         if is_main_process():
             for optimizer in optimizers:

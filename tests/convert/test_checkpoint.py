@@ -5,7 +5,7 @@ import hashlib
 import pytest
 import torch
 from mmcv.cnn import ConvModule
-from mmengine.model import BaseModule
+from mmengine.model import BaseModule, MMDistributedDataParallel
 from mmengine.runner import load_checkpoint
 from torch import nn
 
@@ -93,6 +93,25 @@ def test_check_finite():
         weights[name] = torch.tensor([1.0, float('nan' if name < 'd' else 'inf')])
     with pytest.raises(ValueError, match='net.pth has NaN .* in b, c, d and 1 more'):
         check_finite(weights, 'net.pth')
+
+
+@pytest.mark.parametrize('wrap', [False, True])
+def test_check_finite_spares_what_a_network_has_itself(wrap):
+    model = nn.Linear(2, 1)
+    model.register_buffer('mask', torch.tensor([0.0, -torch.inf]))
+    weights = {key: value.clone() for key, value in model.state_dict().items()}
+    if wrap:
+        model = MMDistributedDataParallel.__new__(MMDistributedDataParallel)
+        nn.Module.__init__(model)
+        model.module = nn.Linear(2, 1)
+        model.module.register_buffer('mask', torch.tensor([0.0, -torch.inf]))
+    check_finite(weights, 'net.pth', model)
+    check_finite(dict(weights, mask=torch.full((3,), -torch.inf)), 'it', model)
+    for name in ('mask', 'bias'):
+        bad = dict(weights, **{name: weights[name].clone()})
+        bad[name][0] = torch.nan
+        with pytest.raises(ValueError, match=f'it has NaN or infinity in {name}: '):
+            check_finite(bad, 'it', model)
 
 
 def block(kind):

@@ -1,3 +1,5 @@
+import copy
+import io
 import re
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,7 +16,6 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from pws_mmdet import DivergenceError, DivergenceHook, PWSConv2d
-from pws_mmdet.engine.divergence_hook import _not_finite
 
 EAGER = dict(backend='eager')  # what torch.compile traces, without a compiler
 
@@ -249,11 +250,81 @@ def test_a_good_checkpoint_has_good_buffers(make_runner):
     assert error.value.iteration == 6
 
 
-def test_great_weights_are_finite():
-    good = dict(a=torch.full((2,), 1e30), b=torch.ones(1), c=torch.ones(0))
-    assert not _not_finite(dict(good, n=torch.tensor(3), extra='text'))
-    assert _not_finite(dict(good, d=torch.tensor([1.0, -torch.inf]))) == ['d']
-    assert _not_finite({}) == []
+class Masked(Net):
+    """It has a mask of -inf, a great weight, and a NaN in the mask after a step."""
+
+    def __init__(self, bad_step=100):
+        super().__init__(100, 0.0)
+        self.register_buffer('mask', torch.tensor([0.0, -torch.inf]))
+        self.great = nn.Parameter(torch.full((2,), 1e30))  # its norm overflows
+        self.spoils = bad_step
+
+    def forward(self, x, mode='tensor'):
+        losses = super().forward(x)
+        if self.step == self.spoils:
+            self.mask[0] = torch.nan
+        return losses
+
+
+def test_what_was_not_finite_at_the_start_does_not_count(make_runner):
+    runner = train(make_runner, 0, 1, model=Masked())
+    assert runner.iter == 12
+    with pytest.raises(DivergenceError, match='not finite, mask') as error:
+        train(make_runner, 0, 1, model=Masked(4))
+    assert error.value.iteration == 4
+
+
+class SavedInAStep(Net):
+    """It is saved and copied in the middle of its first training step."""
+
+    def forward(self, x, mode='tensor'):
+        losses = super().forward(x)
+        self.conv(x.view(-1, 2, 1, 1))
+        if self.step == 1:
+            file = io.BytesIO()
+            torch.save(self, file)
+            file.seek(0)
+            copies.append(torch.load(file, weights_only=False))
+            copies.append(copy.deepcopy(self))
+        return losses
+
+
+copies = []
+
+
+@pytest.mark.parametrize('own', [False, True])
+def test_the_model_can_be_saved_and_copied_in_a_step(make_runner, own):
+    """The copies have the model's own parse_losses, and watch nothing."""
+    copies.clear()
+    model = SavedInAStep(100, 1.0)
+    model.conv = PWSConv2d(2, 2, 1)
+    if own:
+        model.parse_losses = parse_losses
+    hooks = [dict(type='VarianceMonitorHook', interval=1)]
+    train(make_runner, 100, 1, model=model, default_hooks=dict(variance=hooks[0]))
+    assert len(copies) == 2
+    for other in copies:
+        loss, _ = other.parse_losses(dict(loss=torch.tensor(torch.nan)))
+        assert loss.isnan()
+        other(torch.ones(1, 2))
+        if not own:
+            assert other.parse_losses.__self__ is other
+    assert ('parse_losses' in vars(model)) == own
+
+
+def parse_losses(losses):
+    return sum(loss for loss in losses.values()), losses
+
+
+def test_a_training_after_one_that_failed(make_runner):
+    """It judges its own steps, and leaves nothing in the model."""
+    model = Net(1, float('nan'))
+    with pytest.raises(DivergenceError, match='iteration 1:'):
+        train(make_runner, 0, 1, model=model)
+    runner = train(make_runner, 0, 1, model=model)
+    assert runner.iter == 12
+    assert 'parse_losses' not in vars(model)
+    assert not any(m._forward_hooks for m in model.modules())
 
 
 @pytest.mark.parametrize('what', ['gradient', 'loss'])

@@ -72,7 +72,7 @@ def load_weights(model: nn.Module, checkpoint: str | Path) -> None:
         ValueError: If it does not fit the model, or a weight is not finite.
     """
     weights = read_weights(checkpoint)
-    check_finite(weights, checkpoint)
+    check_finite(weights, checkpoint, model)
     try:
         check_kind(model, weights)
     except ValueError as e:
