@@ -1,14 +1,17 @@
 """Filters that are computed once where a layer is applied several times."""
 
-import inspect
+import copyreg
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from types import MethodType
-from typing import Any, NamedTuple
+from functools import cache
+from types import new_class
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
+
+Module = TypeVar('Module', bound=nn.Module)
 
 
 class _Entry(NamedTuple):
@@ -60,55 +63,59 @@ def filters_of(conv: nn.Conv2d, compute: Callable[[], Tensor]) -> Tensor:
     return entry.filters
 
 
-class _Sharing:
-    """Makes the forward passes of a module those of :func:`share_filters`.
+class _SharesFilters:
+    """The forward pass of :func:`share_filters`, put before that of a class.
 
-    Hooks would not do: of KeyboardInterrupt they hear nothing. The module keeps its
-    own ``forward``, where :func:`fuse_pws` finds it if it is compiled.
+    A class and no hook: hooks after the forward pass do not run on
+    KeyboardInterrupt. A class and no attribute of the module: copies and replicas
+    of the module, shallow ones too, then run their own layers.
     """
-
-    def __init__(self, module: nn.Module) -> None:
-        self.module = module
 
     def forward(self, *args, **kwargs) -> Any:
         if torch.compiler.is_compiling():
-            return self.module._own_forward(*args, **kwargs)
+            return super().forward(*args, **kwargs)
         with shared_filters():
-            return self.module._own_forward(*args, **kwargs)
+            return super().forward(*args, **kwargs)
 
-    def replicate(self) -> nn.Module:
-        """The copy that DataParallel asks for.
-
-        As the stock one has it, its forward would be that of the module itself, with
-        its parameters, which are on another device.
-        """
-        replica = type(self.module)._replicate_for_data_parallel(self.module)
-        own = replica._own_forward
-        if inspect.ismethod(own) and own.__self__ is self.module:
-            own = MethodType(own.__func__, replica)
-        del replica._own_forward
-        replica.forward = own
-        return share_filters(replica)
+    def __reduce_ex__(self, protocol: int) -> tuple:
+        # No module holds the class by its name, so pickles name the one below it.
+        function, args, *state = super().__reduce_ex__(max(protocol, 2))
+        if function is copyreg.__newobj__:
+            cls, *rest = args
+            function, args = _new, (cls.__bases__[-1], *rest)
+        return function, args, *state
 
 
-def share_filters(module: nn.Module) -> nn.Module:
+@cache
+def _sharing(cls: type[nn.Module]) -> type[nn.Module]:
+    names = ('__module__', '__qualname__', '__doc__')
+    own = {name: getattr(cls, name) for name in names}
+    return new_class(
+        cls.__name__, (_SharesFilters, cls), exec_body=lambda body: body.update(own)
+    )
+
+
+def _new(cls: type[nn.Module], *args: Any) -> nn.Module:
+    cls = _sharing(cls)
+    return cls.__new__(cls, *args)
+
+
+def share_filters(module: Module) -> Module:
     """Make every forward pass of a module a context of :func:`shared_filters`.
 
     For modules that apply a layer several times, such as a head to the maps of all
     levels. It costs nothing elsewhere, and the outputs and gradients stay the same.
+    A ``forward`` that was set on the module itself shares nothing.
 
     Args:
-        module: It is changed in place; a second time changes nothing.
+        module: It is changed in place: its class becomes a subclass of its class, of
+            the same name. A second time changes nothing.
 
     Returns:
         The module.
     """
-    if not hasattr(module, '_own_forward'):
-        module._own_forward = module.forward
-        # bound methods, which copies and pickles follow the module with
-        sharing = _Sharing(module)
-        module.forward = sharing.forward
-        module._replicate_for_data_parallel = sharing.replicate
+    if not isinstance(module, _SharesFilters):
+        module.__class__ = _sharing(type(module))
     return module
 
 

@@ -282,6 +282,25 @@ def test_copies(counted):
         assert_same(fuse_pws(other)(x), unshared)
 
 
+def test_shallow_copies_run_their_own_layers(counted):
+    head, x = share_filters(Head()), maps()
+    other = copy.copy(head)
+    other._modules = dict(head._modules, convs=copy.deepcopy(head.convs))
+    other.convs[0].weight.data.normal_()
+    counted.clear()
+    made = other(x)
+    assert len(counted) == 1
+    assert_same(made, [other.convs(m) for m in x])
+    assert not torch.equal(made[0], head(x)[0])
+
+
+def test_a_head_stays_what_it_was():
+    head = share_filters(Head())
+    assert isinstance(head, Head) and repr(head) == repr(Head())
+    assert type(copy.deepcopy(head)) is type(head)
+    assert 'forward' not in vars(head)
+
+
 @pytest.mark.parametrize('first', ['compiled', 'shared'])
 def test_a_copy_of_a_compiled_one_is_its_own(first):
     head, x = Head(), maps()
