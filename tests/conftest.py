@@ -64,6 +64,24 @@ def defaults():
     init_default_scope('mmdet')
 
 
+@pytest.fixture
+def device():
+    """The GPU for tests marked ``gpu``, which computes in fp32 as exactly as a CPU.
+
+    PWS_GPU_TESTS_ON=cpu lets them run on a CPU, so that they can be tried there.
+    """
+    name = os.environ.get('PWS_GPU_TESTS_ON', 'cuda')
+    if name == 'cuda' and not torch.cuda.is_available():
+        pytest.skip('it needs a GPU')
+    switches = torch.backends.cudnn, torch.backends.cuda.matmul
+    before = [switch.allow_tf32 for switch in switches]
+    for switch in switches:
+        switch.allow_tf32 = False
+    yield torch.device(name)
+    for switch, value in zip(switches, before, strict=True):
+        switch.allow_tf32 = value
+
+
 @pytest.fixture(scope='session')
 def root():
     return ROOT
