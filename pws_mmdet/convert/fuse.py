@@ -9,6 +9,7 @@ from mmdet.models.dense_heads.tood_head import TaskDecomposition
 from mmengine.model import is_model_wrapper
 from torch import nn
 
+from ..layers.observer import Observer
 from ..layers.reparam_conv import ReparamConv2d
 
 Network = TypeVar('Network', bound=nn.Module)
@@ -52,6 +53,39 @@ def read_past(model: nn.Module) -> set[nn.Module]:
     }
 
 
+def what_it_does_besides(conv: ReparamConv2d) -> str | None:
+    """Tell what keeps a layer from being replaced by a plain convolution.
+
+    Returns:
+        That it has a forward pass of its own, or hooks around it, either of which may
+        change what it computes; None if it is no more than a convolution. Filters of
+        its own, pruning and the parametrizations of torch do not count.
+    """
+    for name, usual in (
+        ('forward', ReparamConv2d.forward),
+        ('_conv_forward', nn.Conv2d._conv_forward),
+        ('__call__', nn.Module.__call__),
+    ):
+        ours = vars(conv).get(name, getattr(type(conv), name))
+        while hasattr(ours, '_torchdynamo_orig_callable'):  # compiled
+            ours = ours._torchdynamo_orig_callable
+        is_usual = getattr(ours, '__func__', ours) is usual
+        if not is_usual or getattr(ours, '__self__', conv) is not conv:
+            return f'a {name} of its own'
+    pre_hooks = [h for h in conv._forward_pre_hooks.values() if not _makes_parameter(h)]
+    hooks = [h for h in conv._forward_hooks.values() if not isinstance(h, Observer)]
+    if pre_hooks or hooks:
+        return 'a forward hook'
+    if conv._backward_hooks or conv._backward_pre_hooks:
+        return 'a backward hook'
+    return None
+
+
+def _makes_parameter(hook: Any) -> bool:
+    """Whether it is a hook of torch.nn.utils.prune or weight_norm."""
+    return hasattr(hook, 'apply_mask') or hasattr(hook, 'compute_weight')
+
+
 @torch.no_grad()
 def to_conv2d(conv: ReparamConv2d, keep_weight: bool = False) -> nn.Conv2d:
     """The plain convolution that computes what a PWS (or WN) convolution does.
@@ -63,13 +97,12 @@ def to_conv2d(conv: ReparamConv2d, keep_weight: bool = False) -> nn.Conv2d:
 
     Returns:
         An ``nn.Conv2d`` without a gradient history. Its weight requires a gradient
-        if one of W and alpha does, its bias if beta does. Forward hooks are not
-        taken over.
+        if one of W and alpha does, its bias if beta does. Hooks are not taken over;
+        :func:`what_it_does_besides` tells of them.
     """
     for hook in conv._forward_pre_hooks.values():
-        if hasattr(hook, 'apply_mask') or hasattr(hook, 'compute_weight'):
-            # torch.nn.utils.prune and weight_norm: until then, what they make of the
-            # parameters is that of the last forward pass
+        if _makes_parameter(hook):
+            # Until then, the parameter is that of the last forward pass.
             hook(conv, ())
     # on the meta device no random numbers are drawn
     plain = conv_like(conv, bias=conv.bias is not None, device='meta')
@@ -92,7 +125,9 @@ def _uncompiled(value: Any, memo: dict[int, Any]) -> Any:
     return copy.deepcopy(method, memo) if inspect.ismethod(method) else value
 
 
-def fuse_pws(model: Network, inplace: bool = False) -> Network | nn.Conv2d:
+def fuse_pws(
+    model: Network, inplace: bool = False, strict: bool = True
+) -> Network | nn.Conv2d:
     """Make every PWS (and WN) convolution of a network a plain one.
 
     The result computes the same, at the cost of plain convolutions, and none of its
@@ -103,18 +138,35 @@ def fuse_pws(model: Network, inplace: bool = False) -> Network | nn.Conv2d:
             averaged model (EMA) stays one.
         inplace: Replace the layers in ``model`` itself. An optimizer that was built
             before holds parameters that are then no longer the model's.
+        strict: Raise an error if a layer computes more than its convolution: if its
+            subclass or the layer itself has a ``forward`` of its own, or it has
+            hooks. False leaves such layers as they are.
 
     Returns:
         The network; without ``inplace`` a deep copy of it, whose methods are not
         compiled any more.
+
+    Raises:
+        ValueError: If ``strict``, and a layer computes more than its convolution.
     """
     while is_model_wrapper(model):
         model = model.module
+    convs = {n: m for n, m in model.named_modules() if isinstance(m, ReparamConv2d)}
+    besides = {name: what_it_does_besides(conv) for name, conv in convs.items()}
+    besides = {name: reason for name, reason in besides.items() if reason}
+    if besides and strict:
+        name, reason = next(iter(besides.items()))
+        more = f', and {len(besides) - 1} more such layers' if len(besides) > 1 else ''
+        raise ValueError(
+            f'{name or type(model).__name__} has {reason}{more}, which a plain '
+            'convolution in its place would drop. Remove it, or leave such layers as '
+            'they are: fuse_pws(model, strict=False)'
+        )
     past = read_past(model)
     plain = {
-        id(module): to_conv2d(module, keep_weight=module in past)
-        for module in model.modules()
-        if isinstance(module, ReparamConv2d)
+        id(conv): to_conv2d(conv, keep_weight=conv in past)
+        for name, conv in convs.items()
+        if name not in besides
     }
     if id(model) in plain:
         return plain[id(model)]

@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..layers import ReparamConv2d
-from .checkpoint import check_kind
+from .checkpoint import check_kind, not_finite
 from .fuse import fuse_pws
 
 PACKAGE = __name__.split('.')[0]
@@ -98,6 +98,7 @@ def _without_pretrained(cfg: Any) -> Any:
 def _load(model: nn.Module, weights: Mapping[str, Any]) -> None:
     weights = {key.removeprefix('module.'): value for key, value in weights.items()}
     check_kind(model, weights)
+    start = not_finite(model.state_dict())
     try:
         missing, unexpected = model.load_state_dict(weights, strict=False)
     except RuntimeError as e:  # its first line names the class alone
@@ -110,7 +111,7 @@ def _load(model: nn.Module, weights: Mapping[str, Any]) -> None:
         problems.append(f'the config has no place for {_few(unexpected)}')
     if problems:
         raise ValueError(f'The weights do not fit the config: {"; ".join(problems)}')
-    bad = [k for k, v in model.state_dict().items() if not torch.isfinite(v).all()]
+    bad = not_finite(model.state_dict(), start)
     if bad:
         raise ValueError(
             f'The weights are not finite numbers, their training diverged: {_few(bad)}'

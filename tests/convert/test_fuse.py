@@ -216,6 +216,48 @@ def test_parameters_that_are_made_from_others(reparametrize, inplace):
     assert not torch.allclose(y, before)
 
 
+class Doubled(PWSConv2d):
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+def back(module, gradients_in, gradients_out):
+    return None
+
+
+@pytest.mark.parametrize(
+    'change, reason',
+    [
+        (lambda conv: setattr(conv, '__class__', Doubled), 'a forward of its own'),
+        (
+            lambda conv: setattr(conv, 'forward', PWSConv2d(3, 4, 3).forward),
+            'a forward of its own',
+        ),
+        (lambda conv: conv.register_forward_hook(back), 'a forward hook'),
+        (lambda conv: conv.register_forward_pre_hook(back), 'a forward hook'),
+        (lambda conv: conv.register_full_backward_hook(back), 'a backward hook'),
+    ],
+)
+@pytest.mark.parametrize('inplace', [True, False])
+def test_a_layer_that_computes_more_is_refused_or_left(change, reason, inplace):
+    model = randomize(net())
+    change(model[0])
+    with pytest.raises(ValueError, match=f'0 has {reason}, which a plain'):
+        fuse_pws(model, inplace)
+    fused = fuse_pws(model, inplace, strict=False)
+    kinds = [type(m) for m in convolutions(fused)]
+    assert kinds == [type(model[0]), nn.Conv2d, nn.Conv2d]
+
+
+def test_a_layer_with_a_compiled_forward_becomes_plain():
+    model = randomize(net())
+    model[0].forward = torch.compile(model[0].forward, backend='eager')
+    x = torch.randn(1, 3, 9, 9)
+    fused = fuse_pws(model)
+    assert type(fused[0]) is nn.Conv2d
+    check_close(fused(x), model(x))
+
+
 @pytest.mark.parametrize('mode', [True, False])
 def test_the_mode_is_kept_layer_by_layer(mode):
     model = net().train(mode)

@@ -1,9 +1,11 @@
 import copy
+import functools
 
 import pytest
 import torch
 from mmengine.evaluator import BaseMetric
 from mmengine.model import BaseModel
+from mmengine.runner import Runner
 from torch import nn
 from torch.utils.data import Dataset
 
@@ -49,7 +51,7 @@ tested = []
 
 @pytest.fixture
 def runner(make_runner):
-    def make(model, **kwargs):
+    def make(model, runner_type=PWSRunner, evaluator=Outputs, **kwargs):
         tested.clear()
         loader = dict(
             batch_size=4,
@@ -61,9 +63,9 @@ def runner(make_runner):
         return make_runner(
             model,
             Data(),
-            PWSRunner,
+            runner_type,
             test_dataloader=loader,
-            test_evaluator=dict(type=Outputs),
+            test_evaluator=dict(type=evaluator),
             test_cfg=dict(),
             **kwargs,
         )
@@ -147,3 +149,112 @@ def test_a_training_keeps_the_layers(runner):
     trainer.train()
     assert hooks_of(trainer) == 0
     assert isinstance(trainer.model.conv, ReparamConv2d)
+
+
+class Doubled(PWSConv2d):
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+class Shifted(PWSConv2d):
+    def _conv_forward(self, x, weight, bias):
+        return super()._conv_forward(x, weight, bias) + 1
+
+
+class OwnFilters(PWSConv2d):
+    def standardized_weight(self):
+        return 2 * super().standardized_weight()
+
+
+def double_on_the_instance(conv):
+    usual = conv.forward
+    conv.forward = functools.wraps(usual)(lambda x: 2 * usual(x))
+
+
+def double_by_a_hook(conv):
+    conv.register_forward_hook(lambda module, args, y: 2 * y)
+
+
+def double_the_input_by_a_hook(conv):
+    conv.register_forward_pre_hook(lambda module, args: (2 * args[0],))
+
+
+@pytest.mark.parametrize(
+    'conv, change',
+    [
+        (Doubled, None),
+        (Shifted, None),
+        (PWSConv2d, double_on_the_instance),
+        (PWSConv2d, double_by_a_hook),
+        (PWSConv2d, double_the_input_by_a_hook),
+        (OwnFilters, None),
+    ],
+)
+def test_a_layer_that_computes_more_is_tested_as_it_is(runner, messages, conv, change):
+    model = Net(conv)
+    if change:
+        change(model.conv)
+    tester = runner(model)
+    for _ in range(2):
+        outputs = tester.test()['test/outputs']
+        torch.testing.assert_close(outputs, torch.stack(model(inputs())))
+    is_plain = conv is OwnFilters
+    assert tested[0][0] is (nn.Conv2d if is_plain else conv)
+    told = [text for text in messages if 'conv has a' in text]
+    assert len(told) == (not is_plain)  # once
+
+
+def test_a_network_that_cannot_be_copied_is_tested_as_it_is(runner, messages):
+    model = Net()
+    model.seen = model.conv.weight * 2  # no leaf: torch does not copy it
+    outputs = runner(model).test()['test/outputs']
+    assert tested == [(PWSConv2d, False)]
+    torch.testing.assert_close(outputs, torch.stack(model(inputs())))
+    assert any('cannot copy the network' in text for text in messages)
+
+
+class Fails(Net):
+    """Its test ends in an error, once."""
+
+    error = None
+
+    def forward(self, x, mode='tensor'):
+        if mode == 'predict' and Fails.error:
+            error, Fails.error = Fails.error, None
+            raise error
+        return super().forward(x, mode)
+
+
+class FailsLater(Outputs):
+    error = None
+
+    def compute_metrics(self, results):
+        if FailsLater.error:
+            error, FailsLater.error = FailsLater.error, None
+            raise error
+        return super().compute_metrics(results)
+
+
+@pytest.mark.parametrize('where', [Fails, FailsLater])
+@pytest.mark.parametrize('error', [RuntimeError, KeyboardInterrupt])
+@pytest.mark.parametrize('runner_type', [PWSRunner, Runner])
+def test_a_test_that_fails_leaves_the_network_itself(
+    runner, tmp_path, where, error, runner_type
+):
+    """It can be tested again, and trained; its checkpoint has alpha."""
+    model = Fails()
+    hook = dict(custom_hooks=[dict(type='FusePWSHook')])
+    tester = runner(model, runner_type, evaluator=FailsLater, **hook)
+    where.error = error()
+    with pytest.raises(error):
+        tester.test()
+    assert tester.model is model and type(model.conv) is PWSConv2d
+    outputs = tester.test()['test/outputs']
+    assert tester.model is model and tested[-1] == (nn.Conv2d, False)
+    torch.testing.assert_close(outputs, torch.stack(model(inputs())))
+    before = model.conv.weight.detach().clone()
+    tester.train()
+    assert not torch.equal(model.conv.weight, before)
+    weights = torch.load(tmp_path / 'work_dir/epoch_1.pth', weights_only=False)
+    torch.testing.assert_close(weights['state_dict'], dict(model.state_dict()))
+    assert 'conv.alpha' in weights['state_dict']
