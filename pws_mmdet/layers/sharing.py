@@ -16,6 +16,7 @@ Module = TypeVar('Module', bound=nn.Module)
 
 class _Entry(NamedTuple):
     parameters: list[Tensor | None]
+    versions: list[int | None]
     filters: Tensor
 
 
@@ -27,9 +28,10 @@ _store: ContextVar[_Store | None] = ContextVar('_store', default=None)
 def shared_filters() -> Iterator[None]:
     """Let layers that are applied several times compute their filters once.
 
-    Between the applications their parameters may not be changed in place. At the end
-    of the context everything is forgotten, and inside of it another one starts
-    afresh.
+    A layer whose parameters are replaced, or changed in place, computes its filters
+    again. A change through ``.data`` is not seen, because torch does not count it.
+    At the end of the context everything is forgotten, and inside of it another one
+    starts afresh.
     """
     token = _store.set({})
     try:
@@ -54,12 +56,18 @@ def filters_of(conv: nn.Conv2d, compute: Callable[[], Tensor]) -> Tensor:
         return compute()
     # those of parametrizations, which are modules of the layer, too
     parameters = [p for m in conv.modules() for p in m._parameters.values()]
+    # Whoever changes a parameter in place raises its version.
+    versions = [
+        None if p is None or p.is_inference() else p._version for p in parameters
+    ]
     key = id(conv), torch.is_grad_enabled()
     entry = store.get(key)
-    if entry is None or any(
-        a is not b for a, b in zip(entry.parameters, parameters, strict=True)
+    if (
+        entry is None
+        or entry.versions != versions
+        or any(a is not b for a, b in zip(entry.parameters, parameters, strict=True))
     ):
-        entry = store[key] = _Entry(parameters, compute())
+        entry = store[key] = _Entry(parameters, versions, compute())
     return entry.filters
 
 

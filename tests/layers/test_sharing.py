@@ -234,6 +234,30 @@ def test_filters_of_other_parameters_are_others(reparametrize):
         torch.testing.assert_close(conv(x), plain)
 
 
+@pytest.mark.parametrize('grad', [True, False])
+@pytest.mark.parametrize('name', ['weight', 'alpha'])
+def test_filters_of_parameters_that_changed_in_place_are_others(counted, name, grad):
+    conv, x = PWSConv2d(3, 4, 3), maps()[0]
+    new = torch.randn_like(getattr(conv, name))
+    wanted = functional_call(conv, {name: new}, x)
+    counted.clear()
+    with shared_filters(), torch.set_grad_enabled(grad):
+        conv(x)
+        with torch.no_grad():
+            getattr(conv, name).copy_(new)
+        torch.testing.assert_close(conv(x), wanted)
+        conv(x)
+    assert len(counted) == 2
+
+
+@torch.inference_mode()
+def test_parameters_without_versions(counted):
+    """Those of a model that was built in inference mode have none."""
+    head, x = share_filters(Head()), maps()
+    assert_same(head(x), [head.convs(m) for m in x])
+    assert len(counted) == 4
+
+
 @pytest.mark.parametrize('reentrant', [True, False])
 @pytest.mark.parametrize('regions', ['all', 'first', 'rest'])
 def test_regions_that_are_computed_again(reentrant, regions):
