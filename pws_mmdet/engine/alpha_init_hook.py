@@ -1,6 +1,7 @@
 import copy
 import logging
 import math
+import os.path
 import re
 from collections.abc import Sequence
 
@@ -10,9 +11,10 @@ from mmengine.hooks import Hook
 from mmengine.logging import print_log
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
+from torch import Tensor
 
 from ..layers import PWSConv2d
-from .utils import unwrap_model
+from .utils import training_context, unwrap_model
 
 
 @HOOKS.register_module(force=True)
@@ -26,7 +28,9 @@ class PWSAlphaInitHook(Hook):
     processes: all of them go on with the same value.
 
     An alpha is left as it is if it was loaded from a checkpoint (``Pretrained``
-    or ``load_from``), is frozen or absent, or if the run is resumed.
+    or ``load_from``), is frozen or absent, or if the run is resumed. A frozen layer
+    whose filters are those of a trained one is its copy, as in the teacher of
+    semi-supervised training (SoftTeacher), and gets the same alpha.
 
     Args:
         exclude: Regular expressions, searched in the names of the layers, of
@@ -83,7 +87,7 @@ class PWSAlphaInitHook(Hook):
     ) -> None:
         variance: dict[PWSConv2d, float] = {}
 
-        def set_alpha(conv: PWSConv2d, inputs: tuple, y: torch.Tensor):
+        def set_alpha(conv: PWSConv2d, args: tuple, kwargs: dict, y: Tensor):
             if conv in variance or y.numel() == 0:  # no RoI was sampled
                 return None
             variance[conv] = y.float().var(unbiased=False).item()
@@ -91,12 +95,16 @@ class PWSAlphaInitHook(Hook):
                 variance[conv] = 0.0
                 return None
             conv.alpha.fill_(math.sqrt(2 / variance[conv]))
-            return conv(*inputs)
+            return conv(*args, **kwargs)
 
         model = unwrap_model(runner.model)
-        handles = [c.register_forward_hook(set_alpha) for c in layers.values()]
+        teachers = _frozen_copies(_pws_layers(runner), layers)
+        handles = [
+            conv.register_forward_hook(set_alpha, with_kwargs=True)
+            for conv in layers.values()
+        ]
         try:
-            with torch.no_grad(), runner.optim_wrapper.optim_context(model):
+            with torch.no_grad(), training_context(runner):
                 for conv in layers.values():
                     conv.alpha.fill_(1)
                 data = model.data_preprocessor(copy.deepcopy(data_batch), True)
@@ -121,6 +129,8 @@ class PWSAlphaInitHook(Hook):
             else:
                 conv.alpha.data.fill_(1)
                 without.append(name)
+        for copy_, source in teachers.items():
+            copy_.alpha.data.copy_(source.alpha)
         print_log(
             f'PWSAlphaInitHook set the alpha of {len(layers) - len(without)} layers',
             logger='current',
@@ -137,3 +147,34 @@ class PWSAlphaInitHook(Hook):
 def _pws_layers(runner: Runner) -> dict[str, PWSConv2d]:
     modules = unwrap_model(runner.model).named_modules()
     return {name: m for name, m in modules if isinstance(m, PWSConv2d)}
+
+
+def _frozen_copies(
+    every: dict[str, PWSConv2d], trained: dict[str, PWSConv2d]
+) -> dict[PWSConv2d, PWSConv2d]:
+    """The frozen layers that are copies of trained ones, each with its source.
+
+    A teacher is copied before the first step, so it has the filters of its student
+    but not the new alpha. Where several have the same filters, the one whose name
+    ends most alike is the source.
+    """
+    copies = {}
+    for name, conv in every.items():
+        if any(p.requires_grad for p in conv.parameters()):
+            continue
+        sources = [n for n, source in trained.items() if _have_same(conv, source)]
+        if sources:
+            nearest = max(sources, key=lambda n: len(_common_end(n, name)))
+            copies[conv] = trained[nearest]
+    return copies
+
+
+def _have_same(a: PWSConv2d, b: PWSConv2d) -> bool:
+    pairs = ((a.weight, b.weight), (a.alpha, b.alpha))
+    return all(x is not None and x.shape == y.shape for x, y in pairs) and all(
+        torch.equal(x, y) for x, y in pairs
+    )
+
+
+def _common_end(a: str, b: str) -> str:
+    return os.path.commonprefix((a[::-1], b[::-1]))

@@ -18,7 +18,12 @@ from ..analysis.statistics import Moments
 from ..arguments import check_integers
 from ..convert.checkpoint import not_finite
 from ..layers.observer import Observer
-from .utils import base_learning_rate, is_compiling, unwrap_model
+from .utils import (
+    base_learning_rate,
+    is_compiling,
+    training_context,
+    unwrap_model,
+)
 
 EXPLODED = 1000  # times the variance of the first step
 
@@ -155,7 +160,7 @@ class DivergenceHook(Hook):
                 module.eval()
         recorder = _OutputRecorder(model)
         try:
-            with torch.no_grad(), runner.optim_wrapper.optim_context(model):
+            with torch.no_grad(), training_context(runner):
                 data = model.data_preprocessor(self.batch, False)
                 model._run_forward(data, mode='tensor')
         except Exception:

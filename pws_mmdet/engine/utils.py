@@ -1,8 +1,11 @@
 """What several hooks ask of a runner."""
 
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
 import torch
 from mmengine.model import is_model_wrapper
-from mmengine.optim import OptimWrapperDict
+from mmengine.optim import OptimWrapper, OptimWrapperDict
 from mmengine.runner import Runner
 from torch import nn
 
@@ -17,6 +20,26 @@ def unwrap_model(model: nn.Module) -> nn.Module:
     return model.module if is_model_wrapper(model) else model
 
 
+def optim_wrappers(runner: Runner) -> list[OptimWrapper]:
+    """Return the optimizer wrappers of a runner; mostly there is one."""
+    wrapper = runner.optim_wrapper
+    is_dict = isinstance(wrapper, OptimWrapperDict)
+    return list(wrapper.values()) if is_dict else [wrapper]
+
+
+@contextmanager
+def training_context(runner: Runner) -> Iterator[None]:
+    """What a forward pass of the training runs in, such as mixed precision.
+
+    Several optimizers have no context together, so each gives its own.
+    """
+    model = unwrap_model(runner.model)
+    with ExitStack() as stack:
+        for wrapper in optim_wrappers(runner):
+            stack.enter_context(wrapper.optim_context(model))
+        yield
+
+
 def learning_rate(runner: Runner) -> float:
     """Return the learning rate, that of the first optimizer if there are several."""
     rates = runner.optim_wrapper.get_lr()
@@ -25,8 +48,6 @@ def learning_rate(runner: Runner) -> float:
 
 def base_learning_rate(runner: Runner) -> float:
     """Return the learning rate without what warm-up has taken from it."""
-    wrapper = runner.optim_wrapper
-    if isinstance(wrapper, OptimWrapperDict):
-        wrapper = next(iter(wrapper.values()))
-    group = wrapper.param_groups[-1]  # MMEngine's own, where there are several
+    # Of several groups, the last has MMEngine's own rate.
+    group = optim_wrappers(runner)[0].param_groups[-1]
     return float(max(group['lr'], group.get('initial_lr', 0)))

@@ -9,7 +9,6 @@ import torch
 from mmengine.dist import all_reduce, is_main_process
 from mmengine.hooks import Hook
 from mmengine.logging import print_log
-from mmengine.optim import OptimWrapper, OptimWrapperDict
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 from mmengine.visualization import LocalVisBackend
@@ -30,7 +29,7 @@ from ..analysis.statistics import (
 )
 from ..arguments import check_integers
 from ..layers.observer import Observer
-from .utils import is_compiling, learning_rate, unwrap_model
+from .utils import is_compiling, learning_rate, optim_wrappers, unwrap_model
 
 
 @HOOKS.register_module(force=True)
@@ -276,7 +275,7 @@ class _Watch:
 
 
 def _optimizers(runner: Runner) -> Iterator[Optimizer]:
-    for wrapper in _wrappers(runner):
+    for wrapper in optim_wrappers(runner):
         optimizer = wrapper.optimizer
         if not hasattr(optimizer, 'register_step_post_hook'):
             raise TypeError(
@@ -288,13 +287,7 @@ def _optimizers(runner: Runner) -> Iterator[Optimizer]:
 
 def _starts_accumulating(runner: Runner) -> bool:
     """Whether the gradients of all iterations so far are used up."""
-    return all(wrapper.should_update() for wrapper in _wrappers(runner))
-
-
-def _wrappers(runner: Runner) -> list[OptimWrapper]:
-    wrapper = runner.optim_wrapper
-    is_dict = isinstance(wrapper, OptimWrapperDict)
-    return list(wrapper.values()) if is_dict else [wrapper]
+    return all(wrapper.should_update() for wrapper in optim_wrappers(runner))
 
 
 def _check_expressions(layers: Sequence[str]) -> None:

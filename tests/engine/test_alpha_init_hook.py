@@ -4,12 +4,17 @@ import math
 
 import pytest
 import torch
-from conftest import run_on_two_processes
+from conftest import load_config, run_on_two_processes
+from mmdet.registry import MODELS
+from mmdet.testing import demo_mm_inputs
 from mmengine.model import BaseModel, BaseModule, MMDistributedDataParallel
+from mmengine.optim import OptimWrapper, OptimWrapperDict
+from mmengine.runner import Runner
 from torch import nn
 from torch.utils.data import Dataset
 
-from pws_mmdet import PWSAlphaInitHook, PWSConv2d
+from pws_mmdet import PWSAlphaInitHook, PWSConv2d, PWSRunner
+from pws_mmdet.layers import share_filters_of_heads
 
 
 class Pictures(Dataset):
@@ -206,6 +211,157 @@ def test_exclude(make_runner):
     runner.train()
     assert (model.backbone.layer1[0].conv1.alpha.detach() - 1).abs().max() < 0.1
     assert (model.head.alpha != 1).all()
+
+
+class Levels(BaseModule):
+    """A head that applies its convolutions to maps of several sizes."""
+
+    def __init__(self):
+        super().__init__()
+        self.convs = nn.Sequential(
+            PWSConv2d(3, 8, 3), nn.ReLU(), PWSConv2d(8, 8, 3), nn.ReLU()
+        )
+
+    def forward(self, maps):
+        return [self.forward_single(x) for x in maps]
+
+    def forward_single(self, x):
+        return self.convs(x)
+
+
+class OfLevels(BaseModel):
+    def __init__(self):
+        super().__init__()
+        self.head = Levels()
+
+    def forward(self, x, mode='tensor'):
+        maps = [x, 2 * x[..., ::2, ::2]]
+        return dict(loss=sum(0.0 * y.sum() for y in self.head(maps)))
+
+
+def test_a_head_that_shares_its_filters(make_runner):
+    """Both runners find the alphas that give the first map's outputs variance 2."""
+    model = OfLevels()
+    state = copy.deepcopy(model.state_dict())
+    found = []
+    for runner_type in (Runner, PWSRunner):
+        model = OfLevels()
+        model.load_state_dict(state)
+        model._is_init = model.head._is_init = True
+        train(make_runner, model, runner_type=runner_type)
+        found.append(alphas(model))
+        with torch.no_grad():
+            x = Pictures().pictures
+            for layer in model.head.convs:
+                x = layer(x)
+                if isinstance(layer, PWSConv2d):
+                    assert x.var(correction=0).item() == pytest.approx(2, rel=1e-3)
+    for name, alpha in found[0].items():
+        torch.testing.assert_close(found[1][name], alpha, rtol=0, atol=0)
+
+
+def test_retinanet_that_shares_its_filters():
+    cfg = load_config('configs/retinanet_r50_fpn_pws_1x.py').model
+    cfg.backbone.update(depth=18, base_channels=8, init_cfg=None, frozen_stages=-1)
+    cfg.neck.update(in_channels=[8, 16, 32, 64], out_channels=8)
+    cfg.bbox_head.update(in_channels=8, feat_channels=8)
+    model = MODELS.build(cfg)
+    model.init_weights()
+    shared = copy.deepcopy(model)
+    share_filters_of_heads(shared)
+    batch = demo_mm_inputs(2, [[3, 64, 64]] * 2, num_classes=80)
+    for one in (model, shared):
+        torch.manual_seed(0)
+        PWSAlphaInitHook().before_train_iter(FakeLoop(one), 0, batch)
+    for name, alpha in alphas(model).items():
+        torch.testing.assert_close(alphas(shared)[name], alpha, msg=name)
+    convs = {m: name for name, m in shared.bbox_head.named_modules()}
+    variances = {}
+
+    def see(module, args, y):
+        variances.setdefault(convs[module], y.var(correction=0).item())
+
+    for conv in convs:
+        if isinstance(conv, PWSConv2d):
+            conv.register_forward_hook(see)
+    with torch.no_grad():
+        shared(**shared.data_preprocessor(batch, True), mode='tensor')
+    assert variances == {
+        f'{name}_convs.{i}.conv': pytest.approx(2, rel=1e-3)
+        for name in ('cls', 'reg')
+        for i in range(4)
+    }
+
+
+class SemiSupervised(BaseModel):
+    """What MeanTeacherHook asks for."""
+
+    def __init__(self):
+        super().__init__()
+        self.student, self.teacher = Detector(), Detector()
+        self.teacher.requires_grad_(False)
+
+    def forward(self, x, mode='tensor'):
+        self.teacher(2 * x)
+        return self.student(x)
+
+
+@pytest.mark.parametrize('loads', [False, True])
+def test_a_teacher_has_the_alphas_of_its_student(make_runner, tmp_path, loads):
+    model = SemiSupervised()
+    kwargs = {}
+    if loads:
+        path = str(tmp_path / 'student.pth')
+        keys = [k for k in model.state_dict() if 'head' not in k]
+        torch.save({k: model.state_dict()[k] for k in keys}, path)
+        kwargs = dict(load_from=path)
+    hook = PWSAlphaInitHook()
+    runner = make_runner(
+        model,
+        Pictures(),
+        custom_hooks=[dict(type='MeanTeacherHook'), hook],
+        optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.0)),
+        **kwargs,
+    )
+    runner.train()
+    student, teacher = alphas(model.student), alphas(model.teacher)
+    for name, alpha in student.items():
+        torch.testing.assert_close(teacher[name], alpha, msg=name)
+    assert (student['head'] != 1).all()
+    assert (student['backbone.conv1'] == 1).all() == loads
+
+
+def test_a_frozen_layer_of_its_own_is_left_alone(make_runner):
+    model = SemiSupervised()
+    train(make_runner, model)  # nothing copies the student
+    assert all((alpha == 1).all() for alpha in alphas(model.teacher).values())
+
+
+class TwoOptimizers(Detector):
+    def train_step(self, data, optim_wrapper):
+        with optim_wrapper['head'].optim_context(self):
+            loss, log_vars = self.parse_losses(self(**data))
+        optim_wrapper['head'].update_params(loss)
+        return log_vars
+
+
+def test_several_optimizers(make_runner):
+    model = TwoOptimizers()
+    parts = dict(backbone=model.backbone, head=model.head)
+    wrappers = {
+        name: OptimWrapper(torch.optim.SGD(part.parameters(), lr=0.0))
+        for name, part in parts.items()
+    }
+    runner = make_runner(
+        model,
+        Pictures(),
+        custom_hooks=[PWSAlphaInitHook()],
+        optim_wrapper=OptimWrapperDict(**wrappers),
+    )
+    runner.train()
+    expected = expected_alphas(model, Pictures().pictures)
+    for name, alpha in alphas(model).items():
+        torch.testing.assert_close(alpha, expected[name], msg=name)
 
 
 class FakeLoop:
