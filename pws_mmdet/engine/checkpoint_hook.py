@@ -8,7 +8,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from mmengine.fileio import LocalBackend
+from mmengine.fileio import (
+    FileClient,
+    HardDiskBackend,
+    LocalBackend,
+    get_file_backend,
+)
 from mmengine.hooks import CheckpointHook
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
@@ -38,6 +43,18 @@ def find_checkpoints(work_dir: str | Path) -> list[Path]:
     if not noted.is_file():
         return found
     return [noted, *(path for path in found if not path.samefile(noted))]
+
+
+def is_on_disk(
+    folder: str, file_client_args: dict | None = None, backend_args: dict | None = None
+) -> bool:
+    """Whether MMEngine writes the files of a folder to the local disk itself."""
+    if file_client_args is not None:
+        client = FileClient.infer_client(file_client_args, folder).client
+        return type(client) in (LocalBackend, HardDiskBackend)
+    if '://' in folder:
+        return False
+    return type(get_file_backend(folder, backend_args=backend_args)) is LocalBackend
 
 
 class _RemoveLater:
@@ -86,7 +103,7 @@ class WholeCheckpointHook(CheckpointHook):
 
     @contextmanager
     def _removing_later(self) -> Iterator[None]:
-        if not isinstance(self.file_backend, LocalBackend | _RemoveLater):
+        if type(self.file_backend) not in (LocalBackend, _RemoveLater):
             yield
             return
         backend = self.file_backend
@@ -102,5 +119,7 @@ class WholeCheckpointHook(CheckpointHook):
             super()._save_checkpoint_with_step(runner, *args, **kwargs)
 
     def _save_best_checkpoint(self, runner: Runner, metrics: dict) -> None:
+        if not hasattr(self, 'file_backend'):  # no training has begun
+            return
         with self._removing_later():
             super()._save_best_checkpoint(runner, metrics)

@@ -18,7 +18,7 @@ from ..convert.checkpoint import check_finite, check_kind, meta_of, weights_of
 from ..files import write_whole
 from ..layers import share_filters_of_heads
 from ..layers.reparam_conv import ReparamConv2d
-from .checkpoint_hook import WholeCheckpointHook, find_checkpoints
+from .checkpoint_hook import WholeCheckpointHook, find_checkpoints, is_on_disk
 from .composition_hook import CompositionHook
 from .data_check import (
     check_classes,
@@ -206,15 +206,24 @@ class PWSRunner(Runner):
         super().register_hook(hook, *args, **kwargs)
 
     @master_only
-    def save_checkpoint(self, out_dir: str, filename: str, *args, **kwargs) -> None:
-        save = super().save_checkpoint
-        if '://' in out_dir:
-            save(out_dir, filename, *args, **kwargs)
+    def save_checkpoint(
+        self,
+        out_dir: str | Path,
+        filename: str,
+        file_client_args: dict | None = None,
+        *args,
+        backend_args: dict | None = None,
+        **kwargs,
+    ) -> None:
+        def save(path: Path) -> None:
+            save_in(str(path.parent), path.name, file_client_args, *args, **kwargs)
+
+        kwargs['backend_args'] = backend_args
+        save_in = super().save_checkpoint
+        if is_on_disk(str(out_dir), file_client_args, backend_args):
+            write_whole(Path(out_dir, filename), save)
         else:
-            write_whole(
-                Path(out_dir, filename),
-                lambda part: save(out_dir, part.name, *args, **kwargs),
-            )
+            save_in(str(out_dir), filename, file_client_args, *args, **kwargs)
 
     def load_or_resume(self) -> None:
         if self._resume and self._load_from is None and not self._has_loaded:

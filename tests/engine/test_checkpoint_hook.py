@@ -3,11 +3,18 @@ import os
 import random
 import shutil
 import signal
+from pathlib import Path
 
 import pytest
 import torch
 from conftest import runner_of
-from mmengine.fileio import LocalBackend
+from mmengine.evaluator import BaseMetric
+from mmengine.fileio import (
+    BaseStorageBackend,
+    FileClient,
+    LocalBackend,
+    register_backend,
+)
 from mmengine.hooks import Hook
 from mmengine.model import BaseModel
 from torch import nn
@@ -310,3 +317,117 @@ def test_a_truncated_checkpoint_is_refused_and_another_offered(tmp_path):
     (tmp_path / 'iter_3.pth').unlink()
     with pytest.raises(DamagedCheckpointError, match='truncated'):
         train(tmp_path)
+
+
+def small_runner(work_dir, runner_type=PWSRunner, **checkpoint):
+    """One whose validation and checkpoints are to be tried."""
+    val_loader = dict(
+        batch_size=4,
+        num_workers=0,
+        dataset=Noise(),
+        sampler=dict(type='DefaultSampler', shuffle=False),
+        collate_fn=dict(type='default_collate'),
+    )
+    custom_hooks = checkpoint.pop('custom_hooks', [])
+    return runner_of(
+        Validated(),
+        Noise(),
+        work_dir,
+        runner_type,
+        val_dataloader=val_loader,
+        val_evaluator=dict(type=Loss),
+        val_cfg=dict(),
+        custom_hooks=custom_hooks,
+        default_hooks=dict(checkpoint=dict(type='CheckpointHook', **checkpoint)),
+    )
+
+
+class Validated(Net):
+    def forward(self, x, mode='tensor'):
+        losses = super().forward(x, mode)
+        return losses if mode == 'loss' else [losses['loss']]
+
+
+class Loss(BaseMetric):
+    def process(self, data_batch, data_samples):
+        self.results += data_samples
+
+    def compute_metrics(self, results):
+        return dict(mean=float(torch.stack(results).mean()))
+
+
+class ValidateFirst(Hook):
+    def before_train(self, runner):
+        runner.val_loop.run()
+
+
+@pytest.mark.parametrize('save_best', [None, 'mean'])
+def test_a_validation_without_a_training(tmp_path, save_best):
+    options = dict(save_best=save_best, rule='less' if save_best else None)
+    assert small_runner(tmp_path, **options).val()['mean'] > 0
+    assert not list(tmp_path.rglob('*.pth'))
+    small_runner(tmp_path, custom_hooks=[ValidateFirst()], **options).train()
+    best = [p.name for p in tmp_path.glob('best*')]
+    assert best == (['best_mean_epoch_1.pth'] if save_best else [])
+
+
+def test_checkpoints_in_a_folder_of_the_work_dir(tmp_path):
+    options = dict(filename_tmpl='ckpt/epoch_{}.pth', max_keep_ckpts=1)
+    small_runner(tmp_path, **options).train()
+    files = [p.relative_to(tmp_path) for p in tmp_path.rglob('*.p*')]
+    assert Path('ckpt/epoch_1.pth') in files
+    assert not [path for path in files if 'partial' in path.name]
+    assert find_checkpoints(tmp_path)[0] == tmp_path / 'ckpt/epoch_1.pth'
+
+
+@pytest.mark.parametrize('convert', [str, Path])
+def test_save_checkpoint_takes_paths(tmp_path, convert):
+    runner = small_runner(tmp_path)
+    runner.save_checkpoint(convert(tmp_path / 'new'), 'net.pth', save_optimizer=False)
+    assert [p.name for p in (tmp_path / 'new').iterdir()] == ['net.pth']
+    assert torch.equal(weights(tmp_path / 'new/net.pth'), runner.model.fc.weight)
+
+
+class Remote(BaseStorageBackend):
+    """A store of files in memory."""
+
+    files = {}
+
+    def __init__(self, bucket=''):
+        self.bucket = bucket
+
+    def get(self, filepath):
+        return self.files[filepath]
+
+    def get_text(self, filepath):
+        raise NotImplementedError
+
+    def put(self, obj, filepath):
+        self.files[filepath] = obj
+
+    def join_path(self, filepath, *filepaths):
+        return '/'.join([str(filepath), *filepaths])
+
+    def isfile(self, filepath):
+        return filepath in self.files
+
+    def isdir(self, filepath):
+        return False
+
+    def remove(self, filepath):
+        del self.files[filepath]
+
+
+@pytest.mark.parametrize('option', ['backend_args', 'file_client_args'])
+@pytest.mark.filterwarnings('ignore::DeprecationWarning')
+def test_a_remote_store_that_is_named_by_an_option(tmp_path, monkeypatch, option):
+    """Where there is no :// in the name of the folder."""
+    Remote.files = {}
+    register_backend('remote', Remote, force=True)
+    monkeypatch.setitem(FileClient._backends, 'remote', Remote)
+    options = dict(max_keep_ckpts=1, save_best='mean', rule='less', out_dir='a')
+    small_runner(tmp_path, **options, **{option: dict(backend='remote')}).train()
+    folder = f'a/{tmp_path.name}'
+    names = [f'{folder}/epoch_1.pth', f'{folder}/best_mean_epoch_1.pth']
+    assert sorted(Remote.files) == sorted(names)
+    assert not list(tmp_path.rglob('*.pth'))
