@@ -24,30 +24,35 @@ def positive(number: Callable[[str], Any]) -> Callable[[str], Any]:
     return read
 
 
-def check_names(cls: type, names: Iterable[str]) -> None:
+def check_names(
+    cls: type, names: Iterable[str], passes_kwargs_on: bool = False
+) -> None:
     """Raise a TypeError if a class is given arguments that it does not have.
 
+    A class whose ``__init__`` takes ``**kwargs`` may do anything with them, for
+    example take a keyword out before it calls its base class. It is not judged.
+
     Args:
-        cls: Those that its ``__init__`` passes on as ``**kwargs`` are the next
-            class's in its method resolution order. Where there is none, nobody
-            knows which ``**kwargs`` are right, and all are.
-        names: Of the arguments.
+        cls: The class.
+        names: The names of the arguments.
+        passes_kwargs_on: The class is known to give its ``**kwargs`` to the next
+            class in its method resolution order: judge by the arguments of both.
     """
     known: dict[str, None] = {}
-    kinds = set()
     for base in inspect.getmro(cls):
-        if base is object and inspect.Parameter.VAR_KEYWORD in kinds:
-            return  # such as EMAHook, whose **kwargs are those of its averages
         if '__init__' not in vars(base):
             continue
         parameters = [*inspect.signature(base.__init__).parameters.values()][1:]
         kinds = {p.kind for p in parameters}
+        takes_any = inspect.Parameter.VAR_KEYWORD in kinds
+        if takes_any and not passes_kwargs_on:
+            return
         known |= {
             p.name: None
             for p in parameters
             if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
         }
-        if inspect.Parameter.VAR_KEYWORD not in kinds:
+        if not takes_any:
             break
     unknown = [name for name in names if name not in known]
     if unknown:

@@ -67,7 +67,7 @@ class PWSConv2d(ReparamConv2d):
         alpha: str = 'channel',
         **kwargs,
     ) -> None:
-        check_names(type(self), kwargs)
+        check_names(type(self), kwargs, passes_kwargs_on=True)
         check_flags(relative_gamma=relative_gamma, scale=scale)
         if alpha not in ALPHA_MODES:
             raise ValueError(f'alpha must be one of {ALPHA_MODES}, got {alpha!r}')

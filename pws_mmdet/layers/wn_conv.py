@@ -66,7 +66,7 @@ class WNConv2d(ReparamConv2d):
     """
 
     def __init__(self, *args, g: str = 'fixed', **kwargs) -> None:
-        check_names(type(self), kwargs)
+        check_names(type(self), kwargs, passes_kwargs_on=True)
         if g not in G_MODES:
             raise ValueError(f'g must be one of {G_MODES}, got {g!r}')
         # nn.Conv2d calls reset_parameters before g can exist

@@ -9,7 +9,7 @@ from mmengine.model import BaseModel, BaseModule
 from torch import nn
 from torch.utils.data import Dataset
 
-from pws_mmdet import PWSConv2d, PWSRunner
+from pws_mmdet import DivergenceHook, PWSConv2d, PWSRunner
 
 
 class Backbone(BaseModule):
@@ -270,6 +270,21 @@ def test_an_unknown_option_of_a_hook_is_named(runner):
         runner(Net(), default_hooks=dict(checkpoint=checkpoint))
     del checkpoint['max_kep_ckpts']
     runner(Net(), default_hooks=dict(checkpoint=checkpoint)).train()
+
+
+class TaggedHook(DivergenceHook):
+    def __init__(self, **kwargs):
+        self.tag = kwargs.pop('tag', None)
+        super().__init__(**kwargs)
+
+
+def test_a_hook_may_take_a_keyword_out_of_its_kwargs(runner):
+    hook = dict(type=TaggedHook, tag='mine', interval=7)
+    hooks = runner(Net(), custom_hooks=[hook]).hooks
+    (hook,) = (h for h in hooks if isinstance(h, TaggedHook))
+    assert (hook.tag, hook.interval) == ('mine', 7)
+    with pytest.raises(TypeError, match='intervall'):  # as Python says it
+        runner(Net(), custom_hooks=[dict(type=TaggedHook, intervall=7)])
 
 
 def test_other_launchers_need_a_gpu(runner, monkeypatch):
