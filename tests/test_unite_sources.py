@@ -1,0 +1,140 @@
+"""Tests of tools/unite_sources.py."""
+
+import pytest
+
+FOLDER = 'mmcv/ops/csrc/pytorch'
+
+
+@pytest.fixture
+def program(load_program):
+    return load_program('tools/unite_sources.py')
+
+
+@pytest.fixture
+def write(tmp_path):
+    """Write a file of a source tree."""
+
+    def write(name, text):
+        path = tmp_path / FOLDER / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+        return path
+
+    return write
+
+
+@pytest.mark.parametrize(
+    ('text', 'names'),
+    [
+        ('int f(int n) { return g(n); }', {'f'}),
+        ('int f(int n);', set()),
+        ('template <typename T, int N = (2 > 1)>\nT f(T x) { if (x) { y(); } }', {'f'}),
+        ('static const int size = 3;', {'size'}),
+        ('const int sizes[] = {1, 2};\nint f() {}', {'sizes', 'f'}),
+        ('int n = f(1);', {'n'}),
+        ('struct A { int inside; };', {'A'}),
+        ('enum class E { one, two };', {'E'}),
+        ('typedef float real;', {'real'}),
+        ('using real = float;\nusing at::Tensor;', {'real'}),
+        ('namespace a { namespace { int f() {} } }\nint g() {}', {'f', 'g'}),
+        ('extern "C" { int f() {} }', {'f'}),
+        ('__global__ void __launch_bounds__(512) f(int n) {}', {'f'}),
+        ('// int f() {}\n/* int g() {} */ const char* h = "int i() {";', {'h'}),
+        ('#define TWO(x) \\\n  int x() {}\nint f() {}', {'f'}),
+        ('void A::f() {}', {'A::f'}),
+        ('int f() {}\nint g() {}', {'f', 'g'}),
+    ],
+)
+def test_names_at_file_level(program, write, text, names):
+    assert program.read_source(write('a.cpp', text)).names == names
+
+
+def units_of(program, write, units, **texts):
+    sources = [program.read_source(write(f'{k}.cpp', t)) for k, t in texts.items()]
+    return [[s.path.stem for s in g] for g in program.group(sources, units)]
+
+
+def test_files_with_a_common_name_are_in_different_units(program, write):
+    units = units_of(program, write, 2, a='int f() {}', b='int g() {}', c='int f() {}')
+    assert len(units) == 2
+    assert not any({'a', 'c'} <= set(unit) for unit in units)
+
+
+def test_clashes_can_need_more_units(program, write):
+    texts = dict(a='int f() {}', b='int f() {}', c='int f() {}')
+    assert len(units_of(program, write, 1, **texts)) == 3
+
+
+def test_declarations_do_not_clash(program, write):
+    texts = dict(a='int f(int);', b='int f(int n) { return n; }', c='int f(int);')
+    assert units_of(program, write, 1, **texts) == [['a', 'b', 'c']]
+
+
+@pytest.mark.parametrize(
+    'last',
+    [
+        '#ifndef min\n#define min(a, b) ((a) < (b) ? (a) : (b))\n#endif',
+        '#include <vector>\nusing namespace std;',
+    ],
+)
+def test_what_breaks_later_files_comes_last_in_its_unit(program, write, last):
+    texts = dict(a=last, b='int f() { return min(1, 2); }')
+    assert units_of(program, write, 1, **texts) == [['b', 'a']]
+    assert len(units_of(program, write, 1, **texts, c=last)) == 2
+
+
+def test_a_macro_clashes_with_other_uses_of_its_name(program, write):
+    macro = '#define SIZE 3'
+    assert len(units_of(program, write, 1, a=macro, b='int f() { return SIZE; }')) == 2
+    assert len(units_of(program, write, 1, a=macro, b='#define SIZE 4')) == 2
+    assert len(units_of(program, write, 1, a=macro, b=macro)) == 1
+    undefined = '\n#undef SIZE'
+    texts = dict(a=macro + undefined, b='#define SIZE 4' + undefined)
+    assert len(units_of(program, write, 1, **texts)) == 1
+
+
+def test_units_are_of_about_the_same_size(program, write):
+    texts = {f'f{i}': f'int f{i}() {{ {"n++;" * i} }}' for i in range(40)}
+    units = units_of(program, write, 4, **texts)
+    sizes = [sum(int(name[1:]) for name in unit) for unit in units]
+    assert len(sizes) == 4 and max(sizes) < 1.1 * min(sizes)
+
+
+def test_unite_and_undo(program, write, tmp_path):
+    texts = {
+        'nms.cpp': 'int a() {}',
+        'roi_align.cpp': 'int b() {}',
+        'cpu/nms.cpp': 'int c() {}',
+        'cuda/bind.cpp': 'int d() {}',
+        'cuda/nms.cu': 'int e() {}',
+        'cuda/roi_align.cu': 'int e() {}',
+    }
+    for name, text in texts.items():
+        write(name, text)
+    folder = tmp_path / FOLDER
+
+    def sources(extension):
+        found = folder.rglob(f'*{extension}')
+        return {p.relative_to(folder).as_posix() for p in found}
+
+    # a second time, as after an interruption, changes nothing
+    for _ in range(2):
+        program.unite(tmp_path, units=1)
+        assert sources('.cpp') == {'united_0.cpp', 'cuda/united_0.cpp'}
+        assert sources('.cu') == {'cuda/united_0.cu', 'cuda/united_1.cu'}
+        assert (folder / 'united_0.cpp').read_text() == (
+            '#include "cpu/nms.cpp.inc"\n'
+            '#include "nms.cpp.inc"\n'
+            '#include "roi_align.cpp.inc"\n'
+        )
+        # a quoted path is looked up beside the unit: no include path is needed
+        assert (folder / 'cuda/united_0.cu').read_text() == '#include "nms.cu.inc"\n'
+
+    program.undo(tmp_path)
+    assert sources('.cpp') | sources('.cu') == set(texts)
+    assert all((folder / name).read_text() == text for name, text in texts.items())
+
+
+def test_no_sources_is_an_error(program, tmp_path):
+    with pytest.raises(FileNotFoundError, match='no sources of operators'):
+        program.unite(tmp_path, units=1)
