@@ -31,10 +31,9 @@ def read(path):
     return (ROOT / path).read_text(encoding='utf-8')
 
 
-def version():
-    scope = {}
-    exec(read('pws_mmdet/version.py'), scope)
-    return scope['__version__']
+scope = {}
+exec(read('pws_mmdet/version.py'), scope)
+minimum = {name: f'{name}>={v}' for name, v in scope['MINIMUM_VERSIONS'].items()}
 
 
 demo = ['scikit-learn']
@@ -43,7 +42,7 @@ onnx = ['onnx>=1.16', 'onnxruntime>=1.18', 'onnxscript']
 
 setup(
     name='pws_mmdet',
-    version=version(),
+    version=scope['__version__'],
     description='Norm-free detectors for MMDetection: '
     'Parametric Weights Standardization',
     long_description=read('README.md'),
@@ -66,12 +65,16 @@ setup(
         'packaging',
         'pycocotools',
         'setuptools<81',  # mmengine imports its pkg_resources at run time
-        'torch>=2.0',
+        minimum['torch'],
         'tqdm',
     ],
     extras_require={
         'demo': demo,
-        'mim': ['mmcv>=2.0.0rc4,<2.2.0', 'mmdet>=3.3.0,<3.4', 'mmengine>=0.10.7,<1.0'],
+        'mim': [
+            f'{minimum["mmcv"]},<2.2.0',  # which mmdet 3.3 insists on
+            f'{minimum["mmdet"]},<3.4',
+            f'{minimum["mmengine"]},<1.0',
+        ],
         'onnx': onnx,
         'pretrain': ['mmpretrain>=1.2.0,<2', 'torchvision'],  # undeclared by mmpretrain
         'report': report,

@@ -16,7 +16,7 @@ import traceback
 import types
 import urllib.error
 import urllib.parse
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -24,6 +24,10 @@ from typing import Any
 
 import torch
 from packaging.version import Version
+from torch import Tensor
+from torch.utils import _pytree
+
+from .version import MINIMUM_VERSIONS
 
 INSTALL = (
     'pip install mmengine==0.10.7 && mim install mmcv==2.1.0 && '
@@ -35,13 +39,39 @@ INSTALL_PRETRAIN = (
 )
 # torch.load(weights_only=True) takes what is allow-listed by name
 HAS_ALLOW_LIST = Version(torch.__version__).release >= (2, 6)
-# The forks onedl-mmcv, onedl-mmengine and onedl-mmdetection import under the same
-# names: the imported modules count, not the distributions.
-MINIMUM_VERSIONS = dict(mmengine='0.7.1', mmcv='2.0.0rc4', mmdet='3.0.0')
+
+# torch.compiler.is_compiling is new in 2.3. torch.compile knows both functions.
+is_compiling = getattr(torch.compiler, 'is_compiling', torch._utils.is_compiling)
+
+
+def tree_leaves(tree: Any) -> list[Any]:
+    """Return what nested lists, tuples and dicts hold; new in torch 2.2."""
+    return _pytree.tree_flatten(tree)[0]  # private; in torch 2.1 to 2.15
+
+
+def unravel_index(index: Tensor, shape: Sequence[int]) -> tuple[Tensor, ...]:
+    """Turn flat indices into one of each axis; ``torch.unravel_index`` of 2.2."""
+    axes = []
+    for size in reversed(shape):
+        axes.append(index % size)
+        index = torch.div(index, size, rounding_mode='floor')
+    return tuple(reversed(axes))
+
+
+def saves_tensors_by_hooks() -> bool:
+    """Tell whether hooks keep what the backward pass needs, as in checkpointing."""
+    try:
+        # This raises where there are hooks.
+        with torch.autograd.graph.disable_saved_tensors_hooks('there are hooks'):
+            return False
+    except RuntimeError:
+        return True
 
 
 def check_versions() -> None:
     """Raise an ImportError that says what to install, if something is not right."""
+    # The forks onedl-mmcv, onedl-mmengine and onedl-mmdetection import under the same
+    # names: the imported modules count, not the distributions.
     for name, minimum in MINIMUM_VERSIONS.items():
         try:
             module = import_module(name)
@@ -53,9 +83,11 @@ def check_versions() -> None:
         except AssertionError as e:  # how mmdet rejects an mmcv or mmengine
             raise ImportError(f'{e} For example: {INSTALL}') from e
         if Version(module.__version__) < Version(minimum):
+            # mmcv's operators are compiled for one torch
+            first = "pip install 'torch>=2.1' && " if name == 'torch' else ''
             raise ImportError(
                 f'pws_mmdet needs {name}>={minimum}, but {module.__version__} is '
-                f'installed: {INSTALL}'
+                f'installed: {first}{INSTALL}'
             )
     try:
         import_module('mmcv.ops')

@@ -10,8 +10,10 @@ import torch
 from mmengine.config import Config
 from mmengine.logging import HistoryBuffer
 from mmengine.runner import CheckpointLoader
+from torch.utils.checkpoint import checkpoint
 
 from pws_mmdet import compat
+from pws_mmdet.version import MINIMUM_VERSIONS
 
 
 class Hostile:
@@ -34,12 +36,17 @@ class TestVersions:
         with pytest.raises(ImportError, match=rf'needs {name}>=.*mim install mmcv'):
             compat.check_versions()
 
-    @pytest.mark.parametrize('name', ['mmengine', 'mmcv', 'mmdet'])
+    @pytest.mark.parametrize('name', ['torch', 'mmengine', 'mmcv', 'mmdet'])
     def test_too_old(self, monkeypatch, name):
         module = types.SimpleNamespace(__version__='0.1.0')
         monkeypatch.setitem(sys.modules, name, module)
         with pytest.raises(ImportError, match=rf'{name}>=.*0\.1\.0 is installed'):
             compat.check_versions()
+
+    def test_the_oldest_are_welcome(self, monkeypatch):
+        for name, minimum in MINIMUM_VERSIONS.items():
+            monkeypatch.setattr(f'{name}.__version__', f'{minimum}+cpu')
+        compat.check_versions()
 
     def test_forks_with_later_versions_are_welcome(self, monkeypatch):
         monkeypatch.setattr('mmcv.__version__', '2.3.6')
@@ -53,6 +60,36 @@ class TestVersions:
             ImportError, match='lacks the compiled operators.*mmcv-lite'
         ):
             compat.check_versions()
+
+
+class TestOlderTorch:
+    def test_tree_leaves(self):
+        assert compat.tree_leaves(dict(a=[1, (2, 3)], b=4)) == [1, 2, 3, 4]
+
+    def test_unravel_index(self):
+        index = torch.tensor([[0, 23], [7, 13]])
+        expected = np.unravel_index(index.numpy(), (2, 3, 4))
+        axes = compat.unravel_index(index, (2, 3, 4))
+        assert all(np.array_equal(a, b) for a, b in zip(axes, expected, strict=True))
+
+    def test_is_compiling(self):
+        def network(x):
+            return x + 1 if compat.is_compiling() else x
+
+        x = torch.zeros(1)
+        assert network(x) == 0
+        assert torch.compile(network, backend='eager')(x) == 1
+
+    def test_saves_tensors_by_hooks(self):
+        def probe(x):
+            probed.append(compat.saves_tensors_by_hooks())
+            return x.exp()
+
+        probed, x = [], torch.zeros(1, requires_grad=True)
+        probe(x)
+        checkpoint(probe, x, use_reentrant=False).backward()
+        probe(x)
+        assert probed == [False, True, True, False]
 
 
 @pytest.fixture(params=[True, False], ids=['allow-list', 'before torch 2.6'])
@@ -271,10 +308,8 @@ class TestTorchvision:
         )
         (tmp_path / 'mmpretrain.py').write_text('')
         code = (  # in a process of its own, in which no operator is declared yet
-            'import sys, importlib.util as util\n'
-            f'spec = util.spec_from_file_location("compat", {compat.__file__!r})\n'
-            'compat = util.module_from_spec(spec)\n'
-            'spec.loader.exec_module(compat)\n'
+            'import sys\n'
+            'from pws_mmdet import compat\n'
             'sys.path.insert(0, ".")\n'
             'compat.allow_broken_torchvision()\n'
             'assert "torchvision.part" in sys.modules\n'

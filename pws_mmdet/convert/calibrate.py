@@ -13,9 +13,9 @@ import torch.nn.functional as F
 from mmengine.model import BaseModel
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from tqdm import tqdm
 
+from ..compat import tree_leaves, unravel_index
 from .equalize import (
     MAX_SCALE,
     ChannelFinder,
@@ -264,7 +264,7 @@ def sample_patches(conv: nn.Conv2d, x: Tensor, index: Tensor) -> Tensor:
         (s[0], s[2] * stride[0], s[3] * stride[1], s[1])
         + (s[2] * dilation[0], s[3] * dilation[1]),
     )
-    rows = patches[torch.unravel_index(index, (len(x), *out))]
+    rows = patches[unravel_index(index, (len(x), *out))]
     rows = rows.reshape(len(index), conv.groups, -1)
     return rows if rows.dtype == torch.float64 else rows.float()
 

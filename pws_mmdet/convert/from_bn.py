@@ -13,9 +13,9 @@ from mmengine.model import BaseModel, is_model_wrapper
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from ..compat import tree_leaves
 from ..layers import PWSConv2d
 from ..layers.reparam_conv import ReparamConv2d
 from .calibrate import (

@@ -16,14 +16,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from ..analysis.gamma import advise
 from ..analysis.statistics import Moments
 from ..arguments import check_integers
+from ..compat import is_compiling
 from ..convert.checkpoint import not_finite
 from ..layers.observer import Observer
-from .utils import (
-    base_learning_rate,
-    is_compiling,
-    training_context,
-    unwrap_model,
-)
+from .utils import base_learning_rate, training_context, unwrap_model
 
 EXPLODED = 1000  # times the variance of the first step
 

@@ -3,16 +3,10 @@
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
-import torch
 from mmengine.model import is_model_wrapper
 from mmengine.optim import OptimWrapper, OptimWrapperDict
 from mmengine.runner import Runner
 from torch import nn
-
-# False where torch does not tell; a function that torch.compile knows by itself
-is_compiling = getattr(
-    getattr(torch, 'compiler', None), 'is_compiling', torch.jit.is_scripting
-)
 
 
 def unwrap_model(model: nn.Module) -> nn.Module:

@@ -28,8 +28,9 @@ from ..analysis.statistics import (
     transmission_statistics,
 )
 from ..arguments import check_integers
+from ..compat import is_compiling
 from ..layers.observer import Observer
-from .utils import is_compiling, learning_rate, optim_wrappers, unwrap_model
+from .utils import learning_rate, optim_wrappers, unwrap_model
 
 
 @HOOKS.register_module(force=True)

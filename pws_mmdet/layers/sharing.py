@@ -11,6 +11,8 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor, nn
 
+from ..compat import is_compiling, saves_tensors_by_hooks
+
 Module = TypeVar('Module', bound=nn.Module)
 
 
@@ -48,11 +50,12 @@ def filters_of(conv: nn.Conv2d, compute: Callable[[], Tensor]) -> Tensor:
     backward pass (checkpointing), everything is computed, and then again.
     """
     # the first: a compiler sees that itself, and cannot look into the store
-    if torch.compiler.is_compiling() or (store := _store.get()) is None:
+    if is_compiling() or (store := _store.get()) is None:
         return compute()
-    if torch._C._autograd._top_saved_tensors_default_hooks(True) is not None:
+    if saves_tensors_by_hooks():
         return compute()
-    if torch._C._current_graph_task_id() != -1:  # in a backward pass
+    # private, in torch 2.1 to 2.15: in a backward pass
+    if torch._C._current_graph_task_id() != -1:
         return compute()
     # those of parametrizations, which are modules of the layer, too
     parameters = [p for m in conv.modules() for p in m._parameters.values()]
@@ -80,7 +83,7 @@ class _SharesFilters:
     """
 
     def forward(self, *args, **kwargs) -> Any:
-        if torch.compiler.is_compiling():
+        if is_compiling():
             return super().forward(*args, **kwargs)
         with shared_filters():
             return super().forward(*args, **kwargs)
