@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from mmengine.model import is_model_wrapper
+from mmengine.model import BaseTTAModel, is_model_wrapper
 from torch import nn
 
 from ..compat import load_local_checkpoint
@@ -170,8 +170,8 @@ def check_kind(
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
-    """The network without what wraps it to train it (DDP)."""
-    while is_model_wrapper(model):
+    """The network without what wraps it to train it (DDP), or to test it (TTA)."""
+    while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
         model = model.module
     return model
 

@@ -5,7 +5,7 @@ import torch
 from mmcv.cnn import ConvModule
 from mmengine.config import Config
 from mmengine.evaluator import BaseMetric
-from mmengine.model import BaseModel, BaseModule
+from mmengine.model import BaseModel, BaseModule, BaseTTAModel
 from torch import nn
 from torch.utils.data import Dataset
 
@@ -222,7 +222,12 @@ def test_a_wrong_checkpoint_is_no_start(runner, tmp_path):
     runner(Net(), load_from=str(path)).train()
 
 
-@pytest.mark.parametrize('action', ['train', 'test'])
+class Augmented(BaseTTAModel):
+    def merge_preds(self, data_samples_list):
+        return data_samples_list
+
+
+@pytest.mark.parametrize('action', ['train', 'test', 'test --tta'])
 @pytest.mark.parametrize(
     'ours, theirs', [('PWS', 'BN'), ('BN', 'PWS'), ('PWS', 'plain')]
 )
@@ -243,7 +248,7 @@ def test_weights_of_the_other_kind_are_refused(runner, tmp_path, action, ours, t
     path = tmp_path / 'other.pth'
     torch.save(net(theirs).state_dict(), path)
     options = dict(load_from=str(path))
-    if action == 'test':
+    if action != 'train':
         loader = dict(
             batch_size=2,
             num_workers=0,
@@ -254,7 +259,9 @@ def test_weights_of_the_other_kind_are_refused(runner, tmp_path, action, ours, t
             test_dataloader=loader, test_cfg=dict(), test_evaluator=[Evaluator()]
         )
     with pytest.raises(ValueError, match=rf'other\.pth cannot be .* {theirs}.*block'):
-        getattr(runner(net(ours), **options), action)()
+        model = net(ours)
+        model = Augmented(model) if 'tta' in action else model
+        getattr(runner(model, **options), action.split()[0])()
     torch.save(net(ours).state_dict(), path)
     if action == 'train':
         runner(net(ours), **options).train()
