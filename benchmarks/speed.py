@@ -58,6 +58,7 @@ from pws_mmdet.analysis.speed import (
     take_turns,
 )
 from pws_mmdet.arguments import positive
+from pws_mmdet.config import type_name, without_pretrained
 from pws_mmdet.files import put_in_page, write_whole
 from pws_mmdet.layers import ReparamConv2d
 
@@ -247,7 +248,7 @@ class BackbonePart(Part):
     def make(self, name, kind, batch_size, size, inference):
         def make():
             cfg = dict(self.cfg, conv_cfg=kind.conv_cfg, norm_cfg=kind.norm_cfg)
-            model = MODELS.build(cfg)
+            model = MODELS.build(without_pretrained(cfg))
             model.init_weights()
             return model
 
@@ -274,7 +275,7 @@ class DetectorPart(Part):
         for part in find_dicts(cfg.model):
             if 'conv_cfg' not in part:
                 continue
-            predicts = part.get('type') == 'PWSSSDHead'
+            predicts = type_name(part) == 'PWSSSDHead'
             part.conv_cfg = copy.deepcopy(
                 kind.predictors if predicts else kind.conv_cfg
             )

@@ -4,6 +4,7 @@ import argparse
 from collections.abc import Mapping
 from pathlib import Path
 from textwrap import shorten
+from typing import Any
 
 from mmengine.config import Config, DictAction
 from mmengine.registry import MODELS, init_default_scope
@@ -72,9 +73,73 @@ def build_model(config: str, cfg: Config) -> nn.Module:
     """
     init_default_scope(cfg.get('default_scope') or 'mmdet')
     try:
-        return MODELS.build(cfg.model)
+        return MODELS.build(without_pretrained(cfg.model))
     except Exception as e:  # whatever a model raises
         raise ValueError(f'{config} cannot be built: {describe(e)}') from e
+
+
+def registered(cfg: Any) -> Any:
+    """The class (or function) of MODELS that a part of a config names.
+
+    Args:
+        cfg: With a ``type`` that is a class, or its name, with a scope or without.
+
+    Returns:
+        The class; None if the config names none.
+    """
+    type_ = cfg.get('type') if isinstance(cfg, Mapping) else None
+    if not isinstance(type_, str):
+        return type_
+    with MODELS.switch_scope_and_registry(None) as models:
+        return models.get(type_)
+
+
+def type_name(cfg: Any) -> str:
+    """The name of the class that a part of a config names, without a scope.
+
+    For what is known by its name, and may not be installed.
+
+    Args:
+        cfg: With a ``type`` that is a class, or its name, with a scope or without.
+
+    Returns:
+        The name; '' if the config names no class.
+    """
+    type_ = cfg.get('type') if isinstance(cfg, Mapping) else None
+    name = type_ if isinstance(type_, str) else getattr(type_, '__name__', '')
+    return name.split('.')[-1]
+
+
+# Arguments by which models load weights themselves
+LOADED = ('pretrained', 'teacher_ckpt')
+
+
+def without_pretrained(cfg: Any) -> Any:
+    """The config of a model, or a part of it, that starts from random weights.
+
+    Args:
+        cfg: It is not changed.
+
+    Returns:
+        A copy down to the last dict, without what names a checkpoint to start from.
+    """
+    if isinstance(cfg, (list, tuple)):
+        kept = (without_pretrained(part) for part in cfg if not _is_pretrained(part))
+        return type(cfg)(kept)
+    if not isinstance(cfg, Mapping):
+        return cfg
+    return type(cfg)(
+        {
+            key: without_pretrained(value)
+            for key, value in cfg.items()
+            if key not in LOADED and not _is_pretrained(value)
+        }
+    )
+
+
+def _is_pretrained(cfg: Any) -> bool:
+    """Whether it is an init_cfg that loads weights, of whatever kind."""
+    return type_name(cfg).removesuffix('Init').endswith('Pretrained')
 
 
 def describe(error: Exception) -> str:

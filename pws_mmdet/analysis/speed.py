@@ -31,10 +31,11 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.profiler import ProfilerActivity, profile
 
+from ..config import without_pretrained
 from ..convert import fuse_pws
 from ..engine import VarianceMonitorHook
 from ..layers import share_filters_of_heads
-from .composition import find_dicts, find_picture_size
+from .composition import find_picture_size
 
 BOX_SIDES = (1 / 8, 1 / 2)  # over those of the picture
 PACKAGES = ('torch', 'mmcv', 'mmengine', 'mmdet', 'pws_mmdet')
@@ -204,8 +205,7 @@ class Detector(Contender):
         """
         init_default_scope(self.cfg.get('default_scope', 'mmdet'))
         set_random_seed(seed)
-        model_cfg = copy.deepcopy(self.cfg.model)
-        drop_pretrained(model_cfg)
+        model_cfg = copy.deepcopy(without_pretrained(self.cfg.model))
         self.device = device
         self.model = MODELS.build(model_cfg)
         self.model.init_weights()
@@ -264,17 +264,6 @@ class Detector(Contender):
             self.hook.after_train_iter(self.runner, self.runner.iter, None, losses)
             self.runner.iter += 1
         return losses['loss'].detach()
-
-
-def drop_pretrained(cfg: Any) -> None:
-    """Remove each init_cfg of type Pretrained that a model's config holds."""
-    for part in find_dicts(cfg):
-        init_cfgs = part.get('init_cfg') or []
-        if isinstance(init_cfgs, dict):
-            init_cfgs = [init_cfgs]
-        kept = [init_cfg for init_cfg in init_cfgs if init_cfg['type'] != 'Pretrained']
-        if len(kept) < len(init_cfgs):
-            part['init_cfg'] = kept or None
 
 
 def make_batch(

@@ -8,6 +8,8 @@ from typing import Any
 from mmdet.registry import MODELS
 from mmengine.config import ConfigDict
 
+from ..config import type_name
+
 ALPHA = '.alpha'
 NO_NORM = dict(type='NoNorm')
 RESNETS = ('ResNet', 'ResNeXt')
@@ -40,7 +42,7 @@ def norm_free_model(
         in_backbone = name.split('.')[0] == 'backbone'
         reason = _change(part, dict(conv_cfg if in_backbone else head_conv_cfg))
         if reason:
-            kept.append(f'{name} ({part["type"]}): {reason}')
+            kept.append(f'{name} ({type_name(part)}): {reason}')
     return model, kept
 
 
@@ -84,7 +86,7 @@ def undecayed(alphas: Iterable[str], custom_keys: Mapping[str, dict]) -> dict:
 def _parts(cfg: Any, name: str = '') -> Iterator[tuple[str, dict]]:
     """The dicts below a model that name a class, with their places in it."""
     if isinstance(cfg, dict):
-        if name and isinstance(cfg.get('type'), str):
+        if name and type_name(cfg):
             yield name, cfg
         items = [(k, v) for k, v in cfg.items() if k not in ('train_cfg', 'test_cfg')]
     elif isinstance(cfg, (list, tuple)):
@@ -97,8 +99,9 @@ def _parts(cfg: Any, name: str = '') -> Iterator[tuple[str, dict]]:
 
 def _change(part: dict, conv_cfg: dict) -> str:
     """Change a part in place, or return why it could and does not change."""
-    kind = part['type'].split('.')[-1]
-    cls = MODELS.get(part['type'])
+    kind, cls = type_name(part), part['type']
+    if isinstance(cls, str):
+        cls = MODELS.get(cls)
     options = _options(cls) if cls is not None else {}
     if 'conv_cfg' not in options and kind not in OURS:
         return ''
@@ -106,7 +109,7 @@ def _change(part: dict, conv_cfg: dict) -> str:
         return 'it reads the weight of a convolution itself, which would be no filter'
     if part.get('dcn'):
         return 'its deformable convolutions exclude other ones'
-    present = (part.get('conv_cfg') or {}).get('type', 'Conv2d')
+    present = type_name(part.get('conv_cfg')) or 'Conv2d'
     if present not in ('Conv2d', 'ConvWS'):
         return f'its convolutions are of the type {present}'
     if kind in OURS:
@@ -117,7 +120,7 @@ def _change(part: dict, conv_cfg: dict) -> str:
     elif part.get('norm_cfg', options.get('norm_cfg')) is not None:
         part['norm_cfg'] = dict(NO_NORM)
     init_cfg = part.get('init_cfg')
-    if isinstance(init_cfg, dict) and init_cfg.get('type') == 'Pretrained':
+    if type_name(init_cfg) in ('Pretrained', 'PretrainedInit'):
         if kind not in OURS:  # their layers have other names
             init_cfg['type'] = 'PWSPretrained'
     part['conv_cfg'] = conv_cfg

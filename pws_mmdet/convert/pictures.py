@@ -8,7 +8,7 @@ from mmengine.config import Config, ConfigDict
 from mmengine.dataset import Compose, pseudo_collate
 from mmengine.registry import DATASETS
 
-from ..config import describe
+from ..config import describe, type_name
 
 SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.ppm', '.tif', '.tiff', '.webp')
 
@@ -73,7 +73,7 @@ def load_pictures(cfg: ConfigDict, paths: list[str], batch_size: int) -> list[di
         [
             transform
             for transform in cfg.test_dataloader.dataset.pipeline
-            if not str(transform['type']).endswith('LoadAnnotations')
+            if not type_name(transform).endswith('LoadAnnotations')
         ]
     )
     batches = []

@@ -11,7 +11,8 @@ from mmengine.config import Config, ConfigDict
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ..layers import ReparamConv2d
+from ..config import registered, type_name, without_pretrained
+from ..layers import NoNorm, ReparamConv2d
 from .checkpoint import check_kind, not_finite
 from .fuse import fuse_pws
 
@@ -61,7 +62,7 @@ def fuse_detector(cfg: Config, weights: Mapping[str, Any]) -> tuple[Config, nn.M
     """
     plain_cfg = cfg.to_dict()
     registry.init_default_scope(plain_cfg.setdefault('default_scope', 'mmdet'))
-    model_cfg = _without_pretrained(plain_cfg['model'])
+    model_cfg = without_pretrained(plain_cfg['model'])
     model = _build(model_cfg)
     if not any(isinstance(m, ReparamConv2d) for m in model.modules()):
         raise ValueError(
@@ -77,22 +78,6 @@ def fuse_detector(cfg: Config, weights: Mapping[str, Any]) -> tuple[Config, nn.M
 def _build(model_cfg: dict) -> nn.Module:
     # A copy down to the last dict, some of which networks change
     return registry.MODELS.build(ConfigDict(model_cfg))
-
-
-def _without_pretrained(cfg: Any) -> Any:
-    def is_pretrained(init_cfg: Any) -> bool:
-        type_ = init_cfg.get('type') if isinstance(init_cfg, Mapping) else None
-        return str(type_).endswith('Pretrained')  # PWSPretrained, too
-
-    if isinstance(cfg, (list, tuple)):
-        return type(cfg)(_without_pretrained(v) for v in cfg if not is_pretrained(v))
-    if not isinstance(cfg, Mapping):
-        return cfg
-    return {
-        key: _without_pretrained(value)
-        for key, value in cfg.items()
-        if key != 'pretrained' and not is_pretrained(value)
-    }
 
 
 def _load(model: nn.Module, weights: Mapping[str, Any]) -> None:
@@ -169,7 +154,7 @@ def _plain_cfg(cfg: Any, name: str, biased: set[str], parts: set[str]) -> Any:
     if not isinstance(cfg, Mapping):
         return cfg
     cfg = dict(cfg)
-    built = _registered(cfg)
+    built = registered(cfg)
     default = built and inspect.signature(built).parameters.get('conv_cfg')
     if default and _is_reparam(default.default):
         cfg.setdefault('conv_cfg', default.default)
@@ -190,25 +175,17 @@ def _plain_cfg(cfg: Any, name: str, biased: set[str], parts: set[str]) -> Any:
     return cfg
 
 
-def _registered(cfg: Any) -> Any:
-    """The class (or function) that a config names, or None."""
-    type_ = cfg.get('type') if isinstance(cfg, Mapping) else None
-    if not isinstance(type_, str):
-        return type_
-    with registry.MODELS.switch_scope_and_registry(None) as models:
-        return models.get(type_)
-
-
 def _is_reparam(cfg: Any) -> bool:
-    built = _registered(cfg)
+    built = registered(cfg)
     return inspect.isclass(built) and issubclass(built, ReparamConv2d)
 
 
 def _make_stock(cfg: dict) -> None:
     """Name what MMDetection has itself, if it has it."""
-    if getattr(_registered(cfg), '__name__', None) == 'PWSResNet':
+    if getattr(registered(cfg), '__name__', None) == 'PWSResNet':
         norm_cfg = cfg.get('norm_cfg') or NO_NORM
-        has_stem_norm = norm_cfg['type'] == 'NoNorm' and cfg.get('stem_norm_cfg', True)
+        is_none = registered(norm_cfg) is NoNorm
+        has_stem_norm = is_none and cfg.get('stem_norm_cfg', True)
         if cfg.get('pre_activation', True) or has_stem_norm:
             return
         grouped = cfg.get('groups', 1) > 1
@@ -217,7 +194,8 @@ def _make_stock(cfg: dict) -> None:
         cfg.update(
             type='mmdet.ResNeXt' if grouped else 'mmdet.ResNet', norm_cfg=norm_cfg
         )
-    if cfg.get('norm_cfg') == NO_NORM:
+    norm_cfg = cfg.get('norm_cfg')
+    if registered(norm_cfg) is NoNorm and not norm_cfg.get('bias'):
         cfg['norm_cfg'] = dict(BIAS_AS_NORM)
         if 'norm_eval' in cfg:
             cfg['norm_eval'] = True
@@ -289,7 +267,7 @@ def _for_testing(cfg: dict) -> dict:
     cfg['custom_hooks'] = [
         hook
         for hook in cfg.get('custom_hooks') or []
-        if not _names_package(hook) and hook['type'] != 'EMAHook'
+        if not _names_package(hook) and type_name(hook) != 'EMAHook'
     ]
     for key in ('val_evaluator', 'test_evaluator'):
         metrics = cfg.get(key)

@@ -19,6 +19,7 @@ from mmdet.structures.bbox import get_box_tensor
 from mmengine.config import ConfigDict
 from torch import Tensor, nn
 
+from ..config import type_name
 from .operators import aligned_rois, nms_mask
 
 OUTPUTS = ('boxes', 'scores', 'labels', 'masks')
@@ -358,7 +359,7 @@ def _check_test_cfg(head: nn.Module, *more: str) -> None:
     nms = cfg.get('nms') or {}
     known = {'type', 'iou_threshold', 'class_agnostic', 'split_thr'}
     if (
-        nms.get('type', 'nms') != 'nms'
+        ('type' in nms and type_name(nms) != 'nms')
         or 'iou_threshold' not in nms
         or nms.keys() - known
     ):

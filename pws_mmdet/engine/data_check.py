@@ -25,6 +25,8 @@ from mmengine.fileio import list_from_file
 from mmengine.utils import is_abs
 from torch.utils.data import Dataset
 
+from ..config import type_name
+
 DOWNLOAD = (
     f'python {Path(mmdet.__file__).parent}/.mim/tools/misc/download_dataset.py '
     '--unzip --dataset-name'
@@ -428,7 +430,7 @@ def _missing_of_dataset(cfg: Mapping | None, option: str) -> Iterator[tuple[str,
     cls = DATASETS.get(kind) if isinstance(kind, str) else kind
     # mmpretrain's types are not in MMDetection's scope, and may not be installed
     if cls is None or cls.__module__.startswith('mmpretrain.'):
-        name = getattr(cls, '__name__', str(kind))
+        name = type_name(cfg)
         if name in CLASS_FOLDERS:
             yield from _missing_classes(cfg, option)
         elif name == 'CIFAR10':

@@ -31,8 +31,6 @@ from .divergence_hook import DivergenceHook
 from .fuse_hook import FusePWSHook
 from .utils import unwrap_model
 
-CHECKPOINT_HOOKS = ('CheckpointHook', 'mmengine.CheckpointHook', CheckpointHook)
-
 
 @RUNNERS.register_module(force=True)
 class PWSRunner(Runner):
@@ -196,11 +194,12 @@ class PWSRunner(Runner):
         return loop
 
     def register_hook(self, hook: Hook | dict, *args, **kwargs) -> None:
-        if isinstance(hook, dict) and hook.get('type') in CHECKPOINT_HOOKS:
-            hook = {**hook, 'type': WholeCheckpointHook}
         if isinstance(hook, dict):
             cls = hook.get('type')
             cls = HOOKS.get(cls) if isinstance(cls, str) else cls
+            if cls is CheckpointHook:
+                cls = WholeCheckpointHook
+                hook = {**hook, 'type': cls}
             if inspect.isclass(cls):
                 check_names(cls, set(hook) - {'type', 'priority', '_scope_'})
         super().register_hook(hook, *args, **kwargs)

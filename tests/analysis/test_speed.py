@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.runner import CheckpointLoader
 
 from pws_mmdet import PWSConv2d
 from pws_mmdet.analysis import speed
@@ -199,20 +200,15 @@ class TestMemory:
         assert detector.measure_memory() == pytest.approx(alone, rel=0.01)
 
 
-def test_pretrained_weights_are_left_out():
-    pretrained = dict(type='Pretrained', checkpoint='nowhere.pth')
-    normal = dict(type='Normal', layer='Conv2d')
-    cfg = dict(
-        backbone=dict(type='A', init_cfg=pretrained),
-        heads=[dict(init_cfg=[normal, pretrained]), dict(init_cfg=normal)],
-        neck=dict(init_cfg=None),
-    )
-    speed.drop_pretrained(cfg)
-    assert cfg == dict(
-        backbone=dict(type='A', init_cfg=None),
-        heads=[dict(init_cfg=[normal]), dict(init_cfg=normal)],
-        neck=dict(init_cfg=None),
-    )
+def test_weights_are_random(root, monkeypatch):
+    """Nothing is read, downloaded or converted, whatever the config starts from."""
+    for name in ('load_checkpoint', '_get_checkpoint_loader'):
+        monkeypatch.setattr(CheckpointLoader, name, None)
+    cfg = Config.fromfile(root / 'configs/mask_rcnn_r50_fpn_pws_from_bn_1x.py')
+    assert cfg.model.backbone.init_cfg.checkpoint
+    cfg.model.backbone.update(depth=18, base_channels=8)
+    cfg.model.neck.in_channels = [8, 16, 32, 64]
+    Detector('from_bn', cfg, 1, (64, 64), inference=True).build(CPU)
 
 
 @pytest.mark.parametrize(

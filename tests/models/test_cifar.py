@@ -49,6 +49,14 @@ def test_shapes(size):
     assert y.min() == 0, 'the classifier follows a ReLU'
 
 
+@pytest.mark.parametrize('type_', ['Conv2d', 'Conv', 'mmengine.Conv2d', nn.Conv2d])
+def test_plain_convolutions_have_biases_however_they_are_named(type_):
+    init_default_scope('mmdet')
+    net = PWSCifarResNet(20, base_channels=2, conv_cfg=dict(type=type_))
+    assert all(norm.bias is not None for norm in types(net, NoNorm))
+    assert len(types(net, NoNorm)) >= 19
+
+
 def test_plain_network_has_the_papers_layers():
     net = ConvPoolCNN()
     convs = types(net, nn.Conv2d)

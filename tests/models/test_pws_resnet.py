@@ -33,6 +33,13 @@ def test_shapes_and_layers(depth):
     assert all(conv.bias is not None for conv in types(net, PWSConv2d))
 
 
+@pytest.mark.parametrize('type_', [NoNorm, 'mmengine.NoNorm'])
+def test_no_norm_may_be_a_class_or_have_a_scope(type_):
+    init_default_scope('mmdet')
+    net = PWSResNet(18, base_channels=8, norm_cfg=dict(type=type_))
+    assert [type(m) for m in types(net, *NORMALIZING)] == [nn.GroupNorm]
+
+
 @pytest.mark.parametrize(
     'make',
     [

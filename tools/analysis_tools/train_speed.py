@@ -45,7 +45,7 @@ from pws_mmdet.analysis.speed import (
     describe_machine,
     take_turns,
 )
-from pws_mmdet.config import ConfigOptions, read_config
+from pws_mmdet.config import ConfigOptions, read_config, type_name
 from pws_mmdet.files import write_whole
 
 MIB = 2**20
@@ -113,7 +113,7 @@ def load(path: str, options: dict, *args, **kwargs) -> Detector:
             no detector's.
     """
     cfg = read_config(path, options)
-    if str(cfg.model.get('type')).endswith('Classifier'):
+    if type_name(cfg.model).endswith('Classifier'):
         raise ValueError(
             f'{path} is a classifier, and train_speed.py makes pictures for detectors'
         )

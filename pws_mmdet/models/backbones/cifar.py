@@ -1,14 +1,16 @@
 import math
 
+import mmcv.cnn
 from mmcv.cnn import ConvModule, build_conv_layer
 from mmdet.utils import OptMultiConfig
 from mmengine.model import BaseModule
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
+from ...config import registered
 from .pws_resnet import PWSResNet
 
-PLAIN = ('Conv', 'Conv2d')
+PLAIN = (nn.Conv2d, mmcv.cnn.Conv2d)
 
 
 @MODELS.register_module(force=True)
@@ -61,7 +63,7 @@ class PWSCifarResNet(PWSResNet):
             raise ValueError(
                 f'depth must be one of {tuple(self.blocks_per_stage)}, got {depth}'
             )
-        is_plain = conv_cfg is None or conv_cfg['type'] in PLAIN
+        is_plain = conv_cfg is None or registered(conv_cfg) in PLAIN
         super().__init__(
             depth,
             base_channels=base_channels,

@@ -7,6 +7,9 @@ from mmdet.models.layers import ResLayer
 from mmengine.registry import MODELS
 from torch import Tensor
 
+from ...config import registered
+from ...layers.no_norm import NoNorm
+
 NO_NORM = dict(type='NoNorm')
 
 
@@ -110,7 +113,7 @@ class PWSResNet(ResNet):
                 'last ReLU belongs to a block'
             )
         norm_cfg = norm_cfg or NO_NORM
-        no_norm = norm_cfg['type'] == NO_NORM['type']
+        no_norm = registered(norm_cfg) is NoNorm
         self.stem_norm_cfg = stem_norm_cfg if stem_norm_cfg and no_norm else norm_cfg
         self.stem_conv_cfg = stem_conv_cfg or conv_cfg
         self.pre_activation = pre_activation

@@ -5,6 +5,7 @@ from mmdet.models.dense_heads import SSDHead
 from mmengine.registry import MODELS
 from torch import nn
 
+from ...config import registered
 from ...layers import PWSConv2d
 
 
@@ -27,10 +28,7 @@ class PWSSSDHead(SSDHead):
         if self.conv_cfg is None:
             return
         conv_cfg = dict(self.conv_cfg)
-        conv_type = conv_cfg['type']
-        if not inspect.isclass(conv_type):
-            with MODELS.switch_scope_and_registry(None) as registry:
-                conv_type = registry.get(conv_type)
+        conv_type = registered(conv_cfg)
         if inspect.isclass(conv_type) and issubclass(conv_type, PWSConv2d):
             conv_cfg.setdefault('alpha', 'layer')
         for predictors in (self.cls_convs, self.reg_convs):
