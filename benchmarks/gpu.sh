@@ -1,0 +1,175 @@
+#!/usr/bin/env bash
+#
+# Test and measure pws_mmdet on a machine with an NVIDIA GPU, in at most 8 minutes:
+#
+#   benchmarks/gpu.sh [--cpu] [--data CIFAR10.zip] OUT [WHEELS]
+#
+# OUT         gets gpu.json and gpu.md with what was measured, and the logs
+# WHEELS      packages from benchmarks/collect_wheels.sh, for a machine without a
+#             network; else what is missing comes from the package index
+# --data ZIP  images of CIFAR-10, train/CLASS/*.jpg and test/CLASS/*.jpg; without
+#             them nothing is trained on CIFAR-10
+# --cpu       walk through all of it at toy size on a CPU
+#
+# PYTHON=python3.12 names an interpreter that has torch and pytest. Nothing is
+# installed into it: packages go into a temporary folder. The tests and the training on
+# CIFAR-10, which the clock is not read for, run side by side; then each network is
+# measured alone. Every part has a process and a time limit of its own, and what one
+# has written stays if it or a later one fails.
+
+set -uo pipefail
+
+usage() { sed -n '3,20s/^# \{0,1\}//p' "$0" >&2; exit 2; }
+toy=() data=
+while [[ ${1:-} == -* ]]; do
+    case $1 in
+    --cpu) toy=(--toy) ;;
+    --data) data=${2:?--data needs a zip file}; shift ;;
+    *) usage ;;
+    esac
+    shift
+done
+[[ $# -ge 1 && $# -le 2 ]] || usage
+
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+mkdir -p "$1"
+out=$(cd "$1" && pwd) wheels=
+if [[ -n ${2:-} ]]; then
+    wheels=$(cd "$2" && pwd) || exit 2
+fi
+if [[ -n $data ]]; then
+    [[ -f $data ]] || { echo "there is no file $data" >&2; exit 2; }
+    data=$(realpath "$data")
+fi
+python=${PYTHON:-python3}
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+site=$work/site parts=$work/parts
+mkdir -p "$site" "$parts"
+export PYTHONPATH=$site:$root PYTHONUNBUFFERED=1 PYTHONWARNINGS=ignore
+began=$SECONDS
+say() { printf 'gpu: %3d s: %s\n' $((SECONDS - began)) "$*"; }
+py() { "$python" "$@"; }
+pip() { py -m pip --disable-pip-version-check install -q --no-deps --no-compile \
+    --no-warn-script-location --upgrade --target "$site" "$@"; }
+
+py -c 'import torch' || { echo "$python has no torch" >&2; exit 2; }
+if [[ ${#toy[@]} -eq 0 ]]; then
+    py -c 'import torch, sys; sys.exit(not torch.cuda.is_available())' ||
+        { echo 'torch sees no GPU here; --cpu walks through all of it' >&2; exit 2; }
+fi
+
+# Does MMCV import, with its operators, and do they run on this GPU?
+mmcv_works() {
+    py - <<'EOF'
+import sys, torch
+from mmcv.ops import nms
+if torch.cuda.is_available():
+    boxes = torch.tensor([[0.0, 0, 9, 9], [0, 0, 9, 8]], device='cuda')
+    sys.exit(len(nms(boxes, torch.ones(2, device='cuda'), 0.5)[1]) != 1)
+EOF
+}
+
+# An MMCV whose operators raise an error when they are called: enough for layers and
+# backbones, and for detectors in training up to the operators.
+install_mmcv_without_operators() {
+    rm -rf "$site"/mmcv*
+    MMCV_WITH_OPS=0 pip --no-build-isolation "$1" || return
+    cat >"$site/mmcv/_ext.py" <<'EOF'
+def __getattr__(name):
+    if name.startswith('__'):
+        raise AttributeError(name)
+
+    def operator(*args, **kwargs):
+        raise RuntimeError(f'the operator {name} of MMCV is not compiled here')
+
+    return operator
+EOF
+}
+
+install_mmcv() {
+    local wheel archive
+    for wheel in "$wheels"/mmcv-*.whl; do
+        [[ -f $wheel ]] && pip "$wheel" && mmcv_works && mmcv=compiled before && return
+    done
+    archive=$(compgen -G "$wheels/mmcv-*.tar.gz" | head -1)
+    if [[ -z $archive ]]; then
+        py -m pip download -q --no-deps --no-build-isolation --no-binary mmcv \
+            -d "$work" mmcv==2.1.0
+        archive=$(compgen -G "$work/mmcv-*.tar.gz" | head -1)
+    fi
+    [[ -n $archive ]] || return
+    rm -rf "$site"/mmcv*
+    cpu=()
+    [[ ${#toy[@]} -eq 0 ]] || cpu=(--cpu)
+    if timeout 150 nice "$python" "$root/benchmarks/build_mmcv.py" "${cpu[@]}" \
+        "$archive" "$work"; then
+        pip "$work"/mmcv-*.whl && mmcv_works && mmcv='compiled here' && return
+    fi
+    install_mmcv_without_operators "$archive" && mmcv='without operators'
+}
+
+mmcv=found
+{
+    if [[ -n $wheels ]]; then
+        others=()
+        for wheel in "$wheels"/*.whl; do
+            [[ ${wheel##*/} == mmcv-* ]] || others+=("$wheel")
+        done
+        pip --no-index "${others[@]}"
+    elif ! py -c 'import mmengine, mmdet, pycocotools'; then
+        pip -r "$root/benchmarks/gpu_packages.txt"
+    fi
+    mmcv_works || install_mmcv
+    py -c 'import pws_mmdet'
+} >"$out/install.log" 2>&1 || { tail -20 "$out/install.log"; say 'not installed'; exit 1; }
+say "installed; MMCV: $mmcv"
+
+# report: gpu.json and gpu.md of what there is, after every part
+report() {
+    py "$root/benchmarks/gpu.py" report $(compgen -G "$parts/*.json") --out "$out/gpu.json" \
+        --markdown "$out/gpu.md" --notes "MMCV=$mmcv" "tests=${tests:-none}" \
+        "seconds=$((SECONDS - began))" >/dev/null
+}
+
+# part SECONDS LOG ARGUMENTS: a part of gpu.py, which may fail
+part() {
+    local limit=$1 log=$2
+    shift 2
+    timeout -k 5 $((limit + spare)) "$python" "$root/benchmarks/gpu.py" "$@" \
+        --budget "$limit" "${toy[@]}" >>"$out/$log" 2>&1 ||
+        say "${*:1:2}: failed or cut off ($?), see $log"
+}
+
+limits=(110 55 55 115) # CIFAR-10, ResNet-50, SSD, Mask R-CNN, in seconds
+spare=25                # to start, and to end the step that runs
+export PWS_GPU_TESTS_ON=cuda
+if [[ ${#toy[@]} -gt 0 ]]; then
+    limits=(2 300 300 300) spare=300
+    export PWS_GPU_TESTS_ON=cpu OMP_NUM_THREADS=1
+    chosen=(-k 'layers and PWS-torch or distributed and 1')
+fi
+
+if [[ -n $data ]]; then
+    for kind in PWS BN GN; do
+        part "${limits[0]}" "cifar.log" cifar "$kind" --data "$data" \
+            --out "$parts/cifar_$kind.json" &
+    done
+else
+    say 'CIFAR-10 is skipped: --data names its images'
+fi
+(cd "$root" && timeout -k 5 $((limits[0] + spare)) "$python" -m pytest tests/gpu -m gpu -q -rfEs \
+    -p no:cacheprovider "${chosen[@]:+${chosen[@]}}") >"$out/tests.log" 2>&1
+tests=$(tail -1 "$out/tests.log" | tr -d =)
+say "tests: $tests"
+wait
+report
+i=0
+for name in ResNet-50 VGG-16-SSD320 'Mask R-CNN'; do
+    ((i++))
+    part "${limits[i]}" speed.log speed "$name" --out "$parts/speed_$i.json"
+    report
+    say "$name is done"
+done
+report
+cat "$out/gpu.md"
