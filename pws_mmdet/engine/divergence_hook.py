@@ -1,6 +1,6 @@
 import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -19,7 +19,11 @@ from ..arguments import check_integers
 from ..compat import is_compiling
 from ..convert.checkpoint import not_finite
 from ..layers.observer import Observer
+from .suspicious_data import describe_suspicious_data
 from .utils import base_learning_rate, training_context, unwrap_model
+
+# A module with one of these is a head: it computes a loss from its outputs.
+LOSSES_OF_HEADS = ('loss_by_feat', 'loss_and_target')
 
 EXPLODED = 1000  # times the variance of the first step
 
@@ -51,6 +55,11 @@ class DivergenceHook(Hook):
     first layer, in the order of the forward pass, whose output has exploded since
     the first step, and the learning rate and gamma that the paper would have taken.
 
+    Where images of the batch have boxes that cannot be right, the error names them
+    instead: no learning rate helps there. A step that ends in an error of
+    its own because the outputs of a head are not finite, as in the assigner of
+    YOLOX, is such an error, too.
+
     Where mixed precision skips steps whose gradients are infinite, it goes on doing
     so: only losses count.
 
@@ -70,23 +79,27 @@ class DivergenceHook(Hook):
         self.recorder: _OutputRecorder | None = None
         self.is_checked = False
         self.start: dict[str, Tensor] = {}
+        self.bad_outputs: tuple[str, str] | None = None
 
     def before_train(self, runner: Runner) -> None:
         model = unwrap_model(runner.model)
         self.start = not_finite(model.state_dict())
         self.after_train(runner)  # a training that failed has not called it
         if hasattr(model, 'parse_losses'):
-            model.parse_losses = _CheckedLosses(self, runner, model)
+            _CheckedLosses(self, runner, model, 'parse_losses')
+        if hasattr(runner.model, 'train_step'):
+            _CheckedStep(self, runner, runner.model, 'train_step')
 
     def after_train(self, runner: Runner) -> None:
-        own = vars(unwrap_model(runner.model))
-        checked = own.get('parse_losses')
-        if isinstance(checked, _CheckedLosses):
-            checked.restore()
+        for model in (runner.model, unwrap_model(runner.model)):
+            for value in list(vars(model).values()):
+                if isinstance(value, _Replacement):
+                    value.restore()
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch=None):
         self.batch = data_batch
         self.is_checked = False
+        self.bad_outputs = None
         if self.first is None:
             if self.recorder is not None:  # of a training that failed in this step
                 self.recorder.finish()
@@ -114,6 +127,27 @@ class DivergenceHook(Hook):
     def after_train_epoch(self, runner: Runner) -> None:
         self._check_weights(runner, runner.iter)  # the count is one ahead here
 
+    def check_outputs(self, runner: Runner, name: str, outputs: Any) -> None:
+        """Remember a head whose outputs are not finite, and the layer that exploded.
+
+        Now: after a failed assertion a GPU computes nothing more.
+        """
+        if self.bad_outputs is None:
+            if not _all_finite(dict(enumerate(_leaves(outputs)))):
+                self.bad_outputs = name, self._name_layer(runner)
+
+    def check_error(self, runner: Runner, error: Exception) -> None:
+        """Raise a DivergenceError if outputs that are not finite led to an error."""
+        if self.bad_outputs is None or isinstance(error, DivergenceError):
+            return
+        name, layer = self.bad_outputs
+        text = str(error).strip().splitlines()
+        reason = (
+            f'the outputs of {name} are not finite, and the step ended with '
+            f'{type(error).__name__}: {text[0] if text else ""}'
+        )
+        self._stop(runner, runner.iter + 1, reason, layer)
+
     def check_loss(self, runner: Runner, loss: Tensor, parts: dict) -> None:
         if not _in_any_process(~torch.isfinite(loss.detach()).all()):
             return
@@ -134,9 +168,17 @@ class DivergenceHook(Hook):
             reason = f'weights are not finite, {few or "in another process"}'
             self._stop(runner, iteration, reason)
 
-    def _stop(self, runner: Runner, iteration: int, reason: str) -> None:
-        advice = [self._name_layer(runner)]
-        advice.append(advise(unwrap_model(runner.model), base_learning_rate(runner)))
+    def _stop(
+        self, runner: Runner, iteration: int, reason: str, layer: str | None = None
+    ) -> None:
+        dataset = getattr(getattr(runner, 'train_dataloader', None), 'dataset', None)
+        images = describe_suspicious_data(self.batch, dataset)
+        if images:
+            advice = [images, 'Mend these images first: no learning rate helps there.']
+        else:
+            model = unwrap_model(runner.model)
+            advice = [self._name_layer(runner) if layer is None else layer]
+            advice.append(advise(model, base_learning_rate(runner)))
         checkpoint = runner.message_hub.get_info('last_ckpt', None)
         if checkpoint:
             advice.append(f'The last good checkpoint is {checkpoint}.')
@@ -173,24 +215,42 @@ class DivergenceHook(Hook):
         return ''
 
 
-class _CheckedLosses:
-    """A model's ``parse_losses`` that looks at the loss, too.
+class _Replacement:
+    """What takes the place of a method of a model during the training.
 
-    Copies and pickles of the model have its own ``parse_losses`` instead.
+    Copies and pickles of the model have its own method instead.
     """
 
-    def __init__(self, hook: DivergenceHook, runner: Runner, model: nn.Module) -> None:
+    def __init__(
+        self, hook: DivergenceHook, runner: Runner, model: nn.Module, name: str
+    ) -> None:
         # takes two seconds to import; an optimizer's first step does it, too
         from torch._dynamo import disable
 
-        self.hook, self.runner, self.model = hook, runner, model
+        self.hook, self.runner, self.model, self.name = hook, runner, model, name
         # else the forward pass that it may make would be compiled
         self.check = disable(self._check)
-        self.has_own = 'parse_losses' in vars(model)
-        self.parse_losses = model.parse_losses
+        self.has_own = name in vars(model)
+        self.method = getattr(model, name)
+        setattr(model, name, self)
+
+    def restore(self) -> None:
+        if self.has_own:
+            setattr(self.model, self.name, self.method)
+        else:
+            delattr(self.model, self.name)
+
+    def __reduce__(self) -> tuple:
+        if self.has_own:
+            return _same, (self.method,)
+        return getattr, (self.model, self.name)
+
+
+class _CheckedLosses(_Replacement):
+    """``parse_losses`` that looks at the loss, too."""
 
     def __call__(self, losses: dict) -> tuple[Tensor, dict]:
-        loss, log_vars = self.parse_losses(losses)
+        loss, log_vars = self.method(losses)
         self.check(loss, {'loss': loss, **log_vars})
         return loss, log_vars
 
@@ -198,16 +258,39 @@ class _CheckedLosses:
         self.hook.is_checked = True
         self.hook.check_loss(self.runner, loss, parts)
 
-    def restore(self) -> None:
-        if self.has_own:
-            self.model.parse_losses = self.parse_losses
-        else:
-            del self.model.parse_losses
 
-    def __reduce__(self) -> tuple:
-        if self.has_own:
-            return _same, (self.parse_losses,)
-        return getattr, (self.model, 'parse_losses')
+class _CheckedStep(_Replacement):
+    """``train_step`` whose errors are looked at, and what heads put out before."""
+
+    def __init__(self, hook: DivergenceHook, runner: Runner, *args) -> None:
+        super().__init__(hook, runner, *args)
+        self.handles = [
+            module.register_forward_hook(Observer(self._see(name)))
+            for name, module in unwrap_model(runner.model).named_modules()
+            if any(hasattr(module, method) for method in LOSSES_OF_HEADS)
+        ]
+
+    def _see(self, name: str) -> Callable:
+        def see(module: nn.Module, args: tuple, outputs: Any) -> None:
+            if not is_compiling() and torch.is_grad_enabled():
+                self.hook.check_outputs(self.runner, name, outputs)
+
+        return see
+
+    def restore(self) -> None:
+        super().restore()
+        for handle in self.handles:
+            handle.remove()
+
+    def __call__(self, *args, **kwargs) -> Any:
+        try:
+            return self.method(*args, **kwargs)
+        except Exception as error:
+            self.check(error)
+            raise
+
+    def _check(self, error: Exception) -> None:
+        self.hook.check_error(self.runner, error)
 
 
 def _same(value: Any) -> Any:
@@ -251,6 +334,17 @@ def _in_any_process(is_so: Tensor) -> bool:
         all_reduce(votes, 'max')
         return bool(votes)
     return bool(is_so)
+
+
+def _leaves(values: Any) -> Iterator[Any]:
+    """Go through what lists, tuples and dicts hold, nested as they may be."""
+    if isinstance(values, Mapping):
+        values = values.values()
+    elif not isinstance(values, (list, tuple)):
+        yield values
+        return
+    for value in values:
+        yield from _leaves(value)
 
 
 def _all_finite(tensors: Mapping[str, Any]) -> bool:

@@ -7,11 +7,15 @@ from types import SimpleNamespace
 import pytest
 import torch
 from conftest import run_on_two_processes
+from mmdet.datasets import BaseDetDataset
+from mmdet.structures import DetDataSample
+from mmdet.structures.bbox import HorizontalBoxes
 from mmengine.config import Config
 from mmengine.logging import MessageHub
 from mmengine.model import BaseModel, MMDistributedDataParallel
 from mmengine.optim import OptimWrapper, OptimWrapperDict
 from mmengine.registry import OPTIM_WRAPPERS
+from mmengine.structures import InstanceData
 from torch import nn
 from torch.utils.data import Dataset
 
@@ -200,7 +204,7 @@ def test_all_processes_stop_together(tmp_path):
 
 def test_leaves_nothing_in_the_model(make_runner):
     runner = train(make_runner, 100, 1)
-    assert 'parse_losses' not in vars(runner.model)
+    assert not {'parse_losses', 'train_step'} & set(vars(runner.model))
     assert not any(m._forward_hooks for m in runner.model.modules())
 
 
@@ -323,7 +327,7 @@ def test_a_training_after_one_that_failed(make_runner):
         train(make_runner, 0, 1, model=model)
     runner = train(make_runner, 0, 1, model=model)
     assert runner.iter == 12
-    assert 'parse_losses' not in vars(model)
+    assert not {'parse_losses', 'train_step'} & set(vars(model))
     assert not any(m._forward_hooks for m in model.modules())
 
 
@@ -442,3 +446,116 @@ def test_advises_for_the_learning_rate_that_is_meant(make_runner, warm_up):
             param_scheduler=[scheduler] if warm_up else None,
         )
     assert 'The learning rate is 0.01 and gamma' in str(error.value)
+
+
+def test_the_layer_with_several_optimizers(make_runner):
+    class Parts(Grows):
+        def train_step(self, data, optim_wrapper):
+            with optim_wrapper['rest'].optim_context(self):
+                loss, log_vars = self.parse_losses(self(**data))
+            optim_wrapper['rest'].update_params(loss)
+            return log_vars
+
+    model = Parts(5)
+    parts = dict(a=[*model.a.parameters()], rest=[*model.b.parameters()])
+    wrappers = {
+        name: OptimWrapper(torch.optim.SGD(part, lr=0.01))
+        for name, part in parts.items()
+    }
+    with pytest.raises(DivergenceError, match='The output of b is the first'):
+        train(
+            make_runner, 5, 50, model=model, optim_wrapper=OptimWrapperDict(**wrappers)
+        )
+
+
+class Assigns(Grows):
+    """As YOLOX: an assigner in its head rejects scores that are NaN."""
+
+    def __init__(self, bad_step, error=None):
+        super().__init__(bad_step, 1e38)
+        self.c.loss_by_feat = None  # the mark of a head
+        self.error = error
+
+    def forward(self, x, mode='tensor'):
+        self.step += 1
+        x = self.a(x.view(-1, 2, 1, 1).expand(-1, -1, 4, 4))
+        if self.step >= self.bad_step:
+            with torch.no_grad():
+                self.b.bias[0] = self.factor
+        scores = (10 * self.c(10 * self.b(x))).sigmoid()
+        if self.error and self.step >= 5 and mode == 'loss':
+            raise self.error
+        losses = nn.functional.binary_cross_entropy(scores, torch.ones_like(scores))
+        return dict(loss=losses)
+
+
+def test_an_error_that_comes_of_nan(make_runner):
+    model = Assigns(5)
+    with pytest.raises(DivergenceError) as error:
+        train(make_runner, 5, 50, model=model)
+    first, layer, ways = str(error.value).splitlines()
+    assert first.startswith(
+        'Training diverged at iteration 5: the outputs of c are not finite, and the '
+        'step ended with RuntimeError: all elements of input should be between 0 and 1'
+    )
+    assert layer.startswith('The output of b is the first to explode')
+    assert 'Try' in ways
+    assert isinstance(error.value.__context__, RuntimeError)
+    assert all(torch.isfinite(p).all() for p in model.parameters())
+
+
+def test_other_errors_stay_what_they_are(make_runner):
+    with pytest.raises(KeyError, match='no such thing'):
+        train(make_runner, 5, 50, model=Assigns(100, error=KeyError('no such thing')))
+
+
+class Annotated(BaseDetDataset):
+    """Images, one of them with a box of a given form."""
+
+    def __init__(self, box):
+        self.box = box
+        super().__init__(ann_file='none')
+
+    def load_data_list(self):
+        names = (f'{i}.jpg' for i in range(12))
+        return [dict(img_path=name, height=20, width=30) for name in names]
+
+    def __getitem__(self, i):
+        box = self.box if i == 7 else [1.0, 2.0, 3.0, 4.0]
+        sample = DetDataSample(
+            metainfo=dict(img_path=f'{i}.jpg', ori_shape=(20, 30 + (i == 7))),
+            gt_instances=InstanceData(
+                bboxes=HorizontalBoxes([box]), labels=torch.zeros(1)
+            ),
+        )
+        return dict(x=torch.ones(2), data_samples=sample)
+
+
+class OfBoxes(Net):
+    """Its loss is of the logarithm of the boxes' sizes, as a detector's."""
+
+    def __init__(self):
+        super().__init__(100, 0.0)
+
+    def forward(self, x, data_samples, mode='tensor'):
+        boxes = torch.cat([s.gt_instances.bboxes.tensor for s in data_samples])
+        losses = super().forward(torch.stack(x))
+        losses['loss_b'] = losses['loss_b'] + (boxes[:, 2:] - boxes[:, :2]).log().sum()
+        return losses
+
+
+@pytest.mark.parametrize('end, kind', [(5.0, 'without area'), (torch.nan, 'finite')])
+def test_names_the_image_and_not_the_learning_rate(make_runner, end, kind):
+    runner = make_runner(
+        OfBoxes(),
+        Annotated([5.0, 6.0, end, 9.0]),
+        custom_hooks=[DivergenceHook()],
+        loader=dict(collate_fn=dict(type='pseudo_collate')),
+    )
+    with pytest.raises(DivergenceError) as error:
+        runner.train()
+    first, images, advice = str(error.value).splitlines()
+    assert 'loss_b is ' in first
+    assert images.startswith('7.jpg has a box ') and kind in images
+    assert '7.jpg is 31 x 20 pixels' in images and '30 x 20 in its ann' in images
+    assert advice.startswith('Mend these images first')
