@@ -5,6 +5,7 @@ export itself, which takes long, for few.
 """
 
 import re
+import shutil
 import sys
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import load_config
+from mmcv.ops import RoIAlign
 from mmdet.registry import MODELS
 from mmdet.structures.bbox import bbox_overlaps
 from mmengine.config import Config
@@ -20,8 +22,8 @@ from mmengine.registry import init_default_scope
 from torch import nn
 
 from pws_mmdet import fuse_pws
-from pws_mmdet.deploy import DeployedDetector
-from pws_mmdet.deploy.operators import nms_mask
+from pws_mmdet.deploy import TRANSLATIONS, DeployedDetector
+from pws_mmdet.deploy.operators import aligned_rois, nms_mask
 
 ANCHORS = dict(
     type='AnchorGenerator',
@@ -106,6 +108,12 @@ def ssd_config():
     cfg.model.bbox_head.in_channels = (64, 128, 32)
     cfg.model.bbox_head.anchor_generator.strides = [8, 16, 32]
     cfg.model.test_cfg.update(nms_pre=100, max_per_img=60, score_thr=0.1)
+    return cfg
+
+
+def stock_ssd_config():
+    cfg = ssd_config()
+    cfg.model.bbox_head.type = 'SSDHead'
     return cfg
 
 
@@ -194,6 +202,38 @@ def detectors():
     agnostic.model.roi_head.mask_head.class_agnostic = True
     agnostic.model.test_cfg.rcnn.nms.class_agnostic = True
     yield 'class_agnostic', agnostic
+    yield 'fixed_samples', regions_config(sampling_ratio=2)
+    yield 'negative_samples', regions_config(sampling_ratio=-1)
+    legacy = regions_config(sampling_ratio=2, aligned=False)
+    legacy.model.rpn_head.bbox_coder.type = 'LegacyDeltaXYWHBBoxCoder'
+    legacy.model.rpn_head.anchor_generator.update(
+        type='LegacyAnchorGenerator', center_offset=0.5
+    )
+    legacy.model.roi_head.bbox_head.bbox_coder.type = 'LegacyDeltaXYWHBBoxCoder'
+    yield 'legacy', legacy
+    yield 'not_aligned', regions_config(aligned=False)
+    rpn = mask_rcnn_config()
+    rpn.model.test_cfg.rpn.score_thr = 0.5  # which an RPN does not look at
+    yield 'rpn_score_thr', rpn
+    yield 'tblr', tblr_config()
+
+
+def regions_config(**layer):
+    cfg = mask_rcnn_config()
+    for name in ('bbox_roi_extractor', 'mask_roi_extractor'):
+        old = cfg.model.roi_head[name].roi_layer
+        if layer.get('type') == 'RoIPool':  # it has no sampling_ratio
+            del old.sampling_ratio
+        old.update(layer)
+    return cfg
+
+
+def tblr_config():
+    return small_config(
+        bbox_coder=dict(type='TBLRBBoxCoder', normalizer=4.0),
+        anchor_generator=ONE_ANCHOR,
+        reg_decoded_bbox=True,
+    )
 
 
 @pytest.mark.parametrize('cfg', [pytest.param(c, id=n) for n, c in detectors()])
@@ -245,6 +285,44 @@ def test_nms_mask_keeps_the_best_of_each_picture():
     kept = nms_mask(boxes, scores, 0.5, 1)
     assert kept.tolist() == [[False, True, False], [False, False, True]]
     assert not nms_mask(boxes, scores * 0, 0.5, 5).any()
+
+
+class Regions(nn.Module):
+    """RoIAlign of boxes on two images."""
+
+    def __init__(self, sampling_ratio, aligned):
+        super().__init__()
+        self.options = sampling_ratio, aligned
+
+    def forward(self, features, boxes, images):
+        return aligned_rois(features, boxes, images, 3, 2, 0.25, *self.options)
+
+
+@pytest.mark.parametrize('aligned', [True, False], ids=['half', 'whole'])
+@pytest.mark.parametrize('sampling_ratio', [0, 1, 2, 3])
+def test_regions_in_onnx(needs_onnx, tmp_path, sampling_ratio, aligned):
+    features = torch.randn(2, 3, 12, 10)
+    boxes = torch.tensor(
+        [[0.0, 0, 39, 47], [3, 5, 20, 30], [8, 8, 9.5, 9], [0, 0, 0, 0], [20, 4, 40, 9]]
+    )
+    inputs = features, boxes, torch.tensor([0, 1, 1, 0, 0])
+    regions = Regions(sampling_ratio, aligned)
+    program = torch.export.export(regions, inputs)
+    path = tmp_path / 'regions.onnx'
+    torch.onnx.export(
+        program,
+        dynamo=True,
+        input_names=['features', 'boxes', 'images'],
+        opset_version=18,
+        custom_translation_table=TRANSLATIONS,
+        verbose=False,
+    ).save(path)
+    names = ('features', 'boxes', 'images')
+    values = dict(zip(names, (t.numpy() for t in inputs), strict=True))
+    (found,) = onnx_session(path).run(None, values)
+    layer = RoIAlign((3, 2), 0.25, sampling_ratio, aligned=aligned)
+    rois = torch.cat([inputs[2][:, None].float(), boxes], dim=1)
+    torch.testing.assert_close(torch.from_numpy(found), layer(features, rois))
 
 
 def onnx_session(path):
@@ -326,6 +404,44 @@ def test_verification_sees_other_weights(program, exported):
         network.model.bbox_head.cls_convs[0][-1].bias[0] += 0.1
     with pytest.raises(ValueError, match='do not detect the same: [0-9]+ detections'):
         program.verify(path, network, pictures)
+
+
+def test_verification_lowers_the_threshold_until_something_is_detected(
+    program, exported, tmp_path, monkeypatch
+):
+    def copy(network, path, outputs, size, fixed_size, least_score):
+        """In the place of an export, which takes long: of the same network."""
+        shutil.copy(exported[0], path)
+        program.set_least_score(path, least_score)
+
+    config, checkpoint, model = write(changed(ssd_config(), score_thr=0.99), tmp_path)
+    batches = program.batches_to_verify(None, (96, 128), False)
+    assert not any(len(found) for found in program.predict(model, batches[0]))
+    monkeypatch.setattr(program, 'export', copy)
+    out = tmp_path / 'out.onnx'
+    result = program.convert(config, checkpoint, out)
+    assert result['detections'] > 4 and 0 < result['least_score'] < 0.99
+    images = batches[0].transpose(0, 3, 1, 2).astype(np.float32)
+    labels = onnx_session(out).run(None, dict(images=images))[2]
+    assert (labels == -1).all()  # the file has the threshold of the config
+
+    with torch.no_grad():  # what the threshold of the config would hide
+        for layers in model.bbox_head.cls_convs:
+            layers[-1].alpha *= 1.1
+    torch.save(dict(state_dict=model.state_dict()), checkpoint)
+    with pytest.raises(ValueError, match='do not detect the same: [0-9]+ detections'):
+        program.convert(config, checkpoint, tmp_path / 'other.onnx')
+    assert not list(tmp_path.glob('*other*'))
+
+
+def test_verification_without_any_detection_is_refused(program):
+    model = random_model(ssd_config())
+    with torch.no_grad():
+        for layers in model.bbox_head.cls_convs:
+            layers[-1].bias.view(-1)[:] = torch.nan
+    batches = program.batches_to_verify(None, (96, 96), True)
+    with pytest.raises(ValueError, match='name an image with --picture'):
+        program.detecting_score(DeployedDetector(model), batches)
 
 
 class Maps(nn.Module):
@@ -450,11 +566,21 @@ def changed(cfg, **test_cfg):
             ),
             'GFLHead is not supported. Supported are single-stage',
         ),
+        (stock_ssd_config(), 'SSDHead cannot predict'),
+        (
+            regions_config(pool_mode='max'),
+            'SingleRoIExtractor with RoIAlign layers and pool_mode="avg"',
+        ),
+        (regions_config(type='RoIPool'), 'SingleRoIExtractor with RoIAlign layers'),
         (changed(ssd_config(), nms_pre=-1), 'positive nms_pre, got -1'),
         (changed(ssd_config(), max_per_img=0), 'positive max_per_img, got 0'),
         (changed(ssd_config(), nms=dict(type='soft_nms')), 'must be of type "nms"'),
+        (
+            changed(ssd_config(), nms=dict(iou_threshold=0.5, max_num=9)),
+            'with an iou_threshold and no more than .*, got .*max_num',
+        ),
     ],
-    ids=['head', 'nms_pre', 'max_per_img', 'soft_nms'],
+    ids='head stock_ssd max_pool roi_pool nms_pre max_per_img soft_nms max_num'.split(),
 )
 def test_unsupported_models(cfg, message):
     with pytest.raises(ValueError, match=message):

@@ -42,6 +42,8 @@ class DeployedDetector(nn.Module):
       the box, which the h x w values fill evenly, belongs to the object.
 
     Where a picture has fewer detections the rest has label -1, score 0 and box 0.
+    A second input, a number as a float32 tensor of shape (), replaces the score
+    threshold of the config.
 
     Args:
         model: A detector of MMDetection. It is set to evaluation, and not copied.
@@ -63,22 +65,35 @@ class DeployedDetector(nn.Module):
 
     @property
     def least_score(self) -> float:
-        """Only detections above it are returned."""
-        head = getattr(self.model, 'roi_head', None) or self.model.bbox_head
-        return head.test_cfg.get('score_thr', 0)
+        """Only detections above it are returned: the ``score_thr`` of the config.
+
+        A new value holds for the model, too. An RPN looks at none: it is 0 there.
+        """
+        return threshold(self._last_head)
+
+    @least_score.setter
+    def least_score(self, value: float) -> None:
+        self._last_head.test_cfg.score_thr = value
+
+    @property
+    def _last_head(self) -> nn.Module:
+        return getattr(self.model, 'roi_head', None) or self.model.bbox_head
 
     def maps(self, images: Tensor) -> tuple[Tensor, ...]:
         """The maps that the heads see."""
         return self.model.extract_feat(self.preprocess(images))
 
-    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+    def forward(
+        self, images: Tensor, least_score: Tensor | None = None
+    ) -> tuple[Tensor, ...]:
         size = tuple(images.shape[-2:])
         maps = self.maps(images)
+        least = self.least_score if least_score is None else least_score
         if isinstance(self.model, SingleStageDetector):
-            return dense_detections(self.model.bbox_head, maps, size)
+            return dense_detections(self.model.bbox_head, maps, size, least)
         head = self.model.rpn_head
-        proposals, objectness, _ = dense_detections(head, maps, size)
-        detections = self.roi_detections(maps, proposals, objectness, size)
+        proposals, objectness, _ = dense_detections(head, maps, size, threshold(head))
+        detections = self.roi_detections(maps, proposals, objectness, size, least)
         if not self.with_masks:
             return detections
         return *detections, self.masks(maps, detections[0], detections[2])
@@ -101,7 +116,12 @@ class DeployedDetector(nn.Module):
         )
 
     def roi_detections(
-        self, maps: tuple[Tensor, ...], proposals: Tensor, objectness: Tensor, size
+        self,
+        maps: tuple[Tensor, ...],
+        proposals: Tensor,
+        objectness: Tensor,
+        size: tuple[int, int],
+        least_score: float | Tensor,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Boxes, scores and labels of the box head, from (N, P, 4) proposals."""
         roi_head = self.model.roi_head
@@ -111,7 +131,7 @@ class DeployedDetector(nn.Module):
         scores, deltas = head(rois)
         scores = scores.softmax(-1)[:, :-1].view(pictures, num, -1)
         classes = scores.shape[-1]
-        scores = scores * (scores > cfg.score_thr) * (objectness > 0)[..., None]
+        scores = scores * (scores > least_score) * (objectness > 0)[..., None]
         repeats = 1 if head.reg_class_agnostic else classes
         boxes = head.bbox_coder.decode(
             proposals.view(-1, 1, 4).expand(-1, repeats, 4).reshape(-1, 4),
@@ -138,8 +158,16 @@ class DeployedDetector(nn.Module):
         return masks.unflatten(0, labels.shape)
 
 
+def threshold(head: nn.Module) -> float:
+    """The score above which candidates count; an RPN does not look at it."""
+    return 0 if isinstance(head, RPNHead) else head.test_cfg.get('score_thr', 0)
+
+
 def dense_detections(
-    head: BaseDenseHead, maps: tuple[Tensor, ...], size: tuple[int, int]
+    head: BaseDenseHead,
+    maps: tuple[Tensor, ...],
+    size: tuple[int, int],
+    least_score: float | Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Boxes, scores and labels of a head that predicts at every point of its maps.
 
@@ -147,6 +175,7 @@ def dense_detections(
         head: An RPN's label is 0.
         maps: One per level, (N, C, h, w).
         size: Height and width of the pictures, to which boxes are clipped.
+        least_score: Only candidates above it count.
 
     Returns:
         (N, D, 4), (N, D), (N, D), as of :class:`DeployedDetector`.
@@ -159,7 +188,7 @@ def dense_detections(
         device=maps[0].device,
     )
     levels = [
-        level_candidates(head, level, *tensors)
+        level_candidates(head, level, least_score, *tensors)
         for level, tensors in enumerate(zip(priors, *outputs, strict=True))
     ]
     anchors, deltas, scores, labels, groups = (
@@ -178,6 +207,7 @@ def dense_detections(
 def level_candidates(
     head: BaseDenseHead,
     level: int,
+    least_score: float | Tensor,
     priors: Tensor,
     scores: Tensor,
     deltas: Tensor,
@@ -186,8 +216,9 @@ def level_candidates(
     """The ``nms_pre`` best pairs of prior and class of a level.
 
     Args:
-        head: Its ``test_cfg`` says how many, and the least score.
+        head: Its ``test_cfg`` says how many.
         level: Its index.
+        least_score: Only candidates above it count.
         priors: (P, 4) or (P, 2).
         scores: Logits, (N, A * classes, h, w).
         deltas: (N, A * 4, h, w).
@@ -208,7 +239,7 @@ def level_candidates(
     # zeros, so that a small map has nms_pre, too
     scores = F.pad(scores.flatten(1), (0, cfg.nms_pre))
     scores, pairs = scores.topk(cfg.nms_pre)
-    scores = scores * (scores > cfg.get('score_thr', 0))
+    scores = scores * (scores > least_score)
     pairs = pairs * (scores > 0)  # the zeros have no prior
     index, labels = pairs // classes, pairs % classes
     deltas = by_prior(deltas, head.bbox_coder.encode_size)
@@ -266,15 +297,20 @@ def roi_features(
     for level, (layer, features) in enumerate(
         zip(extractor.roi_layers, maps, strict=True)
     ):
-        # an empty box has no samples, which add nothing, and cost nothing
-        result = result + aligned_rois(
+        on_level = levels == level
+        # Boxes of other levels become empty, which saves their samples where a box has
+        # as many as fit into it. With a fixed number (sampling_ratio > 0), or aligned
+        # to whole pixels, an empty box has samples, too: their average is dropped.
+        regions = aligned_rois(
             features,
-            boxes * (levels == level)[:, None],
+            boxes * on_level[:, None],
             pictures,
             *layer.output_size,
             layer.spatial_scale,
-            layer.sampling_ratio,
+            max(layer.sampling_ratio, 0),
+            layer.aligned,
         )
+        result = result + regions * on_level[:, None, None, None]
     return result
 
 
@@ -317,6 +353,12 @@ def _check_dense(head: nn.Module) -> None:
     custom = getattr(getattr(head, 'loss_cls', None), 'custom_cls_channels', False)
     if not _predicts_as(head, base, 'predict', *names) or custom:
         raise ValueError(_unsupported(head))
+    if not hasattr(head, 'loss_cls'):  # as in MMDetection 3.3.0
+        raise ValueError(
+            f'{type(head).__name__} cannot predict: it lacks the attribute loss_cls. '
+            'PWSSSDHead can, and takes the same weights: '
+            '--cfg-options model.bbox_head.type=PWSSSDHead'
+        )
     _check_test_cfg(head, 'nms_pre')
 
 
@@ -338,12 +380,12 @@ def _check_rois(roi_head: nn.Module) -> None:
         extractors.append(roi_head.mask_roi_extractor)
     for extractor in extractors:
         if type(extractor) is not SingleRoIExtractor or not all(
-            isinstance(layer, RoIAlign) and layer.aligned and layer.pool_mode == 'avg'
+            isinstance(layer, RoIAlign) and layer.pool_mode == 'avg'
             for layer in extractor.roi_layers
         ):
             raise ValueError(
                 'Regions must be extracted by a SingleRoIExtractor with RoIAlign '
-                f'layers, aligned=True and pool_mode="avg", got {extractor}'
+                f'layers and pool_mode="avg", got {extractor}'
             )
     _check_test_cfg(roi_head)
 
@@ -365,5 +407,5 @@ def _check_test_cfg(head: nn.Module, *more: str) -> None:
     ):
         raise ValueError(
             f'The nms of {type(head).__name__} must be of type "nms", with an '
-            f'iou_threshold, got {nms}'
+            f'iou_threshold and no more than {sorted(known)}, got {nms}'
         )

@@ -49,8 +49,9 @@ def aligned_rois(
     width: int,
     scale: float,
     sampling_ratio: int,
+    aligned: bool,
 ) -> Tensor:
-    """RoIAlign with aligned=True and the average of its samples.
+    """RoIAlign with the average of its samples.
 
     Args:
         features: (N, C, H, W).
@@ -59,6 +60,8 @@ def aligned_rois(
         height, width: Size of the result.
         scale: From pixels of the picture to those of ``features``.
         sampling_ratio: Samples in a bin, each way; 0 takes as many as fit.
+        aligned: Whether the center of a pixel is at 0.5. If not, it is at 0, and a box
+            has at least one pixel of ``features`` each way.
 
     Returns:
         (R, C, height, width).
@@ -67,7 +70,7 @@ def aligned_rois(
     # MMCV on a CPU reads other memory formats wrongly
     features = features.contiguous()
     return roi_align(
-        features, rois, (height, width), scale, sampling_ratio, 'avg', True
+        features, rois, (height, width), scale, sampling_ratio, 'avg', aligned
     )
 
 
@@ -80,6 +83,7 @@ def _(
     width: int,
     scale: float,
     sampling_ratio: int,
+    aligned: bool,
 ) -> Tensor:
     return features.new_empty(boxes.shape[0], features.shape[1], height, width)
 
@@ -110,14 +114,16 @@ def _aligned_rois_in_onnx(
     width: int,
     scale: float,
     sampling_ratio: int,
+    aligned: bool,
 ) -> Any:
     from onnxscript import opset18 as op
 
+    mode = 'half_pixel' if aligned else 'output_half_pixel'
     return op.RoiAlign(
         features,
         boxes,
         pictures,
-        coordinate_transformation_mode='half_pixel',
+        coordinate_transformation_mode=mode,
         mode='avg',
         output_height=height,
         output_width=width,

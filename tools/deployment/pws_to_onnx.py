@@ -44,8 +44,8 @@ OPSET = 18
 TORCH = '2.7'  # whose exporter takes a custom_translation_table
 INSTALL = "pip install -e '.[onnx]'"
 LARGEST_SIDE = 2**15  # pixels
-# How far ONNX Runtime may be from MMDetection: pixels, score, probability. Its
-# convolutions round differently.
+# How far ONNX Runtime may be from MMDetection: pixels, fraction of the best score,
+# probability. Its convolutions round differently.
 TOLERANCE = dict(boxes=0.1, scores=1e-3, masks=1e-2)
 
 
@@ -102,6 +102,7 @@ def export(
     outputs: list[str],
     size: tuple[int, int],
     fixed_size: bool = False,
+    least_score: float | None = None,
 ) -> None:
     """Write a network of pictures as an ONNX file.
 
@@ -113,6 +114,8 @@ def export(
         fixed_size: The graph accepts these alone; otherwise they must leave more than
             one value in each direction of every map, as torch.export takes a 1 for a
             constant.
+        least_score: The score threshold, which the network takes as a second input. In
+            the file it is a constant, which :func:`set_least_score` replaces.
 
     Raises:
         RuntimeError: If the network cannot be traced.
@@ -121,25 +124,45 @@ def export(
 
     names = {0: 'batch'} if fixed_size else {0: 'batch', 2: 'height', 3: 'width'}
     free = dict.fromkeys(names, torch.export.Dim.DYNAMIC)
-    images = torch.zeros(2, 3, *size)
+    inputs = dict(images=torch.zeros(2, 3, *size))
+    if least_score is not None:
+        inputs['least_score'] = torch.tensor(float(least_score))
+    fixed = (None,) * (len(inputs) - 1)
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter('ignore')
         try:
-            program = torch.export.export(network, (images,), dynamic_shapes=(free,))
+            program = torch.export.export(
+                network, tuple(inputs.values()), dynamic_shapes=(free, *fixed)
+            )
         except Exception as e:  # of many types
             hint = '' if fixed_size else ' With --shape the size is fixed.'
             raise RuntimeError(f'torch.export cannot trace it: {e}{hint}') from e
         onnx_program = torch.onnx.export(
             program,
             dynamo=True,
-            input_names=['images'],
+            input_names=list(inputs),
             output_names=outputs,
-            dynamic_shapes=(names,),
+            dynamic_shapes=(names, *fixed),
             opset_version=OPSET,
             custom_translation_table=TRANSLATIONS,
             verbose=False,
         )
     onnx_program.save(str(path))
+    if least_score is not None:
+        set_least_score(path, least_score)
+
+
+def set_least_score(path: str | Path, value: float) -> None:
+    """Set the score threshold of a file that :func:`export` wrote."""
+    import onnx
+
+    model = onnx.load(str(path))
+    for values in (model.graph.input, model.graph.initializer):
+        for old in [v for v in values if v.name == 'least_score']:
+            values.remove(old)
+    constant = onnx.numpy_helper.from_array(np.float32(value), 'least_score')
+    model.graph.initializer.append(constant)
+    onnx.save(model, str(path))
 
 
 def trace_size(model: nn.Module) -> tuple[int, int]:
@@ -179,12 +202,13 @@ def match(
         Pairs of indices, and the number of detections, of both, without a partner.
     """
     theirs = [expected[k].cpu().numpy() for k in ('bboxes', 'scores', 'labels')]
+    tolerance = TOLERANCE['scores'] * theirs[1].max(initial=0)
     distance = np.abs(boxes[:, None] - theirs[0][None]).max(-1)
     gap = np.abs(scores[:, None] - theirs[1][None])
     impossible = (
         (labels[:, None] != theirs[2][None])
         | (distance > TOLERANCE['boxes'])
-        | (gap > TOLERANCE['scores'])
+        | (gap > tolerance)
     )
     distance[impossible] = np.inf
     pairs = []
@@ -196,11 +220,49 @@ def match(
     ours, others = (set(k) for k in zip(*pairs, strict=True)) if pairs else ((), ())
     alone = [s for i, s in enumerate(scores) if labels[i] >= 0 and i not in ours]
     alone += [s for j, s in enumerate(theirs[1]) if j not in others]
-    return pairs, sum(s > least + TOLERANCE['scores'] for s in alone)
+    return pairs, sum(s > least + tolerance for s in alone)
+
+
+def detecting_score(network: nn.Module, batches: list[np.ndarray]) -> float:
+    """The least score to verify with, so that something is detected.
+
+    It is the config's where that suffices. If not, about ten detections of the first
+    image are above it: a trained detector finds nothing in noise, and two that find
+    nothing agree.
+
+    Args:
+        network: A ``DeployedDetector``.
+        batches: Images, uint8 (N, H, W, 3) each.
+
+    Raises:
+        ValueError: If nothing is detected whatever the score.
+    """
+    least = network.least_score
+    if any(len(found) for batch in batches for found in predict(network.model, batch)):
+        return least
+    network.least_score = 0
+    try:
+        scores = predict(network.model, batches[0])[0].scores
+    finally:
+        network.least_score = least
+    scores = scores[scores > 0].double()
+    if not len(scores):
+        raise ValueError(
+            'Nothing is detected, whatever the score, so there is nothing to verify: '
+            'name an image with --picture, or pass --no-verify.'
+        )
+    # in the middle of a wide gap, which no rounding error crosses
+    start = min(4, len(scores) - 1)
+    scores = torch.cat([scores, scores[-1:] / 2])[start : start + 16].log()
+    gap = (scores[:-1] - scores[1:]).argmax()
+    return float(scores[gap : gap + 2].mean().exp())
 
 
 def verify(
-    path: str | Path, network: nn.Module, batches: list[np.ndarray]
+    path: str | Path,
+    network: nn.Module,
+    batches: list[np.ndarray],
+    least_score: float | None = None,
 ) -> dict[str, float]:
     """Compare an exported detector in ONNX Runtime with MMDetection.
 
@@ -208,6 +270,7 @@ def verify(
         path: The ONNX file.
         network: The ``DeployedDetector`` that it was made of.
         batches: Pictures, uint8 (N, H, W, 3) each.
+        least_score: Set both to this score threshold first.
 
     Returns:
         The number of detections, and the largest difference of each output.
@@ -217,6 +280,9 @@ def verify(
     """
     import onnxruntime
 
+    if least_score is not None:
+        network.least_score = least_score
+        set_least_score(path, least_score)
     session = onnxruntime.InferenceSession(
         str(path), providers=['CPUExecutionProvider']
     )
@@ -313,7 +379,8 @@ def convert(
         cfg_options: Changes to the config, as of MMDetection's programs.
 
     Returns:
-        What :func:`verify` does.
+        What :func:`verify` does. If nothing is above the score threshold of the config,
+        it is of an export with a lower one, which is its ``least_score``.
 
     Raises:
         ImportError: If the packages of the extra 'onnx' are missing.
@@ -348,12 +415,22 @@ def convert(
 
     out.parent.mkdir(parents=True, exist_ok=True)
     part = out.with_name(f'.{out.name}.{os.getpid()}')
+    fixed_size, least = shape is not None, network.least_score
+    result = None
     try:
-        export(network, part, outputs, size, shape is not None)
-        result = None
+        export(network, part, outputs, size, fixed_size, least)
         if verification:
-            batches = batches or batches_to_verify(None, size, shape is not None)
-            result = verify(part, network, batches)
+            batches = batches or batches_to_verify(None, size, fixed_size)
+            low = detecting_score(network, batches)
+            result = verify(part, network, batches, low)
+            if not result['detections']:
+                raise ValueError(
+                    'No detection of ONNX Runtime and MMDetection could be compared: '
+                    'name an image with --picture. Nothing was written.'
+                )
+            if low != least:
+                verify(part, network, batches, least)
+                result['least_score'] = low
         part.replace(out)
     finally:
         part.unlink(missing_ok=True)
@@ -404,12 +481,15 @@ def main() -> None:
     except (ImportError, OSError, RuntimeError, ValueError) as error:
         parser.error(str(error))
     if result is not None:
-        found = result.pop('detections')
+        found, low = result.pop('detections'), result.pop('least_score', None)
         print(f'ONNX Runtime and MMDetection agree in {found} detections')
+        if low is not None:
+            print(
+                f'  with a score above {low:.2g}: none is above the score_thr of the '
+                'config. With --picture the check is of an image of yours.'
+            )
         for name, difference in result.items():
             print(f'  {name:8}largest difference {difference:.2g}')
-        if not found:
-            print('  Nothing was detected: name a picture with --picture')
     print(f'written: {args.out}')
 
 
