@@ -2,18 +2,20 @@
 
 import hashlib
 import io
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from mmengine.logging import print_log
 from mmengine.model import BaseTTAModel, is_model_wrapper
 from torch import nn
 
 from ..compat import load_local_checkpoint
 from ..files import write_whole
-from ..layers import PWSConv2d
+from ..layers import PWSConv2d, ReparamConv2d
 
 
 def load_weights(checkpoint: str | Path) -> dict[str, torch.Tensor]:
@@ -166,6 +168,31 @@ def check_kind(
             'these are the weights of a PWS checkpoint, and this network has other '
             f'convolutions in {first_of(pws)}: name the config that they were trained '
             'with. tools/model_converters/fuse_pws.py makes them plain'
+        )
+
+
+def warn_of_other_shapes(model: nn.Module, weights: Mapping[str, Any]) -> None:
+    """Warn once of layers whose filters in a checkpoint have another shape.
+
+    A load that is not strict leaves out their filters, and with them alpha.
+
+    Args:
+        model: The network that is to take the weights.
+        weights: Tensors by the names of its ``state_dict``.
+    """
+    names = [
+        name
+        for name, module in unwrapped(model).named_modules()
+        if isinstance(module, ReparamConv2d)
+        and getattr(weights.get(f'{name}.weight'), 'shape', module.weight.shape)
+        != module.weight.shape
+    ]
+    if names:
+        print_log(
+            f'The filters of {first_of(names)} have another shape in the checkpoint. '
+            'These layers keep the filters and alpha that they were initialized with',
+            logger='current',
+            level=logging.WARNING,
         )
 
 

@@ -14,7 +14,13 @@ from torch import nn
 
 from ..arguments import check_names
 from ..compat import INSTALL_PRETRAIN, DamagedCheckpointError
-from ..convert.checkpoint import check_finite, check_kind, meta_of, weights_of
+from ..convert.checkpoint import (
+    check_finite,
+    check_kind,
+    meta_of,
+    warn_of_other_shapes,
+    weights_of,
+)
 from ..files import write_whole
 from ..layers import share_filters_of_heads
 from ..layers.reparam_conv import ReparamConv2d
@@ -272,6 +278,7 @@ class PWSRunner(Runner):
                 f'the names of this one, such as {min(names)}'
             )
         check_kind(self.model, weights)
+        warn_of_other_shapes(self.model, weights)
         state = meta_of(checkpoint)
         if self._resume and not (
             isinstance(state.get('epoch'), int)

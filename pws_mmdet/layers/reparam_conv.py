@@ -93,6 +93,16 @@ class ReparamConv2d(nn.Conv2d):
         """
         self.reset_parameters()
 
+    def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
+        weight = state_dict.get(prefix + 'weight')
+        shape = getattr(weight, 'shape', self.weight.shape)
+        if shape != self.weight.shape:
+            # A load that is not strict leaves the filters out. The gain that was
+            # trained with them is then no gain of this layer's filters.
+            for name in self._parameters.keys() - {'weight', 'bias'}:
+                state_dict.pop(prefix + name, None)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
     def expanded_bias(self) -> Tensor | None:
         """The bias of the equivalent plain convolution, (c_out,), or None."""
         return None if self.bias is None else self.bias.expand(self.out_channels)

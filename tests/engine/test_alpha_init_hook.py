@@ -168,6 +168,19 @@ def test_load_from_keeps_what_it_holds(make_runner, tmp_path):
     assert (actual['head'] != 1).all()
 
 
+def test_an_alpha_whose_filters_do_not_fit_is_initialized(make_runner, tmp_path):
+    state = Detector().state_dict()
+    name = 'backbone.layer1.0.conv1'
+    state[f'{name}.weight'] = torch.ones(*state[f'{name}.weight'].shape[:2], 5, 5)
+    path = str(tmp_path / 'detector.pth')
+    torch.save(dict(state_dict=state, meta={}), path)
+    model = Detector()
+    train(make_runner, model, load_from=path)
+    actual = alphas(model)
+    assert (actual.pop(name) != 1).all()
+    assert all((alpha == 1).all() for alpha in actual.values())
+
+
 def test_frozen_alphas_are_kept(make_runner):
     model = Detector()
     model.backbone.conv1.requires_grad_(False)

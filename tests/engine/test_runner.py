@@ -222,6 +222,16 @@ def test_a_wrong_checkpoint_is_no_start(runner, tmp_path):
     runner(Net(), load_from=str(path)).train()
 
 
+def test_filters_of_another_shape_are_named_once(runner, tmp_path, messages):
+    model, source = Net(), Net()
+    model.backbone.conv, source.backbone.conv = (PWSConv2d(2, 2, k) for k in (3, 5))
+    path = tmp_path / 'other.pth'
+    torch.save(source.state_dict(), path)
+    runner(model, load_from=str(path)).train()
+    told = [m for m in messages if 'another shape' in m]
+    assert len(told) == 1 and 'The filters of backbone.conv have' in told[0]
+
+
 class Augmented(BaseTTAModel):
     def merge_preds(self, data_samples_list):
         return data_samples_list

@@ -73,7 +73,7 @@ def test_an_image_that_exif_turns(tmp_path, dataset):
     sample = DetDataSample(metainfo=dict(img_path=path, ori_shape=(40, 30)))
     text = describe_suspicious_data([sample], dataset)
     assert 'turned.jpg is 30 x 40 pixels' in text and '40 x 30 in its annot' in text
-    assert "EXIF orientation turns it" in text and 'color_ignore_orientation' in text
+    assert 'EXIF orientation turns it' in text and 'color_ignore_orientation' in text
     # what the sentence advises, as MMCV does it
     from mmcv.transforms import LoadImageFromFile
 

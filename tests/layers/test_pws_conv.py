@@ -1,4 +1,5 @@
 import copy
+import functools
 import io
 import math
 import pickle
@@ -13,9 +14,10 @@ from hypothesis import strategies as st
 from mmcv.cnn import ConvModule, build_conv_layer
 from mmengine.model import BaseModule, ExponentialMovingAverage
 from mmengine.registry import init_default_scope
+from mmengine.runner.checkpoint import load_state_dict as mmengine_load
 from torch import nn
 
-from pws_mmdet import PWSConv2d, standardize_weight
+from pws_mmdet import PWSConv2d, WNConv2d, standardize_weight
 
 
 def randomize(conv):
@@ -188,6 +190,29 @@ def test_he_initialization_survives_init_cfg(init_cfg, inside):
     assert conv.weight.var().item() == pytest.approx(2 / (32 * 9), rel=0.05)
     assert torch.equal(conv.alpha, torch.ones(64))
     assert torch.equal(conv.bias, torch.zeros(64))
+
+
+@pytest.mark.parametrize(
+    'make, gain',
+    [(PWSConv2d, 'alpha'), (functools.partial(WNConv2d, g='trained'), 'g')],
+)
+@pytest.mark.parametrize('load', [mmengine_load, nn.Module.load_state_dict])
+def test_the_gain_of_filters_of_another_shape_does_not_load(make, gain, load):
+    """A load that is not strict leaves such filters out; MMEngine's is none."""
+    source, conv = make(3, 4, 5), make(3, 4, 3)
+    for p in source.parameters():
+        nn.init.constant_(p, 7)
+    weights = source.state_dict()
+    before = copy.deepcopy(conv.state_dict())
+    try:
+        load(conv, weights, strict=False)
+    except RuntimeError as e:  # torch's is strict about shapes
+        assert 'size mismatch for weight' in str(e)
+    assert torch.equal(getattr(conv, gain), before[gain])
+    assert torch.equal(conv.weight, before['weight'])
+    assert (conv.bias == 7).all()
+    assert gain in weights  # whose owner keeps it
+    load(conv, make(3, 4, 3).state_dict(), strict=True)
 
 
 def test_pretrained_still_loads(tmp_path):
