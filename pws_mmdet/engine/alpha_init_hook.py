@@ -32,17 +32,34 @@ class PWSAlphaInitHook(Hook):
     whose filters are those of a trained one is its copy, as in the teacher of
     semi-supervised training (SoftTeacher), and gets the same alpha.
 
+    alpha stays within 1/4 and 4. A step of SGD changes alpha, relative to its size,
+    by a part that grows with 1 / alpha². Where images are not normalized (YOLOX), the
+    first layer would get 0.02, and the first step would change it by more than its
+    size. With the bound, the next layers take the rest.
+
     Args:
         exclude: Regular expressions, searched in the names of the layers, of
             those to leave alone. The default is the authors' choice: in a
             ResNet's blocks only conv1 and the downsampling are initialized.
+        bound: The largest alpha, and its inverse the smallest; ``math.inf`` for none.
+
+    Raises:
+        ValueError: If the bound is no number of at least 1.
 
     Source: the code of the paper's authors (``initalpha``).
     """
 
     priority = 'VERY_HIGH'
 
-    def __init__(self, exclude: Sequence[str] = (r'layer\d+\.\d+\.conv[23]$',)) -> None:
+    def __init__(
+        self,
+        exclude: Sequence[str] = (r'layer\d+\.\d+\.conv[23]$',),
+        bound: float = 4.0,
+    ) -> None:
+        is_number = isinstance(bound, (int, float)) and not isinstance(bound, bool)
+        if not (is_number and bound >= 1):
+            raise ValueError(f'bound must be a number of at least 1, got {bound!r}')
+        self.bound = bound
         self.exclude = [re.compile(pattern) for pattern in exclude]
         self.loaded: set[PWSConv2d] = set()
         self.handles = []
@@ -94,7 +111,7 @@ class PWSAlphaInitHook(Hook):
             if not 0 < variance[conv] < math.inf:
                 variance[conv] = 0.0
                 return None
-            conv.alpha.fill_(math.sqrt(2 / variance[conv]))
+            conv.alpha.fill_(self._bounded(math.sqrt(2 / variance[conv])))
             return conv(*args, **kwargs)
 
         model = unwrap_model(runner.model)
@@ -120,12 +137,15 @@ class PWSAlphaInitHook(Hook):
                 votes[:, i] = torch.tensor((variance[conv], 1.0))
         votes = votes.to(next(model.parameters()).device)
         all_reduce(votes)
-        without = []
+        without, beyond = [], []
         for (name, conv), (total, count) in zip(
             layers.items(), votes.T.tolist(), strict=True
         ):
             if count:
-                conv.alpha.data.fill_(math.sqrt(2 * count / total))
+                alpha = math.sqrt(2 * count / total)
+                conv.alpha.data.fill_(self._bounded(alpha))
+                if alpha != self._bounded(alpha):
+                    beyond.append(f'{name} ({alpha:.2g})')
             else:
                 conv.alpha.data.fill_(1)
                 without.append(name)
@@ -142,6 +162,18 @@ class PWSAlphaInitHook(Hook):
                 logger='current',
                 level=logging.WARNING,
             )
+        if beyond:
+            print_log(
+                f'PWSAlphaInitHook kept alpha within {1 / self.bound:.3g} and '
+                f'{self.bound:.3g} where the first batch asks for other values: '
+                f'{", ".join(beyond)}. If the first layer is among them, the images '
+                'are not normalized: set mean and std in data_preprocessor',
+                logger='current',
+                level=logging.WARNING,
+            )
+
+    def _bounded(self, alpha: float) -> float:
+        return min(max(alpha, 1 / self.bound), self.bound)
 
 
 def _pws_layers(runner: Runner) -> dict[str, PWSConv2d]:

@@ -62,12 +62,12 @@ class Detector(BaseModel):
         return dict(loss=loss)
 
 
-def train(make_runner, model, lr=0.0, **kwargs):
+def train(make_runner, model, lr=0.0, dataset=None, bound=4.0, **kwargs):
     optimizer = dict(type='SGD', lr=lr)
     runner = make_runner(
         model,
-        Pictures(),
-        custom_hooks=[PWSAlphaInitHook()],
+        dataset or Pictures(),
+        custom_hooks=[PWSAlphaInitHook(bound=bound)],
         optim_wrapper=dict(optimizer=optimizer),
         **kwargs,
     )
@@ -122,6 +122,31 @@ def test_alpha_is_sqrt_2_over_the_variance_of_the_output(make_runner):
     with torch.no_grad():
         stem = model.backbone.conv1(Pictures().pictures)
     assert stem.var().item() == pytest.approx(2, rel=1e-2)
+
+
+@pytest.mark.parametrize('scale, alpha', [(1e-4, 4.0), (100.0, 0.25)])
+def test_alpha_is_bounded_and_the_next_layer_takes_the_rest(
+    make_runner, messages, scale, alpha
+):
+    model = Detector()
+    data = Pictures()
+    data.pictures *= scale
+    train(make_runner, model, dataset=data)
+    assert (model.backbone.conv1.alpha == alpha).all()
+    warning = next(m for m in messages if 'kept alpha within 0.25 and 4' in m)
+    assert 'backbone.conv1 (' in warning and 'mean and std' in warning
+    assert (model.backbone.layer1[0].conv1.alpha == alpha).all()
+    unbounded = copy.deepcopy(model)
+    train(make_runner, unbounded, dataset=data, bound=math.inf)
+    with torch.no_grad():
+        stem = unbounded.backbone.conv1(data.pictures)
+    assert stem.var().item() == pytest.approx(2, rel=1e-2)
+
+
+@pytest.mark.parametrize('bound', [0.5, True, '4', None, math.nan])
+def test_bad_bound(bound):
+    with pytest.raises(ValueError, match='bound must be a number of at least 1'):
+        PWSAlphaInitHook(bound=bound)
 
 
 def test_only_before_the_first_step(make_runner):
