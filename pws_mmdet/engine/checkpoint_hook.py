@@ -35,12 +35,14 @@ def find_checkpoints(work_dir: str | Path) -> list[Path]:
     ]
     found.sort(key=lambda path: path.stat().st_mtime_ns, reverse=True)
     try:
-        noted = Path((work_dir / LATEST).read_text().strip())
+        noted: Path | None = Path((work_dir / LATEST).read_text().strip())
     except OSError:
         return found
     if not noted.is_file():  # the folder may have been moved
-        noted = work_dir / noted.name
-    if not noted.is_file():
+        parts = noted.parts
+        places = (work_dir.joinpath(*parts[i:]) for i in range(len(parts)))
+        noted = next(filter(Path.is_file, places), None)
+    if noted is None:
         return found
     return [noted, *(path for path in found if not path.samefile(noted))]
 

@@ -115,6 +115,7 @@ class VarianceMonitorHook(Hook):
                 'VarianceMonitorHook needs whole weights in every process, which FSDP '
                 'does not keep'
             )
+        self.after_train(runner)  # a training that failed has not called it
         self.optimizers = list(_optimizers(runner))
         self.path = Path(runner.log_dir, FILE_NAME)
         if is_main_process():

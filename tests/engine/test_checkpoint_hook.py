@@ -378,6 +378,9 @@ def test_checkpoints_in_a_folder_of_the_work_dir(tmp_path):
     assert Path('ckpt/epoch_1.pth') in files
     assert not [path for path in files if 'partial' in path.name]
     assert find_checkpoints(tmp_path)[0] == tmp_path / 'ckpt/epoch_1.pth'
+    moved = tmp_path.with_name(f'{tmp_path.name}_moved')
+    tmp_path.rename(moved)
+    assert find_checkpoints(moved)[0] == moved / 'ckpt/epoch_1.pth'
 
 
 @pytest.mark.parametrize('convert', [str, Path])

@@ -509,6 +509,35 @@ def test_resumes_into_the_same_record(make_runner):
     assert read_record(runner.work_dir).steps.tolist() == [1, 2, 3, 4]
 
 
+class Interrupted(Net):
+    """Its first step is interrupted at its end."""
+
+    has_begun = False
+
+    def forward(self, x, mode='tensor'):
+        losses = super().forward(x)
+        if not self.has_begun:
+            self.has_begun = True
+            raise KeyboardInterrupt
+        return losses
+
+
+def test_a_training_after_one_that_was_interrupted(make_runner):
+    """The record has its own steps alone, and nothing is left in the model."""
+    torch.manual_seed(0)
+    model, hook = Interrupted(), VarianceMonitorHook(interval=1)
+    expected = replay(copy.deepcopy(model).apply(begin), batches_of(4))
+    with pytest.raises(KeyboardInterrupt):
+        train(make_runner, model, hook=hook)
+    runner = train(make_runner, model, hook=hook)
+    check(read_record(runner.work_dir), expected)
+    assert not any(m._forward_hooks for m in model.modules())
+
+
+def begin(module):
+    module.has_begun = True
+
+
 class NormFree(Net):
     """Every part of it is used, and none depends on the batch."""
 
