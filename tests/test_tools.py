@@ -226,7 +226,7 @@ def test_annotations_without_a_box(train, data):
     path.write_text(json.dumps({**content, 'annotations': []}))
     process = train(SSD, *options(data), check=False)
     assert process.returncode != 0
-    assert 'The training set is empty: no picture is left of' in process.stdout
+    assert 'The training set is empty: no image is left of' in process.stdout
 
 
 @pytest.mark.parametrize(

@@ -24,17 +24,15 @@ from ..convert.checkpoint import (
 from ..files import write_whole
 from ..layers import share_filters_of_heads
 from ..layers.reparam_conv import ReparamConv2d
+from .annotation_check import checked_annotations
 from .checkpoint_hook import WholeCheckpointHook, find_checkpoints, is_on_disk
+from .class_check import check_same_classes
 from .composition_hook import CompositionHook
-from .data_check import (
-    check_classes,
-    check_data,
-    check_pictures,
-    check_truth,
-    checked_annotations,
-)
+from .data_check import check_data
+from .dataset_check import check_dataset
 from .divergence_hook import DivergenceHook
 from .fuse_hook import FusePWSHook
+from .truth_check import check_truth
 from .utils import unwrap_model
 
 
@@ -167,7 +165,8 @@ class PWSRunner(Runner):
         try:
             with checked_annotations():
                 loop = super().build_train_loop(loop)
-            is_empty = len(loop.dataloader.dataset) == 0
+            built = loop.dataloader.dataset
+            is_empty = hasattr(built, '__len__') and len(built) == 0
         except ValueError as e:
             # how MMEngine fails to pack the records of an empty data set
             if 'need at least one array to concatenate' not in str(e):
@@ -175,14 +174,13 @@ class PWSRunner(Runner):
             is_empty = True
         if is_empty:
             raise ValueError(
-                'The training set is empty: no picture is left of '
+                'The training set is empty: no image is left of '
                 f'{dataset.get("ann_file", dataset)} after '
                 f'filter_cfg={dataset.get("filter_cfg")}. Has the file annotations, '
                 'and of the classes that metainfo names '
                 f'({dataset.get("metainfo", {}).get("classes")})?'
             )
-        check_classes(loop.dataloader.dataset)
-        check_pictures(loop.dataloader.dataset)
+        check_dataset(loop.dataloader.dataset, self.model)
         return loop
 
     def build_val_loop(self, loop: BaseLoop | dict) -> BaseLoop:
@@ -194,8 +192,10 @@ class PWSRunner(Runner):
             return self._checked(super().build_test_loop(loop))
 
     def _checked(self, loop: BaseLoop) -> BaseLoop:
-        check_classes(loop.dataloader.dataset)
-        check_pictures(loop.dataloader.dataset)
+        dataset = loop.dataloader.dataset
+        check_dataset(dataset, self.model)
+        if isinstance(self._train_loop, BaseLoop):
+            check_same_classes(self._train_loop.dataloader.dataset, dataset)
         check_truth(loop.evaluator)
         return loop
 

@@ -1,8 +1,6 @@
 import copy
 import functools
-import itertools
 import json
-import math
 import os
 import re
 import shutil
@@ -13,25 +11,16 @@ import cv2
 import numpy as np
 import pytest
 from conftest import ROOT
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from hypothesis.extra.numpy import array_shapes, arrays
+from mmcv.transforms import BaseTransform, LoadImageFromFile
 from mmdet.datasets import CocoDataset
-from mmdet.evaluation.metrics import coco_metric
-from mmdet.registry import DATASETS
+from mmdet.evaluation import CocoMetric
+from mmdet.registry import DATASETS, METRICS, TRANSFORMS
 from mmengine.config import Config
-from pycocotools import mask as mask_api
 
 from pws_mmdet import PWSRunner
 from pws_mmdet.engine import data_check
-from pws_mmdet.engine.data_check import (
-    DOWNLOAD,
-    CheckedCOCO,
-    check_coco,
-    check_data,
-    check_pictures,
-    checked_annotations,
-)
+from pws_mmdet.engine.data_check import DOWNLOAD, check_data
+from pws_mmdet.engine.dataset_check import check_dataset, check_images
 
 VOC_SPLITS = {
     'VOC2007': dict(trainval=['000001', '000002', '000003'], test=['000004', '000005']),
@@ -336,11 +325,120 @@ def test_pictures_that_the_annotations_name(coco):
     dataset.update(pipeline=[], metainfo=load(DIGITS_CONFIG).metainfo)
     wrapped = dict(type='RepeatDataset', times=2, dataset=dataset)
     for cfg in (dataset, wrapped):
-        message = message_of(check_pictures, DATASETS.build(cfg))
+        message = message_of(check_images, DATASETS.build(cfg))
         expected = f'data/coco/train2017/: 5 of 12 files, {", ".join(lost[:3])}, ...'
         assert expected in message
         assert f'{DOWNLOAD} coco2017 --save-dir data/coco\n' in message
-    check_pictures(DATASETS.build(dict(dataset, indices=[5, 6])))
+    check_images(DATASETS.build(dict(dataset, indices=[5, 6])))
+
+
+def test_empty_images_are_named(coco):
+    names = sorted(os.listdir(coco / 'train2017'))
+    (coco / 'train2017' / names[3]).write_bytes(b'')
+    dataset = load(COCO_CONFIG).train_dataloader.dataset
+    dataset.update(metainfo=load(DIGITS_CONFIG).metainfo)
+    message = message_of(check_images, DATASETS.build(dataset))
+    assert f'train2017/: 1 of 12 files have 0 bytes, {names[3]}\n' in message
+
+
+def test_a_training_may_leave_out_images_that_are_not_there(coco, messages):
+    names = sorted(os.listdir(coco / 'train2017'))
+    (coco / 'train2017' / names[3]).unlink()
+    dataset = load(COCO_CONFIG).train_dataloader.dataset
+    dataset.update(metainfo=load(DIGITS_CONFIG).metainfo)
+    dataset.pipeline[0].ignore_empty = True
+    built = DATASETS.build(dataset)
+    check_images(built)
+    assert f'1 of 12 files, {names[3]}' in messages.pop()
+    assert built[3]['inputs'] is not None  # another one
+    message_of(check_images, DATASETS.build(dict(dataset, test_mode=True)))
+
+
+@TRANSFORMS.register_module(force=True)
+class LoadFromArchive(BaseTransform):
+    def transform(self, results):
+        results['img'] = np.zeros((96, 96, 3), np.uint8)
+        results['img_shape'] = results['ori_shape'] = (96, 96)
+        return results
+
+
+@TRANSFORMS.register_module(force=True)
+class LoadFromFileOrArchive(LoadImageFromFile):
+    def transform(self, results):
+        return LoadFromArchive().transform(results)
+
+
+@pytest.mark.parametrize('name', ['LoadFromArchive', 'LoadFromFileOrArchive'])
+def test_images_that_a_transform_of_the_user_reads(coco, name, messages):
+    shutil.rmtree(coco / 'train2017')
+    cfg = load(COCO_CONFIG)
+    dataset = cfg.train_dataloader.dataset
+    dataset.update(metainfo=load(DIGITS_CONFIG).metainfo)
+    message_of(check_data, cfg)
+    dataset.pipeline[0] = dict(type=name)
+    check_data(cfg)
+    built = DATASETS.build(dataset)
+    check_images(built)
+    assert built[0]['inputs'] is not None
+    assert messages == []
+
+
+def test_images_with_whole_paths_need_no_folder(coco):
+    path = coco / 'annotations/instances_train2017.json'
+    content = json.loads(path.read_text())
+    for image in content['images']:
+        image['file_name'] = str(coco / 'moved' / image['file_name'])
+    (coco / 'train2017').rename(coco / 'moved')
+    cfg = load(COCO_CONFIG)
+    message_of(check_data, cfg)
+    path.write_text(json.dumps(content))
+    check_data(cfg)
+    dataset = cfg.train_dataloader.dataset
+    dataset.update(metainfo=load(DIGITS_CONFIG).metainfo)
+    check_images(DATASETS.build(dataset))
+
+
+@DATASETS.register_module(force=True)
+class OwnCoco(CocoDataset):
+    def load_data_list(self):
+        return []
+
+
+@METRICS.register_module(force=True)
+class OwnMetric(CocoMetric):
+    def __init__(self, ann_file, **kwargs):
+        super().__init__(**kwargs)
+
+
+def test_what_a_class_of_the_user_reads_is_left_alone(workplace):
+    dataset = dict(type='OwnCoco', ann_file='none', data_prefix=dict(img='none'))
+    cfg = dict(
+        train_dataloader=dict(dataset=dataset),
+        val_evaluator=dict(type='OwnMetric', ann_file='none'),
+    )
+    check_data(cfg)
+    cfg['val_evaluator']['type'] = 'CocoMetric'
+    assert 'none  (val_evaluator.ann_file)' in message_of(check_data, cfg)
+
+
+def test_maps_are_looked_for_where_they_are_read(coco):
+    dataset = load(COCO_CONFIG).train_dataloader.dataset
+    dataset.data_prefix = dict(img='train2017/', seg='maps/')
+    cfg = dict(train_dataloader=dict(dataset=dataset))
+    check_data(cfg)
+    dataset.pipeline[1].with_seg = True
+    option = '(train_dataloader.dataset.data_prefix.seg)'
+    assert f'data/coco/maps/  {option}' in message_of(check_data, cfg)
+
+
+def test_boxes_without_area_are_named(voc, messages):
+    path = voc / 'VOC2007/Annotations/000002.xml'
+    path.write_text(path.read_text().replace('<xmax>70', '<xmax>31'))
+    dataset = load(VOC_CONFIG).train_dataloader.dataset
+    check_dataset(DATASETS.build(dataset))
+    (text,) = messages
+    assert 'boxes without area is 1 (the first: [30, 20, 30, 59]' in text
+    assert '000002.jpg' in text
 
 
 def test_records_without_a_path_and_remote_pictures_pass(coco):
@@ -354,11 +452,11 @@ def test_records_without_a_path_and_remote_pictures_pass(coco):
             serialize_data=False,
         )
     )
-    check_pictures(dataset)
+    check_images(dataset)
     for record in dataset.data_list:
         del record['img_path']
-    check_pictures(dataset)
-    check_pictures(range(3))
+    check_images(dataset)
+    check_images(range(3))
 
 
 @pytest.fixture
@@ -370,7 +468,7 @@ def drawn(workplace, digits):
 def test_training_stops_before_anything_is_read(drawn, monkeypatch):
     """MMDetection would load the training set before it finds the other missing."""
     runner = runner_of(load(DIGITS_CONFIG), drawn)
-    monkeypatch.setattr('mmdet.datasets.CocoDataset.load_data_list', None)
+    monkeypatch.setattr('pycocotools.coco.json.load', None)
     (drawn / 'annotations/instances_val2017.json').unlink()
     message = message_of(runner.train)
     path = 'data/digits/annotations/instances_val2017.json'
@@ -391,135 +489,6 @@ def without(entry, key):
     del entry[key]
 
 
-# What is done to the file, and what the error says of it
-BROKEN = [
-    (lambda c: c.pop('images'), "'images' is missing"),
-    (lambda c: c.pop('categories'), "'categories' is missing"),
-    (lambda c: c.update(images={}), "'images' is missing, or no list"),
-    (lambda c: c.update(annotations=[[1]]), "'annotations' is missing, or no list of"),
-    (lambda c: without(c['images'][1], 'id'), 'number 1 of the image entries has no'),
-    (lambda c: c['images'][1].update(id=1), 'the image id 1 is given twice'),
-    (lambda c: without(c['images'][1], 'file_name'), "the image 2 has no 'file_name'"),
-    (lambda c: without(c['images'][1], 'width'), 'the width of the image 2 .* None'),
-    (lambda c: c['images'][1].update(height='9'), "the height of the image 2 .* '9'"),
-    (lambda c: without(c['categories'][0], 'name'), "the category 1 has no 'name'"),
-    (lambda c: c['categories'][1].update(id=1), 'the category id 1 is given twice'),
-    (lambda c: c['annotations'][1].update(id=1), 'the annotation id 1 is given twice'),
-    (lambda c: c['annotations'][1].update(image_id=99), 'annotation 2 .* image_id 99'),
-    (lambda c: without(c['annotations'][1], 'image_id'), 'image_id None'),
-    (lambda c: c['annotations'][1].update(category_id=[1]), r'category_id \[1\]'),
-    (lambda c: without(c['annotations'][1], 'category_id'), 'category_id None'),
-    (lambda c: without(c['annotations'][1], 'bbox'), 'bbox .* annotation 2 .* None'),
-    (lambda c: c['annotations'][1].update(bbox=[1, 2, 3]), r'bbox .* \[1, 2, 3\]'),
-    (lambda c: c['annotations'][1].update(bbox=[9, 9, -5, 5]), 'width, height.*-5'),
-    (lambda c: c['annotations'][1].update(bbox=[9, math.nan, 5, 5]), 'bbox .* nan'),
-    (lambda c: c['annotations'][1].update(bbox=[9, '9', 5, 5]), "bbox .* '9'"),
-    (lambda c: without(c['annotations'][1], 'area'), 'the area of the annotation 2'),
-    (lambda c: c['annotations'][1].update(segmentation='x'), 'the segmentation of the'),
-    (lambda c: c.update(images=[]), "'images' is empty"),
-    (lambda c: c['images'][1].update(id='2'), "some of the image ids .*: 1, '2'"),
-    (lambda c: c['images'][1].update(width=10**400), 'the width of the image 2'),
-    (lambda c: c['annotations'][1].update(bbox=[0, 10**400, 1, 1]), 'bbox .* 2 must'),
-    (lambda c: c['annotations'][1].update(area=10**400), 'the area of the annotation'),
-    (lambda c: c['annotations'][1].update(iscrowd='no'), "iscrowd .* 2 must .* 'no'"),
-    (lambda c: c['annotations'][1].update(iscrowd=[1]), r'iscrowd .* 2 .* \[1\]'),
-    (
-        lambda c: c['categories'][1].update(name=c['categories'][0]['name']),
-        "the category name 'zero' is given twice",
-    ),
-]
-POLYGONS = [
-    *([1, 2, 3, 4, 5, 6], ['1, 2'], [None], [[]], [{}], [[1, 2, 3, 4]]),
-    *([[1, 2, 3, 4, 5, 6, 7]], [[1, 2, 3, 4, 5, '6']], [[1, 2, 3, 4, 5, math.nan]]),
-    *([[1, 2, 3, 4, 5, math.inf]], [[1, 2, 3, 4, 5, 10**400]]),
-    *([[1, 2, 3, 4, 5, None]], [[1, 2, 3, 4, 5, [6]]], [[math.nan] * 6]),
-]
-PICTURE = dict(height=4, width=5)
-RLES = [
-    *({}, dict(counts=[20]), dict(size=[4, 5]), dict(size=[5, 4], counts=[20])),
-    *(dict(size=[4, 5], counts=counts) for counts in ([19], [], [21, -1], [20.0])),
-    *(dict(size=[4, 5], counts=counts) for counts in (None, 20, ['20'], [[20]])),
-    *(dict(size=[4, 5], counts=counts) for counts in ('', '0', 'o', 'é', '~~', 'oo0')),
-    *(dict(size=size, counts=[20]) for size in ('45', 45, [4], [-4, -5], ['4', '5'])),
-]
-
-
-@pytest.mark.parametrize('spoil, message', BROKEN)
-def test_broken_annotations(coco, spoil, message):
-    path = coco / 'annotations/instances_train2017.json'
-    content = json.loads(path.read_text())
-    spoil(content)
-    path.write_text(json.dumps(content))
-    with pytest.raises(ValueError, match=f'{re.escape(str(path))} cannot.*{message}'):
-        CheckedCOCO(str(path))
-
-
-def one_object(picture, **annotation):
-    box = dict(id=3, image_id=1, category_id=1, bbox=[0, 0, 2, 2], area=4)
-    return dict(
-        images=[dict(picture, id=1, file_name='a.png')],
-        categories=[dict(id=1, name='a')],
-        annotations=[dict(box, **annotation)],
-    )
-
-
-@pytest.mark.parametrize('mask', [*POLYGONS, *RLES], ids=str)
-def test_masks_that_are_none(mask):
-    check_coco(one_object(PICTURE))
-    with pytest.raises(ValueError, match='the segmentation of the annotation 3 must'):
-        check_coco(one_object(PICTURE, segmentation=mask))
-
-
-@given(
-    arrays(np.uint8, array_shapes(min_dims=2, max_dims=2), elements=st.integers(0, 1))
-)
-@settings(derandomize=True, deadline=None, database=None)
-def test_every_mask_of_pycocotools_passes(pixels):
-    rle = mask_api.encode(np.asfortranarray(pixels))
-    rle['counts'] = rle['counts'].decode()
-    flat = pixels.flatten(order='F')
-    runs = [len(list(run)) for _, run in itertools.groupby(flat)]
-    runs = [0, *runs] if flat[0] else runs
-    assert data_check._counts_of(rle['counts']) == runs
-    height, width = pixels.shape
-    for mask in (rle, dict(size=[height, width], counts=runs)):
-        check_coco(one_object(dict(height=height, width=width), segmentation=mask))
-
-
-@pytest.mark.parametrize(
-    'content',
-    [
-        b'',
-        b'{"images": [',
-        b'[]',
-        b'\xff\xd8\xff\xe0',
-        '{}'.encode('utf-16'),
-        b'[' * 10**6,
-    ],
-)
-def test_no_annotations_at_all(tmp_path, content):
-    path = tmp_path / 'train.json'
-    path.write_bytes(content)
-    with pytest.raises(ValueError, match=r'train\.json cannot be used as annotations'):
-        CheckedCOCO(str(path))
-
-
-def test_annotations_as_the_real_ones_pass(coco):
-    """COCO has boxes without an area, and lists of test pictures without any."""
-    path = coco / 'annotations/instances_train2017.json'
-    content = json.loads(path.read_text())
-    content['annotations'][0].update(bbox=[0, 0, 10.5, 0], area=0, iscrowd=1)
-    size = [content['images'][0][key] for key in ('height', 'width')]
-    rle = dict(counts=[size[0] * size[1]], size=size)
-    content['annotations'][1].update(segmentation=rle)
-    content['annotations'][2].update(segmentation=[])
-    path.write_text(json.dumps(content))
-    assert CheckedCOCO(str(path)).dataset == content
-    del content['annotations']
-    path.write_text(json.dumps(content))
-    assert len(CheckedCOCO(str(path)).imgs) == 12
-
-
 MASK_CONFIG = 'mini/mask_rcnn_r18_fpn_pws_digits'
 
 
@@ -527,11 +496,9 @@ MASK_CONFIG = 'mini/mask_rcnn_r18_fpn_pws_digits'
     'config, split, spoil, message',
     [
         (DIGITS_CONFIG, 'train', lambda a: a.update(bbox=[1, 2]), 'bbox'),
-        (DIGITS_CONFIG, 'val', lambda a: a.update(image_id=99), 'image_id 99'),
         (MASK_CONFIG, 'train', lambda a: without(a, 'segmentation'), 'no segmentation'),
         (DIGITS_CONFIG, 'val', lambda a: without(a, 'iscrowd'), "no 'iscrowd'"),
-        (DIGITS_CONFIG, 'val', lambda a: a.update(id=0), 'not 0, got 0'),
-        (DIGITS_CONFIG, 'val', lambda a: a.update(id=10**400), 'not 0, got 1000'),
+        (DIGITS_CONFIG, 'val', lambda a: a.update(id=10**400), 'numbers, got 1000'),
     ],
 )
 def test_training_stops_at_broken_annotations(drawn, config, split, spoil, message):
@@ -544,6 +511,70 @@ def test_training_stops_at_broken_annotations(drawn, config, split, spoil, messa
     runner.model.train_step = None
     with pytest.raises(ValueError, match=rf'instances_{split}2017\.json.*{message}'):
         runner.train()
+
+
+def test_training_goes_on_with_ids_from_0_and_a_subset_of_the_images(drawn, messages):
+    """As MMDetection's own converters and users' subsets write files."""
+    for split in ('train', 'val'):
+        path = drawn / f'annotations/instances_{split}2017.json'
+        content = json.loads(path.read_text())
+        for annotation in content['annotations']:
+            annotation['id'] -= 1
+        del content['images'][-1]
+        path.write_text(json.dumps(content))
+    cfg = load(DIGITS_CONFIG)
+    cfg.train_cfg.max_epochs = 1
+    runner = runner_of(cfg, drawn)
+    runner.train()
+    assert runner.iter > 0
+    assert 'coco/bbox_mAP' in str(runner.message_hub.log_scalars)
+    text = '\n'.join(messages)
+    assert text.count("images' does not list") == 2
+    assert 'instances_val2017.json: pycocotools takes the annotation id 0' in text
+
+
+@pytest.mark.parametrize('number, follows', [(9, 'too few'), (11, 'too many')])
+def test_a_head_of_another_number_of_classes(drawn, number, follows):
+    cfg = load(DIGITS_CONFIG)
+    cfg.model.bbox_head.num_classes = number
+    runner = runner_of(cfg, drawn)
+    runner.model.train_step = None
+    message = f'10 classes .*num_classes={number} of model.bbox_head is {follows}.*=10'
+    with pytest.raises(ValueError, match=message):
+        runner.train()
+
+
+def reorder(path):
+    content = json.loads(path.read_text())
+    content['categories'].reverse()
+    path.write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize('split', ['train', 'val'])
+def test_categories_in_another_order_than_the_classes(drawn, split):
+    path = drawn / f'annotations/instances_{split}2017.json'
+    reorder(path)
+    cfg = load(DIGITS_CONFIG)
+    runner = runner_of(cfg, drawn)
+    runner.model.train_step = None
+    message = rf'{split}2017\.json has its categories in another order, nine, eight'
+    with pytest.raises(ValueError, match=message):
+        runner.train()
+    # with its own order in metainfo, the other file has another one
+    cfg = load(DIGITS_CONFIG)
+    classes = tuple(reversed(cfg.metainfo['classes']))
+    cfg[f'{split}_dataloader'].dataset.metainfo = dict(classes=classes)
+    runner = runner_of(cfg, drawn)
+    runner.model.train_step = None
+    with pytest.raises(ValueError, match='label 0 is .* in the training and .* in the'):
+        runner.train()
+
+
+def test_classes_of_a_text(drawn):
+    cfg = load(DIGITS_CONFIG)
+    cfg.train_dataloader.dataset.metainfo = dict(classes='zero')
+    with pytest.raises(ValueError, match=r"classes=\('zero',\)\), with a comma"):
+        runner_of(cfg, drawn).train()
 
 
 @pytest.mark.parametrize('mask', [None, []])
@@ -569,13 +600,6 @@ def test_a_class_that_the_file_does_not_have(drawn, split):
     runner.model.train_step = None
     with pytest.raises(ValueError, match='categories for 9 of the 10 classes .*, cat,'):
         runner.train()
-
-
-def test_other_programs_read_annotations_as_before(coco):
-    stock = CocoDataset.COCOAPI, coco_metric.COCO
-    with checked_annotations():
-        assert CocoDataset.COCOAPI is coco_metric.COCO is CheckedCOCO
-    assert (CocoDataset.COCOAPI, coco_metric.COCO) == stock != (CheckedCOCO,) * 2
 
 
 def test_testing_needs_the_test_set_alone(voc):
@@ -623,7 +647,7 @@ def test_real_pictures_in_the_form_of_voc():
     )
     check_data(dict(val_dataloader=dict(dataset=dataset)))
     cells = DATASETS.build(dataset)
-    check_pictures(cells)
+    check_images(cells)
     names = (folder / 'voc_splits/test.txt').read_text().split()
     assert [cells.get_data_info(i)['img_id'] for i in range(len(cells))] == names
     truth = json.loads((folder / 'annotations/instances_test.json').read_text())

@@ -1,0 +1,127 @@
+"""Checks that labels, classes and heads fit together, before the first step."""
+
+from collections.abc import Sequence
+
+from torch import nn
+from torch.utils.data import Dataset
+
+from .annotation_check import warn
+from .data_check import some
+from .suspicious_data import base_datasets
+
+HEADS = ('mmdet.models.dense_heads.', 'mmdet.models.roi_heads.')
+
+
+def check_classes(dataset: Dataset) -> None:
+    """Check that the labels of a dataset mean the classes that it names.
+
+    MMDetection numbers the classes of a COCO file in the order of its categories and
+    leaves out those that are not there. The names in ``metainfo`` have their own order.
+
+    Raises:
+        ValueError: If a label would mean another class than its name says.
+    """
+    for base in base_datasets(dataset):
+        classes = base.metainfo.get('classes') or ()
+        if isinstance(classes, str):
+            raise ValueError(
+                f'{base.ann_file}: classes must be a tuple of names, not the text '
+                f"{classes!r}: metainfo=dict(classes=('{classes}',)), with a comma"
+            )
+        names = getattr(base, 'file_classes', None)
+        if names is None:
+            continue
+        if fault := fault_of_order(names, classes):
+            raise ValueError(f'{base.ann_file} {fault}')
+        if len(names) < len(classes):
+            warn(
+                f'{base.ann_file} has no categories for the last of the classes, '
+                f'{some(classes[len(names) :])}: they have no objects.'
+            )
+
+
+def fault_of_order(names: Sequence[str], classes: Sequence[str]) -> str:
+    """Compare the names of a file's categories with those of the classes."""
+    if names and tuple(names) == tuple(classes[: len(names)]):
+        return ''
+    if len(set(names)) < len(names):
+        return (
+            f'has categories of the same name, {some(sorted(names))}: MMDetection '
+            'makes each a class of its own. Give each its own name, or all their '
+            'annotations one category'
+        )
+    if len(names) != len(classes):
+        return (
+            f'has categories for {len(names)} of the {len(classes)} classes of the '
+            f'dataset, {some(classes)}: name those of the file in metainfo, as in '
+            "metainfo=dict(classes=('cat', 'dog'))"
+        )
+    return (
+        f'has its categories in another order, {some(names)}, than metainfo has the '
+        f'classes, {some(classes)}. MMDetection numbers them in the order of the file, '
+        'so their names would be mixed up. Put the names in metainfo into the order of '
+        "the file's categories, the same in training and validation; if files differ, "
+        "put their 'categories' into one order"
+    )
+
+
+def check_num_classes(dataset: Dataset, model: nn.Module) -> None:
+    """Check that the heads of a model have as many classes as a dataset.
+
+    The same as MMDetection's ``NumClassCheckHook``, for heads alone: an RPN has no
+    classes, and the ``num_classes`` of a backbone is of another task. Datasets whose
+    classes are prompts (``return_classes=True``) are left alone.
+
+    Raises:
+        ValueError: If a head has fewer or more.
+    """
+    for base in base_datasets(dataset):
+        classes = base.metainfo.get('classes') or ()
+        if base.return_classes or not classes:
+            continue
+        # a panoptic dataset has classes of stuff, too, which box heads do not see
+        things = base.metainfo.get('thing_classes') or classes
+        for name, head in model.named_modules():
+            kinds = (f'{kind.__module__}.' for kind in type(head).__mro__)
+            number = getattr(head, 'num_classes', None)
+            if (
+                not isinstance(number, int)
+                or 'rpn_head' in name
+                or type(head).__name__ == 'FusedSemanticHead'
+                or number in (len(classes), len(things))
+                or not any(kind.startswith(HEADS) for kind in kinds)
+            ):
+                continue
+            name = name.removeprefix('module.')
+            follows = 'is too few: objects of the last classes would be background'
+            if number > len(classes):
+                follows = 'is too many: detections of the others have no class'
+            raise ValueError(
+                f'{base.ann_file}: the dataset has {len(classes)} classes '
+                f'({some(classes)}), and num_classes={number} of model.{name} '
+                f'{follows}. Set num_classes={len(things)} there, or the classes in '
+                'metainfo'
+            )
+
+
+def check_same_classes(train: Dataset, val: Dataset) -> None:
+    """Check that a label means the same class in training and validation.
+
+    Raises:
+        ValueError: If not: every result of the validation would be wrong.
+    """
+    sets = [[*base_datasets(dataset)] for dataset in (train, val)]
+    if any(base.return_classes for bases in sets for base in bases):
+        return  # the classes are prompts
+    for first in sets[0][:1]:
+        for second in sets[1]:
+            names = [base.metainfo.get('classes') or () for base in (first, second)]
+            pairs = enumerate(zip(*names, strict=False))
+            for i, (ours, theirs) in pairs:
+                if ours != theirs:
+                    raise ValueError(
+                        f'The label {i} is {ours!r} in the training and {theirs!r} in '
+                        f'the validation ({second.ann_file}): the classes of metainfo '
+                        "must have one order, which the 'categories' of both files "
+                        'must have, too'
+                    )
