@@ -90,7 +90,7 @@ EOF
 install_mmcv() {
     local wheel archive
     for wheel in "$wheels"/mmcv-*.whl; do
-        [[ -f $wheel ]] && pip "$wheel" && mmcv_works && mmcv=compiled before && return
+        [[ -f $wheel ]] && pip "$wheel" && mmcv_works && mmcv='compiled before' && return
     done
     archive=$(compgen -G "$wheels/mmcv-*.tar.gz" | head -1)
     if [[ -z $archive ]]; then
@@ -141,7 +141,7 @@ part() {
         say "${*:1:2}: failed or cut off ($?), see $log"
 }
 
-limits=(110 55 55 115) # CIFAR-10, ResNet-50, SSD, Mask R-CNN, in seconds
+limits=(100 55 75 125) # CIFAR-10, ResNet-50, SSD, Mask R-CNN, in seconds
 spare=25                # to start, and to end the step that runs
 export PWS_GPU_TESTS_ON=cuda
 if [[ ${#toy[@]} -gt 0 ]]; then
@@ -158,9 +158,11 @@ if [[ -n $data ]]; then
 else
     say 'CIFAR-10 is skipped: --data names its images'
 fi
-(cd "$root" && timeout -k 5 $((limits[0] + spare)) "$python" -m pytest tests/gpu -m gpu -q -rfEs \
-    -p no:cacheprovider "${chosen[@]:+${chosen[@]}}") >"$out/tests.log" 2>&1
-tests=$(tail -1 "$out/tests.log" | tr -d =)
+# interrupted rather than ended, so that it says what it has found
+(cd "$root" && timeout -s INT -k 10 $((limits[0] + spare)) "$python" -m pytest tests/gpu \
+    -m gpu -v -p no:cacheprovider "${chosen[@]:+${chosen[@]}}") >"$out/tests.log" 2>&1
+tests=$(grep -E '[0-9]+ (passed|failed|error|skipped|deselected)' "$out/tests.log" |
+    tail -1 | tr -d =)
 say "tests: $tests"
 wait
 report

@@ -37,7 +37,7 @@ LAYERS = {
 }
 CONVOLUTIONS = [name for name in LAYERS if name.startswith(('PWS', 'WN'))]
 HALF = [torch.float16, torch.bfloat16]
-EXACT = 2e-5  # the relative error of fp32
+EXACT = 1e-4  # the relative error of fp32; that of TF32 is above 3e-4
 
 
 def make(name, device):
@@ -128,7 +128,7 @@ def test_fused_on_the_device(name, device):
     fused = fuse_pws(net)
     assert type(fused[0]) is nn.Conv2d
     assert {p.device.type for p in fused.parameters()} == {device.type}
-    torch.testing.assert_close(fused(x), net(x))
+    torch.testing.assert_close(fused(x), net(x), rtol=1e-4, atol=1e-4)
 
 
 def test_shared_filters_are_computed_once(device, monkeypatch):
@@ -165,7 +165,9 @@ def test_weights_go_to_a_cpu_and_back(name, device, tmp_path):
     back.load_state_dict(
         torch.load(tmp_path / 'cpu.pth', map_location=device, weights_only=True)
     )
-    assert torch.equal(back(x), y)
+    for key, value in back.state_dict().items():
+        assert torch.equal(value, layer.state_dict()[key]), key
+    torch.testing.assert_close(back(x), y, rtol=1e-4, atol=1e-4)
 
 
 def test_the_filters_cost_no_synchronization(device):
@@ -198,4 +200,4 @@ def test_a_step_is_captured_in_a_graph(device):
     with torch.no_grad():
         layer.weight.normal_()
     graph.replay()
-    torch.testing.assert_close(y, layer(x).detach())
+    torch.testing.assert_close(y, layer(x).detach(), rtol=1e-4, atol=1e-4)
