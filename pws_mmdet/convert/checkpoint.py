@@ -65,6 +65,26 @@ def weights_of(checkpoint: Any, prefix: str | None = None) -> dict[str, torch.Te
     return weights
 
 
+def renamed_on_loading(
+    model: nn.Module, weights: Mapping[str, torch.Tensor]
+) -> dict[str, torch.Tensor]:
+    """Give weights the names under which a model takes them.
+
+    Some detectors rename what they load: SemiBaseDetector (SoftTeacher) gives the
+    weights of a supervised detector to its student and its teacher, a single-stage
+    detector takes those of an RPN for its head.
+
+    Args:
+        model: The network that is to take them.
+        weights: Tensors by their names in the checkpoint.
+    """
+    renamed = dict(weights)
+    model = unwrapped(model)
+    if type(model)._load_from_state_dict is not nn.Module._load_from_state_dict:
+        model._load_from_state_dict(renamed, '', {}, False, [], [], [])
+    return renamed
+
+
 def meta_of(checkpoint: Any) -> Mapping:
     """What a checkpoint says of itself, if anything."""
     meta = checkpoint.get('meta') if isinstance(checkpoint, Mapping) else None

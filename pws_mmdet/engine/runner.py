@@ -18,6 +18,7 @@ from ..convert.checkpoint import (
     check_finite,
     check_kind,
     meta_of,
+    renamed_on_loading,
     warn_of_other_shapes,
     weights_of,
 )
@@ -268,7 +269,7 @@ class PWSRunner(Runner):
         super().call_hook(fn_name, **kwargs)
 
     def _check_checkpoint(self, checkpoint: Any) -> None:
-        weights = weights_of(checkpoint)
+        weights = renamed_on_loading(self.model, weights_of(checkpoint))
         check_finite(weights, 'it', self.model)
         own = self.model.state_dict()
         names = {name.removeprefix('module.') for name in own}

@@ -2,7 +2,8 @@ from unittest import mock
 
 import pytest
 import torch
-from mmcv.cnn import ConvModule
+from mmcv.cnn import ConvModule, build_conv_layer
+from mmdet.models import SemiBaseDetector
 from mmengine.config import Config
 from mmengine.evaluator import BaseMetric
 from mmengine.model import BaseModel, BaseModule, BaseTTAModel
@@ -309,3 +310,35 @@ def test_other_launchers_need_a_gpu(runner, monkeypatch):
         pytest.skip('there is a GPU')
     with pytest.raises(RuntimeError, match="'slurm' needs GPUs.*dist_train.sh"):
         runner(Net(), launcher='slurm')
+
+
+class SemiSupervised(SemiBaseDetector):
+    """Loads as SoftTeacher does; its parts are simple ones."""
+
+    def __init__(self, kind):
+        BaseModel.__init__(self)
+        self.student, self.teacher = Net(), Net()
+        for part in (self.student, self.teacher):
+            part.backbone.conv = build_conv_layer(dict(type=kind), 2, 2, 3)
+
+    def forward(self, x, mode='tensor'):
+        return self.student(x)
+
+
+def test_student_and_teacher_start_from_a_supervised_detector(runner, tmp_path):
+    source = SemiSupervised('PWS').student
+    path = tmp_path / 'supervised.pth'
+    torch.save(source.state_dict(), path)
+    optim_wrapper = dict(optimizer=dict(type='SGD', lr=0.0))
+    model = SemiSupervised('PWS')
+    trainer = runner(model, load_from=str(path), optim_wrapper=optim_wrapper)
+    trainer.train()
+    for part in (model.student, model.teacher):
+        for name, value in source.state_dict().items():
+            assert torch.equal(part.state_dict()[name], value)
+    plain = SemiSupervised('Conv2d')
+    with pytest.raises(ValueError, match='a PWS checkpoint, and this network has'):
+        runner(plain, load_from=str(path), optim_wrapper=optim_wrapper).train()
+    torch.save(dict(other=torch.ones(1)), path)
+    with pytest.raises(ValueError, match='of another network'):
+        runner(model, load_from=str(path), optim_wrapper=optim_wrapper).train()
