@@ -159,7 +159,7 @@ else
     say 'CIFAR-10 is skipped: --data names its images'
 fi
 # interrupted rather than ended, so that it says what it has found
-(cd "$root" && timeout -s INT -k 10 $((limits[0] + spare)) "$python" -m pytest tests/gpu \
+(cd "$root" && timeout -s INT -k 10 $((limits[0] + spare + 15)) "$python" -m pytest tests/gpu \
     -m gpu -v -p no:cacheprovider "${chosen[@]:+${chosen[@]}}") >"$out/tests.log" 2>&1
 tests=$(grep -E '[0-9]+ (passed|failed|error|skipped|deselected)' "$out/tests.log" |
     tail -1 | tr -d =)

@@ -110,25 +110,6 @@ def test_a_fused_detector_predicts_the_same(name, device):
         torch.testing.assert_close(*scores, rtol=1e-3, atol=1e-3)
 
 
-def test_a_backbone_compiles(device):
-    if device.type == 'cpu':
-        pytest.skip('tests/test_matrix.py has it for a CPU')
-    torch.compiler.reset()
-    cfg = dict(type='PWSResNet', depth=18, base_channels=16, stem_norm_cfg=None)
-    model = MODELS.build(cfg).to(device).train()
-    x = torch.randn(2, 3, 64, 64, device=device)
-    parameters = [p for p in model.parameters() if p.requires_grad]
-
-    def step(forward):
-        outs = forward(x)
-        loss = sum(y.float().square().mean() for y in outs)
-        return [*outs, *torch.autograd.grad(loss, parameters)]
-
-    made, wanted = step(torch.compile(model, fullgraph=True)), step(model)
-    for a, b in zip(made, wanted, strict=True):
-        assert (a - b).norm() <= 1e-2 * b.norm() + 1e-6
-
-
 def test_regions_are_those_of_a_cpu(device):
     """Values and gradients of RoIAlign, suppression, focal loss."""
     torch.manual_seed(0)
@@ -273,3 +254,22 @@ def test_distributed_training_is_that_of_one_process(world_size, device, tmp_pat
     wanted = train(net, net, x)
     for key, value in torch.load(path, weights_only=True).items():
         torch.testing.assert_close(value, wanted[key], rtol=1e-3, atol=1e-4)
+
+
+def test_a_backbone_compiles(device):
+    if device.type == 'cpu':
+        pytest.skip('tests/test_matrix.py has it for a CPU')
+    torch.compiler.reset()
+    cfg = dict(type='PWSResNet', depth=18, base_channels=16, stem_norm_cfg=None)
+    model = MODELS.build(cfg).to(device).train()
+    x = torch.randn(2, 3, 64, 64, device=device)
+    parameters = [p for p in model.parameters() if p.requires_grad]
+
+    def step(forward):
+        outs = forward(x)
+        loss = sum(y.float().square().mean() for y in outs)
+        return [*outs, *torch.autograd.grad(loss, parameters)]
+
+    made, wanted = step(torch.compile(model, fullgraph=True)), step(model)
+    for a, b in zip(made, wanted, strict=True):
+        assert (a - b).norm() <= 1e-2 * b.norm() + 1e-6
