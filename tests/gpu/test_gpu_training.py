@@ -261,7 +261,7 @@ def test_a_backbone_compiles(device):
         pytest.skip('tests/test_matrix.py has it for a CPU')
     torch.compiler.reset()
     cfg = dict(type='PWSResNet', depth=18, base_channels=16, stem_norm_cfg=None)
-    model = MODELS.build(cfg).to(device).train()
+    model = MODELS.build(cfg).to(device)
     x = torch.randn(2, 3, 64, 64, device=device)
     parameters = [p for p in model.parameters() if p.requires_grad]
 
