@@ -127,7 +127,7 @@ say "installed; MMCV: $mmcv"
 
 # report: gpu.json and gpu.md of what there is, after every part
 report() {
-    py "$root/benchmarks/gpu.py" report $(compgen -G "$parts/*.json") --out "$out/gpu.json" \
+    py "$root/benchmarks/gpu.py" report $(compgen -G "$parts/*.json" | sort) --out "$out/gpu.json" \
         --markdown "$out/gpu.md" --notes "MMCV=$mmcv" "tests=${tests:-none}" \
         "seconds=$((SECONDS - began))" >/dev/null
 }
