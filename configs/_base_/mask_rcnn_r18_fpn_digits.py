@@ -15,7 +15,14 @@ model = dict(
         stem_norm_cfg=None,
         norm_eval=False,
     ),
-    neck=dict(in_channels=[32, 64, 128, 256], out_channels=64),
+    neck=dict(
+        in_channels=[32, 64, 128, 256],
+        out_channels=64,
+        # He normal, as PWS convolutions have it of themselves
+        init_cfg=dict(
+            type='Kaiming', layer='Conv2d', mode='fan_in', nonlinearity='relu'
+        ),
+    ),
     rpn_head=dict(in_channels=64, feat_channels=64, anchor_generator=dict(scales=[4])),
     roi_head=dict(
         bbox_roi_extractor=dict(out_channels=64),

@@ -12,6 +12,8 @@ mean = [123.675, 116.28, 103.53]
 std = [58.395, 57.12, 57.375]
 channels = (512, 1024, 512, 256, 256)
 scale = (320, 320)
+# He normal for all plain convolutions, as in the paper: PWS ones have it of themselves
+he = dict(type='Kaiming', layer='Conv2d', mode='fan_in', nonlinearity='relu')
 
 model = dict(
     # Nothing in a norm-free network makes up for the scale of its input.
@@ -22,10 +24,12 @@ model = dict(
         level_strides=(2, 2, 1),
         level_paddings=(1, 1, 0),
         l2_norm_scale=None,
+        init_cfg=he,
     ),
     bbox_head=dict(
         type='PWSSSDHead',
         in_channels=channels,
+        init_cfg=he,
         anchor_generator=dict(
             _delete_=True,
             type='AnchorGenerator',

@@ -14,14 +14,6 @@ model = dict(
         out_channels=channels,
         level_strides=(2, 2, 1, 1),
         level_paddings=(1, 1, 0, 0),
-        # He's, as in the paper and in the PWS layers themselves
-        init_cfg=dict(
-            type='Kaiming',
-            layer='Conv2d',
-            mode='fan_in',
-            nonlinearity='relu',
-            distribution='normal',
-        ),
     ),
     bbox_head=dict(
         in_channels=channels,

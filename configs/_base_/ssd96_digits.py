@@ -3,6 +3,8 @@
 _base_ = ['digits.py', 'mmdet::_base_/default_runtime.py']
 
 channels = (128, 256, 128, 64)
+# He normal for all plain convolutions, as in the paper: PWS ones have it of themselves
+he = dict(type='Kaiming', layer='Conv2d', mode='fan_in', nonlinearity='relu')
 
 model = dict(
     type='SingleStageDetector',
@@ -20,11 +22,13 @@ model = dict(
         level_strides=(2, 2),
         level_paddings=(1, 1),
         l2_norm_scale=None,
+        init_cfg=he,
     ),
     bbox_head=dict(
         type='PWSSSDHead',
         in_channels=channels,
         num_classes=10,
+        init_cfg=he,
         anchor_generator=dict(
             type='AnchorGenerator',
             octave_base_scale=2,

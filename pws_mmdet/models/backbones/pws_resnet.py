@@ -53,7 +53,8 @@ class PWSResNet(ResNet):
     (N, C_i, H / s_i, W / s_i) for each of ``out_indices``, s = 4, 8, 16, 32.
     With the defaults every convolution is a PWS one, beta included, and the
     only layer that normalizes is the one after the stem. With
-    ``conv_cfg=None`` and a ``norm_cfg`` of BN or GN it is the control network.
+    ``conv_cfg=None`` and a ``norm_cfg`` of BN or GN it is the control network, whose
+    convolutions start as those of PWS: He normal, fan_in.
 
     Args:
         depth: 18, 34, 50, 101 or 152.
@@ -130,6 +131,9 @@ class PWSResNet(ResNet):
         }
         self._default_init = kwargs.get('init_cfg') is None
         super().__init__(depth, conv_cfg=conv_cfg, norm_cfg=norm_cfg, **kwargs)
+        if self._default_init and isinstance(self.init_cfg, list):
+            # ResNet's fan_out differs from what PWS starts with: by up to a factor of 4
+            self.init_cfg = [{**self.init_cfg[0], 'mode': 'fan_in'}, *self.init_cfg[1:]]
         self.out_norm = None
         if out_norm_cfg:
             channels = self.block.expansion * self.base_channels

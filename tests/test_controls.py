@@ -1,0 +1,164 @@
+"""Every control differs from its PWS config in the norm alone.
+
+The same data and schedule, the same convolutions, and the same variance of the filters
+at the start. The exceptions are named, with their reasons.
+"""
+
+import functools
+import re
+
+import pytest
+import torch
+from conftest import ROOT, load_config
+from mmengine.config import Config
+from mmengine.registry import MODELS
+from test_configs import halve
+from torch import nn
+
+from pws_mmdet import PWSConv2d, WNConv2d
+
+KINDS = ('bn', 'gn', 'in', 'ln', 'sn', 'wn', 'normal')
+PAIRS = [
+    (str(path.relative_to(ROOT)), str(control.relative_to(ROOT)))
+    for path in sorted((ROOT / 'configs').rglob('*_pws_*.py'))
+    for kind in KINDS
+    if (control := path.with_name(path.name.replace('_pws_', f'_{kind}_'))).is_file()
+]
+# What belongs to the norm, or to PWS: alpha has no weight decay, and starts from data.
+OF_THE_NORM = r"""
+    (.+\.)?(conv_cfg|norm_cfg)(\..+)? | head_conv_cfg(\..+)? |
+    optim_wrapper\.(constructor|paramwise_cfg(\..+)?)
+"""
+# Other differences of configs, by their names: of both, or of the controls.
+EXCEPTIONS = {
+    # Each backbone starts from ImageNet weights of its own kind, with the structure and
+    # the mean and deviation of the pixels that these were trained with.
+    r'configs/mask_rcnn_r50': r'model\.(backbone|data_preprocessor)\..+',
+    # MMDetection's order of blocks for what is usual, the authors' for theirs: LN after
+    # the stem and before the pooling, in WN's network as in that of PWS.
+    r'imagenet/': r"""
+        ln(\..+)? | model\.backbone\.(pre_activation | (stem|out)_norm_cfg(\..+)?)
+    """,
+}
+# Convolutions that may start with another variance, by their names.
+OTHER_STARTS = {
+    # as above: pretrained
+    r'configs/mask_rcnn_r50.*backbone\.': 'pretrained',
+    # MMDetection's own initialization, as these rows are its own networks. With PWS the
+    # scale of these layers comes from PWSAlphaInitHook.
+    r'configs/mask_rcnn_r50.*neck\.': 'MMDetection',
+}
+
+
+def config_of(name):
+    if re.search('(convpool|resnet)[^/]*$', name):
+        # their custom_imports need mmpretrain, which is not needed here
+        return Config.fromfile(ROOT / name, import_custom_modules=False)
+    return load_config(name)
+
+
+def model_of(cfg):
+    """Of classifiers, which need mmpretrain, the backbone."""
+    if cfg.model.backbone.get('init_cfg'):
+        cfg.model.backbone.init_cfg = None  # no checkpoint is at hand
+    classifier = cfg.model.type == 'ImageClassifier'
+    return MODELS.build(cfg.model.backbone if classifier else cfg.model)
+
+
+def layers_of(model):
+    kinds = (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)
+    return {n: m for n, m in model.named_modules() if isinstance(m, kinds)}
+
+
+@functools.cache
+def shapes_of(name):
+    with torch.device('meta'):
+        layers = layers_of(model_of(config_of(name)))
+    return {
+        n: (m.weight.shape, getattr(m, 'stride', 1), getattr(m, 'padding', 0))
+        for n, m in layers.items()
+    }
+
+
+@functools.cache
+def starting_layers_of(name):
+    """With their initial weights; the larger networks are narrower, to save time."""
+    cfg = config_of(name)
+    if 'ssd320' in name:
+        halve(cfg)
+    elif 'r50' in name or 'resnet50' in name:
+        cfg.model.backbone.base_channels = 32
+        if 'neck' in cfg.model and 'in_channels' in cfg.model.neck:
+            cfg.model.neck.in_channels = [128, 256, 512, 1024]
+    model = model_of(cfg)
+    model.init_weights()
+    return layers_of(model)
+
+
+def flat(value, name=''):
+    """Dotted names of a config, and their values."""
+    if isinstance(value, dict) and value:
+        for key, item in value.items():
+            yield from flat(item, f'{name}.{key}' if name else key)
+    else:
+        yield name, value
+
+
+def settings_of(name):
+    cfg = config_of(name).to_dict()
+    hooks = [h for h in cfg.get('custom_hooks', []) if 'AlphaInit' not in h['type']]
+    return dict(flat({**cfg, 'custom_hooks': hooks}))
+
+
+def test_all_rows_have_pairs():
+    assert len(PAIRS) >= 40
+    names = {name for pair in PAIRS for name in pair}
+    for path in (ROOT / 'configs').rglob('*.py'):
+        if re.search(f'_({"|".join(KINDS)})_', path.name) and '_pws_' not in path.name:
+            assert str(path.relative_to(ROOT)) in names, path
+
+
+@pytest.mark.parametrize('pws, control', PAIRS)
+def test_settings_differ_in_the_norm_alone(pws, control):
+    allowed = [OF_THE_NORM]
+    allowed += [rest for part, rest in EXCEPTIONS.items() if re.search(part, control)]
+    ours, theirs = settings_of(pws), settings_of(control)
+    for name in sorted(ours.keys() | theirs.keys()):
+        if not any(re.fullmatch(p, name, re.VERBOSE) for p in allowed):
+            assert ours.get(name) == theirs.get(name), name
+
+
+@pytest.mark.parametrize('pws, control', PAIRS)
+def test_convolutions_are_the_same(pws, control):
+    assert shapes_of(pws) == shapes_of(control)
+
+
+@pytest.mark.parametrize('pws, control', PAIRS)
+def test_filters_start_with_the_same_variance(pws, control):
+    ours, theirs = starting_layers_of(pws), starting_layers_of(control)
+    compared = 0
+    for name, layer in theirs.items():
+        if any(re.search(part, f'{control} {name}') for part in OTHER_STARTS):
+            continue
+        compared += 1
+        ratio, ours_ratio = relative_variance(layer), relative_variance(ours[name])
+        # six standard deviations of an estimate from so many weights
+        tolerance = 6 * (2 / layer.weight.numel()) ** 0.5
+        if isinstance(layer, WNConv2d):
+            # The paper has WN start as its authors do: filters N(0, 0.05^2), with the
+            # norm g = 1 and so half of He's variance.
+            std = layer.weight.std().item()
+            assert std == pytest.approx(0.05, rel=tolerance), name
+            assert ratio == pytest.approx(0.5, rel=tolerance), name
+        else:
+            assert ratio == pytest.approx(ours_ratio, rel=2 * tolerance), name
+            if isinstance(ours[name], PWSConv2d):
+                assert ratio == pytest.approx(1, rel=tolerance), name
+    assert compared > 5
+
+
+def relative_variance(layer):
+    """n Var[W] / 2 of a layer's filters: 1 is He's, for ReLU."""
+    is_wn = isinstance(layer, WNConv2d)
+    filters = (layer.standardized_weight() if is_wn else layer.weight).detach()
+    return (filters.var() * filters[0].numel() / 2).item()
