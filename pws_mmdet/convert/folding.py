@@ -43,7 +43,8 @@ def _filters_of(conv: nn.Conv2d) -> Tensor:
     Raises:
         TypeError: If it is of a subclass that computes something else with them.
     """
-    if isinstance(conv, ReparamConv2d):
+    is_usual = type(conv).forward is ReparamConv2d.forward
+    if isinstance(conv, ReparamConv2d) and is_usual:
         return conv.standardized_weight()
     if type(conv) is ConvAWS2d:
         return conv._get_weight(conv.weight)

@@ -53,13 +53,12 @@ def read_past(model: nn.Module) -> set[nn.Module]:
     }
 
 
-def what_it_does_besides(conv: ReparamConv2d) -> str | None:
-    """Tell what keeps a layer from being replaced by a plain convolution.
+def own_forward(conv: ReparamConv2d) -> str | None:
+    """Tell that a subclass or the layer itself computes something of its own.
 
     Returns:
-        That it has a forward pass of its own, or hooks around it, either of which may
-        change what it computes; None if it is no more than a convolution. Filters of
-        its own, pruning and the parametrizations of torch do not count.
+        Which method is not the usual one; None if there is none. Filters of its own
+        do not count.
     """
     for name, usual in (
         ('forward', ReparamConv2d.forward),
@@ -72,6 +71,19 @@ def what_it_does_besides(conv: ReparamConv2d) -> str | None:
         is_usual = getattr(ours, '__func__', ours) is usual
         if not is_usual or getattr(ours, '__self__', conv) is not conv:
             return f'a {name} of its own'
+    return None
+
+
+def what_it_does_besides(conv: ReparamConv2d) -> str | None:
+    """Tell what keeps a layer from being replaced by a plain convolution.
+
+    Returns:
+        That it has a forward pass of its own, or hooks around it, either of which may
+        change what it computes; None if it is no more than a convolution. Filters of
+        its own, pruning and the parametrizations of torch do not count.
+    """
+    if reason := own_forward(conv):
+        return reason
     pre_hooks = [h for h in conv._forward_pre_hooks.values() if not _makes_parameter(h)]
     hooks = [h for h in conv._forward_hooks.values() if not isinstance(h, Observer)]
     if pre_hooks or hooks:
@@ -99,7 +111,14 @@ def to_conv2d(conv: ReparamConv2d, keep_weight: bool = False) -> nn.Conv2d:
         An ``nn.Conv2d`` without a gradient history. Its weight requires a gradient
         if one of W and alpha does, its bias if beta does. Hooks are not taken over;
         :func:`what_it_does_besides` tells of them.
+
+    Raises:
+        TypeError: If its forward pass is not the usual one, see :func:`own_forward`.
     """
+    if reason := own_forward(conv):
+        raise TypeError(
+            f'a {type(conv).__name__} with {reason} is no plain convolution'
+        )
     for hook in conv._forward_pre_hooks.values():
         if _makes_parameter(hook):
             # Until then, the parameter is that of the last forward pass.

@@ -127,6 +127,14 @@ def test_a_subclass_that_computes_something_else_is_refused(x):
     with pytest.raises(TypeError, match='cannot be folded into a SAConv2d'):
         fuse_conv_bn(block)
 
+    class Doubled(PWSConv2d):
+        def forward(self, x):
+            return 2 * super().forward(x)
+
+    block.conv = Doubled(3, 6, 3)
+    with pytest.raises(TypeError, match='Doubled with a forward of its own is no'):
+        fuse_conv_bn(block)
+
 
 @pytest.mark.parametrize('layers', [['0', '1'], ['0', '1', '2']])
 @pytest.mark.parametrize('function', [fuse_modules, fuse_modules_qat])

@@ -249,6 +249,11 @@ def test_a_layer_that_computes_more_is_refused_or_left(change, reason, inplace):
     assert kinds == [type(model[0]), nn.Conv2d, nn.Conv2d]
 
 
+def test_a_forward_of_its_own_is_no_plain_convolution():
+    with pytest.raises(TypeError, match='Doubled with a forward of its own is no'):
+        to_conv2d(Doubled(3, 4, 3))
+
+
 def test_a_layer_with_a_compiled_forward_becomes_plain():
     model = randomize(net())
     model[0].forward = torch.compile(model[0].forward, backend='eager')

@@ -6,7 +6,6 @@ so that it is trained and tested like any other.
 """
 
 import argparse
-import copy
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -18,7 +17,7 @@ from mmengine.registry import MODELS, init_default_scope
 from pws_mmdet.analysis import describe_model
 from pws_mmdet.analysis.composition import NORM, PWS
 from pws_mmdet.config import describe as describe_error
-from pws_mmdet.config import read_config
+from pws_mmdet.config import read_config, without_pretrained
 from pws_mmdet.convert.checkpoint import check_out
 from pws_mmdet.convert.norm_free_config import (
     changes_of,
@@ -53,7 +52,7 @@ def pwsify(config: str, out: str) -> None:
     init_default_scope(cfg.get('default_scope') or 'mmdet')
     try:
         model, kept = norm_free_model(cfg.model, CONV_CFG, HEAD_CONV_CFG)
-        composition = describe_model(MODELS.build(copy.deepcopy(model)))
+        composition = describe_model(MODELS.build(without_pretrained(model)))
     except Exception as e:  # whatever a model raises that does not take them
         raise ValueError(
             f'{config} has no norm-free variant: building it failed with '
