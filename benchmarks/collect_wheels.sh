@@ -34,7 +34,10 @@ if [[ -n $mmcv ]]; then
     cp "$mmcv" "$wheels"
 fi
 if ! compgen -G "$wheels/mmcv-*.tar.gz" >/dev/null; then
-    pip download -q --no-deps --no-build-isolation --no-binary mmcv -d "$wheels" \
-        mmcv==2.1.0
+    work=$(mktemp -d) # MMCV says what it is by a module that later setuptools lack
+    trap 'rm -rf "$work"' EXIT
+    pip install -q --no-deps --target "$work" "$wheels"/setuptools-*.whl
+    PYTHONPATH=$work pip download -q --no-deps --no-build-isolation --no-binary mmcv \
+        -d "$wheels" mmcv==2.1.0
 fi
 du -sh "$wheels"
