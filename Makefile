@@ -11,7 +11,7 @@ PRETRAIN := --pretrain
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 endif
 
-.PHONY: help install demo test test-quick lint clean
+.PHONY: help install demo test test-quick test-stacks lint clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 14
@@ -28,6 +28,9 @@ test: test-quick ## all tests: the quick ones first, then the programs from end 
 test-quick: ## the quick tests only
 	@tools/install.sh $(PRETRAIN)
 	$(PRETRAIN_PY) -m pytest tests -m "not slow"
+
+test-stacks: ## the unit tests on torch 2.1, 2.13, the newest, and MMDetection's forks
+	@tools/test_stacks.sh
 
 lint: install ## style of the code
 	ruff check .

@@ -12,6 +12,7 @@ import os.path as osp
 import pickle
 import runpy
 import sys
+import time
 import traceback
 import types
 import urllib.error
@@ -418,7 +419,12 @@ def run_mmdet_tool(name: str) -> None:
         text = ''.join(traceback.format_exception_only(e)).rstrip()
         if config := _config_of(e):
             text = f'ValueError: {config} cannot be read: {text}'
-        print(f'{name} stops; PWS_DEBUG=1 shows where:\n{text}', file=sys.stderr)
+        text = f'{name} stops; PWS_DEBUG=1 shows where:\n{text}'
+        print(text, file=sys.stderr)
+        # Under torch.distributed.run: where tools/launch.py finds it to show it last.
+        if path := os.environ.get('TORCHELASTIC_ERROR_FILE'):
+            error = dict(message=text, timestamp=int(time.time()))
+            Path(path).write_text(json.dumps(error))
         sys.exit(2)
 
 

@@ -130,6 +130,21 @@ def test_a_dead_worker_ends_the_run(run, root, digits, tmp_path):
     assert 'ArithmeticError: worker one died' in process.stdout
 
 
+def test_an_error_before_training_is_the_last_on_the_screen(run, root, tmp_path):
+    process = run(
+        root / 'tools/dist_train.sh',
+        root / SSD,
+        2,
+        *options(tmp_path / 'nowhere'),
+        check=False,
+    )
+    assert process.returncode == 2
+    stopped = process.stdout.rindex('train.py stops; PWS_DEBUG=1 shows where:\n')
+    last = process.stdout[stopped:]
+    assert 'FileNotFoundError: ' in last and 'nowhere' in last
+    assert 'Traceback' not in last and 'torch' not in last
+
+
 def test_port_and_nodes_are_passed_on(run, root, tmp_path):
     fake = tmp_path / 'python'
     fake.write_text('#!/bin/sh\necho "$@"\n')

@@ -10,25 +10,31 @@
 #                               into .venv/pretrain, which sees all that .venv has
 #
 #   PYTHON=python3.12        the interpreter that .venv is made from
+#   PWS_VENV=FOLDER          another virtual environment than .venv
 #   PWS_NO_VENV=1            into the active environment (its `python`) instead
+#   PWS_FORKS=1              where there is no mmcv yet: the maintained forks
+#                            (onedl-mmcv, onedl-mmengine, onedl-mmdetection); always
+#                            so with Python 3.13, where mmcv does not build
 #   PWS_TORCH='torch==X.Y'   which torch to take where there is none yet
 #   PWS_TORCH_INDEX=URL      a package index with CPU builds of torch, used where
 #                            no GPU is seen: saves gigabytes of CUDA libraries
-#   MAX_JOBS=N               compilers at a time, where memory is short
+#   MAX_JOBS=N               compilers at a time; by default one for each core and
+#                            1.5 GiB of free memory
+#
+# torch 2.1 or later goes with it, and Python 3.10 to 3.13.
 
 set -euo pipefail
 
-mmcv=2.1.0 # mmdet 3.3 wants 2.0.0rc4 <= mmcv < 2.2.0
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 cache=${XDG_CACHE_HOME:-$HOME/.cache}/pws_mmdet
-stamp=$root/.installed
+numpy= # which numpy torch needs
 
 say() { printf 'install: %s\n' "$*"; }
 fail() { say "$@" >&2; exit 1; }
 pip() { "$python" -m pip --disable-pip-version-check "$@"; }
 # mmengine and the build of mmcv import pkg_resources, which later setuptools lack;
 # torch would bring those in.
-get() { say "pip install $*"; pip install -q 'setuptools<81' "$@"; }
+get() { say "pip install $*"; pip install -q 'setuptools<81' ${numpy:+"$numpy"} "$@"; }
 # From /, so that nothing in the current folder passes for an installed module.
 py() { (cd / && exec "$python" -W ignore "$@"); }
 
@@ -40,7 +46,7 @@ up_to_date() {
     local site
     [[ -x $python && -f $stamp ]] || return
     site=$(purelib)
-    [[ $(<"$stamp") == *" in $site" && $stamp -nt $site &&
+    [[ $(<"$stamp") == *" in $site, from $root" && $stamp -nt $site &&
         $stamp -nt $root/setup.py && $stamp -nt $root/tools/install.sh ]]
 }
 
@@ -53,7 +59,8 @@ folder = os.path.dirname(pws_mmdet.__file__)
 if not os.path.samefile(folder, sys.argv[1]):
     sys.exit(f'install: another pws_mmdet comes first: {folder}')
 print('install: ready:', *(f'{module.__name__} {module.__version__}' for module in
-      (pws_mmdet, torch, mmengine, mmcv, mmdet)), 'in', sysconfig.get_path('purelib'))
+      (pws_mmdet, torch, mmengine, mmcv, mmdet)), 'in',
+      sysconfig.get_path('purelib') + ', from', os.path.dirname(sys.argv[1]))
 EOF
 }
 
@@ -68,23 +75,36 @@ assert digit_version(module.__version__) >= digit_version(sys.argv[2])
 EOF
 }
 
+# Which packages to install: choose_packages INTERPRETER
+choose_packages() {
+    if [[ ${PWS_FORKS:-} == 1 ]] ||
+        "$1" -c 'import sys; sys.exit(sys.version_info < (3, 13))'; then
+        mmcv=(onedl-mmcv 2.3.6 2.3.0 2.4.0)
+        mmengine='onedl-mmengine>=0.10.12,<1.0' mmdet='onedl-mmdetection==3.5.1'
+    else
+        mmcv=(mmcv 2.1.0 2.0.0rc4 2.2.0) # what mmdet 3.3 wants
+        mmengine='mmengine>=0.10.7,<1.0' mmdet='mmdet==3.3.0'
+    fi
+}
+
 # Can the installed mmcv stay? Where mmdet is installed, too, it is the judge.
 mmcv_fits() {
-    py - 2>/dev/null <<'EOF'
+    py - "${mmcv[@]:2}" 2>/dev/null <<'EOF'
+import sys
 from importlib.util import find_spec
 import mmcv.ops
 from mmengine.utils import digit_version
 if find_spec('mmdet'):
     import mmdet
 else:
-    version = digit_version(mmcv.__version__)
-    assert digit_version('2.0.0rc4') <= version < digit_version('2.2.0')
+    minimum, limit = map(digit_version, sys.argv[1:])
+    assert minimum <= digit_version(mmcv.__version__) < limit
 EOF
 }
 
 # All that a wheel of mmcv is tied to; a glob as long as torch is not there.
 wheel_key() {
-    py - "$mmcv" <<'EOF'
+    py - "${mmcv[0]}${mmcv[1]}" <<'EOF'
 import os, sys, sysconfig
 try:
     from torch import __version__ as torch, cuda
@@ -95,7 +115,7 @@ except ImportError:
     torch, gpu = '*', '*'
 tag = 'cp{}{}'.format(*sys.version_info)
 system = sysconfig.get_platform().replace('-', '_')
-print(f'mmcv{sys.argv[1]}-torch{torch}-{tag}-{system}{gpu}')
+print(f'{sys.argv[1]}-torch{torch}-{tag}-{system}{gpu}')
 EOF
 }
 
@@ -106,19 +126,15 @@ check_system() {
         local python=$base
         needs=venv
     fi
-    py -c 'import sys; sys.exit(sys.version_info < (3, 10))' ||
-        fail "Python 3.10 or later is needed; PYTHON=... names another than $python"
+    py -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 14))' ||
+        fail "Python 3.10 to 3.13 is needed; PYTHON=... names another than $python"
     if [[ $needs == venv ]] || ! mmcv_fits; then
-        compgen -G "$cache/$(wheel_key)/mmcv-*.whl" >/dev/null || needs+=' compiler'
+        find_wheel "$cache/$(wheel_key)" >/dev/null || needs+=' compiler'
     fi
     missing=$(py - "$needs" <<'EOF'
 import ctypes, importlib.util, os, shutil, sys, sysconfig
 needs, python = sys.argv[1], 'python{}.{}'.format(*sys.version_info)
 if 'compiler' in needs:
-    if sys.version_info >= (3, 13):
-        sys.exit('install: mmcv does not build on Python 3.13 or later: name an older one '
-                 '(PYTHON=python3.12),\ninstall: or install the forks onedl-mmcv and '
-                 'onedl-mmdetection, and run this with PWS_NO_VENV=1')
     if not any(map(shutil.which, os.environ.get('CXX', 'c++ g++ clang++').split())):
         print('g++')
     if not os.path.exists(sysconfig.get_path('include') + '/Python.h'):
@@ -144,6 +160,9 @@ EOF
     fi
 }
 
+# find_wheel FOLDER, which can be a pattern
+find_wheel() { compgen -G "$1/*mmcv-*.whl"; }
+
 install_torch() {
     local wanted
     py -c 'import torch' 2>/dev/null && return
@@ -163,18 +182,19 @@ install_mmcv() {
     local folder others wheel
     mmcv_fits && return
     # Two distributions of the same module would end up mixed in one folder.
-    others=$(py -c 'from importlib.metadata import packages_distributions as found
-print(*{*found().get("mmcv", [])} - {"mmcv"})')
+    others=$(py -c 'import sys
+from importlib.metadata import packages_distributions as found
+print(*{*found().get("mmcv", [])} - {sys.argv[1]})' "${mmcv[0]}")
     [[ -z $others ]] || fail "$others has no operators or does not go with mmdet: uninstall it"
 
     folder=$cache/$(wheel_key)
     mkdir -p "$folder"
     exec 9>"$folder/lock" # one build at a time; the lock ends with its process
-    flock -n 9 || { say 'waiting for another run that compiles mmcv'; flock 9; }
-    compgen -G "$folder/mmcv-*.whl" >/dev/null || build_mmcv "$folder"
+    flock -n 9 || { say "waiting for another run that compiles ${mmcv[0]}"; flock 9; }
+    find_wheel "$folder" >/dev/null || build_mmcv "$folder"
     exec 9>&-
 
-    wheel=$(compgen -G "$folder/mmcv-*.whl")
+    wheel=$(find_wheel "$folder")
     pip install -q --no-deps --force-reinstall "$wheel" # even over one for another torch
     get "$wheel"
     py -c 'import mmcv.ops' || fail "this wheel does not work; remove $folder to build anew"
@@ -188,48 +208,79 @@ build_mmcv() {
 sys.exit(torch.cuda.is_available() and not extension.CUDA_HOME)' ||
         fail 'a GPU is there, but no nvcc to compile for it: install the CUDA toolkit,' \
             'or hide the GPU (CUDA_VISIBLE_DEVICES=) and have mmcv for the CPU only'
-    say "compiling mmcv $mmcv: 7 to 14 minutes on two cores, once per machine and torch"
-    say "log: $log"
-    if [[ ! -d $folder/source ]]; then
-        rm -rf "$folder/unpacked"
-        pip download -q --no-deps --no-build-isolation --no-binary mmcv \
-            -d "$folder/unpacked" "mmcv==$mmcv"
-        tar -xzf "$folder/unpacked/mmcv-$mmcv.tar.gz" -C "$folder/unpacked"
-        mv "$folder/unpacked/mmcv-$mmcv" "$folder/source"
-    fi
-
-    export MMCV_WITH_OPS=1 MAX_JOBS=${MAX_JOBS:-$(nproc)}
+    export MMCV_WITH_OPS=1 MAX_JOBS=${MAX_JOBS:-$(count_jobs)}
     export CFLAGS=${CFLAGS:--g0 -O2 -w} # no debug symbols: half the time
     [[ -n ${CXX:-} ]] || type -P c++ >/dev/null || export CXX=clang++
+
+    say "compiling ${mmcv[*]:0:2}: 2 minutes on two cores, once per machine and torch"
+    say "log: $log"
+    [[ -d $folder/source ]] || get_source "$folder"
+    if ! make_wheel "$folder" "$log"; then
+        compgen -G "$folder/source/mmcv/ops/csrc/pytorch/united_*" >/dev/null ||
+            show_error "$log"
+        mv "$log" "$folder/united.log"
+        say 'the united sources do not compile; now each file by itself: 7 to 14 minutes'
+        py "$root/tools/unite_sources.py" "$folder/source" --undo
+        make_wheel "$folder" "$log" || show_error "$log"
+    fi
+    mv "$folder/out"/*mmcv-*.whl "$folder"
+    rm -rf "$folder"/{out,source,unpacked}
+}
+
+# Compilers at a time: each needs memory.
+count_jobs() {
+    py -c 'import os, psutil
+jobs = min(len(os.sched_getaffinity(0)), psutil.virtual_memory().available // (3 << 29))
+print(max(1, jobs))'
+}
+
+# Unpack the source distribution of mmcv into FOLDER/source, and unite its files.
+get_source() {
+    local unpacked=$1/unpacked
+    rm -rf "$unpacked"
+    pip download -q --no-deps --no-build-isolation --no-binary "${mmcv[0]}" \
+        -d "$unpacked" "${mmcv[0]}==${mmcv[1]}"
+    tar -xzf "$unpacked"/*mmcv-*.tar.gz -C "$unpacked" --strip-components 1
+    py "$root/tools/unite_sources.py" "$unpacked" \
+        --units "$((MAX_JOBS > 4 ? MAX_JOBS : 4))" >/dev/null ||
+        say 'the sources cannot be united; each file is compiled by itself: 7 to 14 minutes'
+    mv "$unpacked" "$1/source"
+}
+
+# make_wheel FOLDER LOG
+make_wheel() {
+    local status=0
     set -m # a process group of its own, so that the compilers end with this script
     pip wheel -v --no-deps --no-build-isolation --use-pep517 \
-        -w "$folder/out" "$folder/source" >"$log" 2>&1 &
+        -w "$1/out" "$1/source" >"$2" 2>&1 &
     job=$!
     set +m
     trap 'kill -- -"$job" 2>/dev/null' EXIT
     trap 'exit 130' HUP INT TERM
-    show_progress "$log"
-    if ! wait "$job"; then
-        { grep -m 5 -A 3 -E ': (fatal )?error: ' "$log" || tail -n 20 "$log"; } |
-            cut -c 1-300 >&2
-        ! grep -q ' Killed ' "$log" || say 'out of memory? Try MAX_JOBS=1' >&2
-        fail "mmcv was not built; the whole log is $log"
-    fi
+    show_progress "$2"
+    wait "$job" || status=$?
     trap - EXIT HUP INT TERM
-    mv "$folder/out"/mmcv-*.whl "$folder"
-    rm -rf "$folder"/{out,source,unpacked}
+    return "$status"
 }
 
-# Follow ninja's count in LOG: on one line of a terminal, else every tenth.
+show_error() {
+    { grep -m 5 -A 3 -E ': (fatal )?error: ' "$1" || tail -n 20 "$1"; } |
+        cut -c 1-300 >&2
+    ! grep -q ' Killed ' "$1" || say 'out of memory? Try MAX_JOBS=1' >&2
+    fail "mmcv was not built; the whole log is $1"
+}
+
+# Follow ninja's count in LOG: on one line of a terminal, else every tenth of it.
 show_progress() {
-    local count shown=0
+    local count finished shown=0
     while kill -0 "$job" 2>/dev/null; do
         sleep 2
         count=$(grep -oE '^ *\[[0-9]+/[0-9]+\]' "$1" | tail -n 1 | tr -d ' []') || continue
+        finished=${count%/*}
         if [[ -t 1 ]]; then
             printf '\rinstall: compiled %s ' "$count"
-        elif ((${count%/*} >= shown + 10)); then
-            shown=${count%/*}
+        elif ((finished > shown + ${count#*/} / 10)); then
+            shown=$finished
             say "compiled $count"
         fi
     done
@@ -240,7 +291,7 @@ show_progress() {
 # and torchvision of the package index, compiled for CUDA, does not import beside a
 # CPU build of torch. In a place of its own it gets in the way of nothing else.
 install_pretrain() {
-    local overlay=$root/.venv/pretrain site torch
+    local overlay=$venv/pretrain site torch
     torch=$(py -c 'import torch; print(torch.__version__.split("+")[0])')
     # torchvision goes with one torch, and pip would take the latest of both
     set -- "torch==$torch" --no-build-isolation -e "${root}[pretrain]"
@@ -258,14 +309,19 @@ install_pretrain() {
     touch "$overlay/.installed"
 }
 
+venv=${PWS_VENV:-$root/.venv}
 if [[ ${PWS_NO_VENV:-} == 1 ]]; then
     base=$(type -P python) || fail 'PWS_NO_VENV=1, but there is no python'
     python=$base
+    stamp=$root/.installed
 else
     base=$(type -P "${PYTHON:-python3}") || fail "there is no ${PYTHON:-python3}"
-    python=$root/.venv/bin/python
+    python=$venv/bin/python
+    stamp=$venv/.installed
 fi
 export PATH=${python%/*}:$PATH # torch calls ninja
+[[ ! -x $python ]] || base=$python
+choose_packages "$base"
 
 if [[ ${1:-} == --check ]]; then
     check_system
@@ -277,14 +333,18 @@ elif up_to_date; then
 fi
 check_system
 if ! py -c 'import pip' 2>/dev/null; then
-    say "making $root/.venv"
-    "$base" -m venv "$root/.venv"
+    say "making $venv"
+    "$base" -m venv "$venv"
 fi
 get wheel ninja psutil
 install_torch
-has mmengine 0.10.7 || get 'mmengine>=0.10.7,<1.0'
+py -c 'import torch; exit(torch.__version__ < "2.1")' ||
+    fail 'torch 2.1 or later is needed; an older one is installed: uninstall it'
+# numpy 2 came after torch 2.2, which does not work with it
+numpy=$(py -c 'import torch; print("numpy<2" if torch.__version__ < "2.3" else "")')
+has mmengine 0.10.7 || get "$mmengine"
 install_mmcv
-has mmdet 3.3 || get 'mmdet==3.3.0'
+has mmdet 3.3 || get "$mmdet"
 PYTHONWARNINGS=ignore get --no-build-isolation -e "${root}[tests]"
 verify | tee "$stamp"
 [[ ${1:-} != --pretrain ]] || install_pretrain

@@ -18,7 +18,7 @@ fi
 if [ -d "$root/pws_mmdet" ]; then
     export PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}"
 fi
-exec "$python" -m torch.distributed.run \
+exec "$python" "$root/tools/launch.py" \
     --nnodes="$nnodes" \
     --node_rank="${NODE_RANK:-0}" \
     --master_addr="${MASTER_ADDR:-127.0.0.1}" \
