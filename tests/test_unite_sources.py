@@ -1,6 +1,12 @@
 """Tests of tools/unite_sources.py."""
 
+import shutil
+from pathlib import Path
+
+import mmcv
 import pytest
+import torch
+from torch.utils import cpp_extension
 
 FOLDER = 'mmcv/ops/csrc/pytorch'
 
@@ -123,12 +129,12 @@ def test_unite_and_undo(program, write, tmp_path):
         assert sources('.cpp') == {'united_0.cpp', 'cuda/united_0.cpp'}
         assert sources('.cu') == {'cuda/united_0.cu', 'cuda/united_1.cu'}
         assert (folder / 'united_0.cpp').read_text() == (
-            '#include "cpu/nms.cpp.inc"\n'
-            '#include "nms.cpp.inc"\n'
-            '#include "roi_align.cpp.inc"\n'
+            '#include "cpu/nms.cpp.hpp"\n'
+            '#include "nms.cpp.hpp"\n'
+            '#include "roi_align.cpp.hpp"\n'
         )
         # a quoted path is looked up beside the unit: no include path is needed
-        assert (folder / 'cuda/united_0.cu').read_text() == '#include "nms.cu.inc"\n'
+        assert (folder / 'cuda/united_0.cu').read_text() == '#include "nms.cu.hpp"\n'
 
     program.undo(tmp_path)
     assert sources('.cpp') | sources('.cu') == set(texts)
@@ -138,3 +144,72 @@ def test_unite_and_undo(program, write, tmp_path):
 def test_no_sources_is_an_error(program, tmp_path):
     with pytest.raises(FileNotFoundError, match='no sources of operators'):
         program.unite(tmp_path, units=1)
+
+
+# What MMCV's own pybind.cpp says of these operators, which takes a minute to compile.
+BINDING = r"""
+#include <torch/extension.h>
+using at::Tensor;
+Tensor nms(Tensor boxes, Tensor scores, float iou_threshold, int offset);
+void roi_align_forward(Tensor input, Tensor rois, Tensor output, Tensor argmax_y,
+                       Tensor argmax_x, int aligned_height, int aligned_width,
+                       float spatial_scale, int sampling_ratio, int pool_mode,
+                       bool aligned);
+void roi_align_backward(Tensor grad_output, Tensor rois, Tensor argmax_y,
+                        Tensor argmax_x, Tensor grad_input, int aligned_height,
+                        int aligned_width, float spatial_scale, int sampling_ratio,
+                        int pool_mode, bool aligned);
+PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
+  m.def("nms", &nms);
+  m.def("roi_align_forward", &roi_align_forward);
+  m.def("roi_align_backward", &roi_align_backward);
+}
+"""
+
+
+@pytest.mark.slow
+def test_united_operators_compute_the_same(program, tmp_path):
+    root = Path(mmcv.__file__).parents[1]
+    shutil.copytree(root / FOLDER, tmp_path / 'all' / FOLDER)
+    program.undo(tmp_path / 'all')
+    folder = tmp_path / FOLDER
+    (folder / 'cpu').mkdir(parents=True)
+    for name in ('nms.cpp', 'cpu/nms.cpp', 'roi_align.cpp', 'cpu/roi_align.cpp'):
+        if not (tmp_path / 'all' / FOLDER / name).is_file():
+            pytest.skip('the installed mmcv came without its sources')
+        shutil.copy(tmp_path / 'all' / FOLDER / name, folder / name)
+    if not shutil.which('c++') or not shutil.which('ninja'):
+        pytest.skip('there is no compiler')
+    (folder / 'binding.cpp').write_text(BINDING)
+
+    def compute(sources):
+        build = tmp_path / f'build{len(sources)}'
+        build.mkdir()
+        ops = cpp_extension.load(
+            f'operators_of_{len(sources)}_files',
+            [str(path) for path in sources],
+            extra_cflags=['-g0', '-O2', '-w'],
+            extra_include_paths=[str(root / 'mmcv/ops/csrc/common')],
+            build_directory=str(build),
+        )
+        generator = torch.Generator().manual_seed(0)
+        corners = torch.rand(200, 2, generator=generator) * 40
+        boxes = torch.cat([corners, corners + 5 + corners.flip(0) / 4], 1)
+        scores = torch.rand(200, generator=generator)
+        features = torch.randn(1, 3, 50, 50, generator=generator)
+        rois = torch.cat([torch.zeros(200, 1), boxes], 1)
+        output, grad = torch.zeros(200, 3, 7, 7), torch.zeros_like(features)
+        weight = torch.randn(output.shape, generator=generator)
+        none = torch.zeros(0)
+        how = (7, 7, 1.0, 2, 1, True)  # the average of 2 x 2 samples, aligned
+        ops.roi_align_forward(features, rois, output, none, none, *how)
+        ops.roi_align_backward(weight, rois, none, none, grad, *how)
+        return ops.nms(boxes, scores, 0.5, 0), output, grad
+
+    separate = compute(sorted(folder.rglob('*.cpp')))
+    units = program.unite(tmp_path, units=1)
+    assert len(units) == 1
+    united = compute(units)
+    assert 10 < len(united[0]) < 190 and united[1].std() > 0.1 and united[2].std() > 0.1
+    for one, other in zip(separate, united, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=0)

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 FOLDER = 'mmcv/ops/csrc/pytorch'
-SUFFIX = '.inc'  # of an original: in no glob of setup.py
+SUFFIX = '.hpp'  # of an original: setup.py compiles no headers, but packs them
 UNIT = 'united_'  # begins the name of a unit
 
 _NOISE = re.compile(
@@ -209,8 +209,9 @@ def undo(root: Path) -> None:
     folder = Path(root, FOLDER)
     for unit in folder.rglob(f'{UNIT}*'):
         unit.unlink()
-    for path in folder.rglob(f'*{SUFFIX}'):
-        path.rename(str(path).removesuffix(SUFFIX))
+    for extension in ('.cpp', '.cu'):
+        for path in folder.rglob(f'*{extension}{SUFFIX}'):
+            path.rename(str(path).removesuffix(SUFFIX))
 
 
 def main() -> None:
