@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 
+from mmdet.models.dense_heads import GARPNHead, RPNHead
+from mmdet.models.roi_heads.mask_heads import FusedSemanticHead
 from torch import nn
 from torch.utils.data import Dataset
 
@@ -65,15 +67,24 @@ def fault_of_order(names: Sequence[str], classes: Sequence[str]) -> str:
     )
 
 
-def check_num_classes(dataset: Dataset, model: nn.Module) -> None:
+def check_num_classes(
+    dataset: Dataset, model: nn.Module, refused: Sequence[str] = ('few', 'many')
+) -> None:
     """Check that the heads of a model have as many classes as a dataset.
 
     The same as MMDetection's ``NumClassCheckHook``, for heads alone: an RPN has no
-    classes, and the ``num_classes`` of a backbone is of another task. Datasets whose
-    classes are prompts (``return_classes=True``) are left alone.
+    classes, a semantic head those of stuff, and the ``num_classes`` of a backbone is
+    of another task. Datasets whose classes are prompts (``return_classes=True``) are
+    left alone.
+
+    Args:
+        dataset: As of :func:`check_classes`.
+        model: The detector.
+        refused: What is an error, too 'few' classes in a head or too 'many'. The
+            other is a warning: both can be tested.
 
     Raises:
-        ValueError: If a head has fewer or more.
+        ValueError: If a head has fewer or more, and that is refused.
     """
     for base in base_datasets(dataset):
         classes = base.metainfo.get('classes') or ()
@@ -87,21 +98,24 @@ def check_num_classes(dataset: Dataset, model: nn.Module) -> None:
             if (
                 not isinstance(number, int)
                 or 'rpn_head' in name
-                or type(head).__name__ == 'FusedSemanticHead'
+                or isinstance(head, (RPNHead, GARPNHead, FusedSemanticHead))
                 or number in (len(classes), len(things))
                 or not any(kind.startswith(HEADS) for kind in kinds)
             ):
                 continue
             name = name.removeprefix('module.')
-            follows = 'is too few: objects of the last classes would be background'
+            kind, follows = 'few', 'objects of the last classes are background to it'
             if number > len(classes):
-                follows = 'is too many: detections of the others have no class'
-            raise ValueError(
+                kind, follows = 'many', 'its detections of the others have no class'
+            text = (
                 f'{base.ann_file}: the dataset has {len(classes)} classes '
                 f'({some(classes)}), and num_classes={number} of model.{name} '
-                f'{follows}. Set num_classes={len(things)} there, or the classes in '
-                'metainfo'
+                f'is too {kind}: {follows}. Set num_classes={len(things)} there, or '
+                'the classes in metainfo'
             )
+            if kind in refused:
+                raise ValueError(text)
+            warn(text)
 
 
 def check_same_classes(train: Dataset, val: Dataset) -> None:

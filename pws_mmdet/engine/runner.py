@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from mmdet.evaluation import CocoMetric
 from mmengine.device import get_device
 from mmengine.dist import is_distributed, master_only
 from mmengine.hooks import CheckpointHook, Hook
@@ -27,7 +28,7 @@ from ..layers import share_filters_of_heads
 from ..layers.reparam_conv import ReparamConv2d
 from .annotation_check import checked_annotations
 from .checkpoint_hook import WholeCheckpointHook, find_checkpoints, is_on_disk
-from .class_check import check_same_classes
+from .class_check import check_num_classes, check_same_classes
 from .composition_hook import CompositionHook
 from .data_check import check_data
 from .dataset_check import check_dataset
@@ -194,9 +195,15 @@ class PWSRunner(Runner):
 
     def _checked(self, loop: BaseLoop) -> BaseLoop:
         dataset = loop.dataloader.dataset
-        check_dataset(dataset, self.model)
         if isinstance(self._train_loop, BaseLoop):
+            check_dataset(dataset, self.model)
             check_same_classes(self._train_loop.dataloader.dataset, dataset)
+        else:
+            check_dataset(dataset)
+            # CocoMetric fails at labels of no class, after the whole test
+            metrics = getattr(loop.evaluator, 'metrics', ())
+            is_coco = any(isinstance(metric, CocoMetric) for metric in metrics)
+            check_num_classes(dataset, self.model, ['many'] if is_coco else [])
         check_truth(loop.evaluator)
         return loop
 
