@@ -37,6 +37,22 @@ class PWSAlphaInitHook(Hook):
     first layer would get 0.02, and the first step would change it by more than its
     size. With the bound, the next layers take the rest.
 
+    Outputs of variance 2 in every layer come with large gradients in a deep network,
+    and no norm layer shrinks the steps: clip gradients. Measured on YOLOX-tiny without
+    norm layers (74 PWS layers, 128 x 128, batches of 4 images of COCO, SGD):
+
+    * With normalized images, the gradient of the first step has a norm of 196 and 152
+      (two seeds). With BN it is 247. With alpha = 1 it is 0.7 and 0.9, because next to
+      nothing reaches the heads (outputs of their convolutions have standard deviations
+      down to 0.001), and the loss stays where it is.
+    * At a learning rate of 3e-4, one of the two seeds diverged within 25 steps, and
+      neither with gradients clipped at 35. At 1e-2 after 60 steps of warm-up, with
+      images that are not normalized, a training clipped at 35 diverged and one clipped
+      at 10 did not.
+    * To leave out the second convolutions of the residual blocks, too, changed little:
+      norms of 130 and 183, and the same seed diverged. So ``exclude`` names ResNet's
+      alone.
+
     Args:
         exclude: Regular expressions, searched in the names of the layers, of
             those to leave alone. The default is the authors' choice: in a

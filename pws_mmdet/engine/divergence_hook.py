@@ -20,7 +20,12 @@ from ..compat import is_compiling
 from ..convert.checkpoint import not_finite
 from ..layers.observer import Observer
 from .suspicious_data import describe_suspicious_data
-from .utils import base_learning_rate, training_context, unwrap_model
+from .utils import (
+    base_learning_rate,
+    optim_wrappers,
+    training_context,
+    unwrap_model,
+)
 
 # A module with one of these is a head: it computes a loss from its outputs.
 LOSSES_OF_HEADS = ('loss_by_feat', 'loss_and_target')
@@ -178,7 +183,10 @@ class DivergenceHook(Hook):
         else:
             model = unwrap_model(runner.model)
             advice = [self._name_layer(runner) if layer is None else layer]
-            advice.append(advise(model, base_learning_rate(runner)))
+            ways = advise(model, base_learning_rate(runner))
+            if not any(w.clip_grad_kwargs for w in optim_wrappers(runner)):
+                ways += ' Or clip gradients: optim_wrapper.clip_grad.max_norm=10.'
+            advice.append(ways)
         checkpoint = runner.message_hub.get_info('last_ckpt', None)
         if checkpoint:
             advice.append(f'The last good checkpoint is {checkpoint}.')

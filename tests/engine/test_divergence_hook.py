@@ -115,9 +115,12 @@ def test_names_the_first_layer_that_exploded(make_runner):
     assert layer.startswith('The output of b is the first to explode: its variance is')
     assert 'in the first step' in layer
     assert 'Try' in ways and 'gamma=0.001' in ways
+    assert ways.endswith('Or clip gradients: optim_wrapper.clip_grad.max_norm=10.')
+    clipped = dict(optimizer=dict(type='SGD', lr=0.01), clip_grad=dict(max_norm=35))
     with pytest.raises(DivergenceError) as error:
-        train(make_runner, 1, 1, model=Grows(1))
+        train(make_runner, 1, 1, model=Grows(1), optim_wrapper=clipped)
     assert 'The output of b' in str(error.value)
+    assert 'clip' not in str(error.value)
     assert 'in the first step' not in str(error.value)
 
 
