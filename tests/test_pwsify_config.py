@@ -35,6 +35,7 @@ def test_a_config_that_inherits(program, tmp_path, capsys):
     assert cfg.train_dataloader == base.train_dataloader
     assert cfg.optim_wrapper.paramwise_cfg.custom_keys == {'.alpha': dict(decay_mult=0)}
     assert cfg.optim_wrapper.paramwise_cfg.bias_lr_mult == 2  # the base's
+    assert cfg.optim_wrapper.clip_grad == base.optim_wrapper.clip_grad
     assert cfg.custom_hooks == program.HOOKS
     backbone = cfg.model.backbone
     assert backbone.type == 'PWSResNet' and not backbone.pre_activation
@@ -153,8 +154,9 @@ def test_a_part_whose_conv_cfg_is_none_in_the_base(program, tmp_path):
         'paramwise_cfg=None)\n'
     )
     program.pwsify(str(base), str(tmp_path / 'none.py'))
-    keys = Config.fromfile(tmp_path / 'none.py').optim_wrapper.paramwise_cfg.custom_keys
-    assert list(keys) == ['.alpha']
+    optim_wrapper = Config.fromfile(tmp_path / 'none.py').optim_wrapper
+    assert list(optim_wrapper.paramwise_cfg.custom_keys) == ['.alpha']
+    assert optim_wrapper.clip_grad == dict(max_norm=10, norm_type=2)
 
 
 def test_parts_in_lists(program, tmp_path):

@@ -29,9 +29,11 @@ from pws_mmdet.files import write_whole
 CONV_CFG = dict(type='PWS', gamma=1e-4)  # the paper's for ResNet
 HEAD_CONV_CFG = dict(type='PWS', gamma=0.1, relative_gamma=True)  # its authors'
 HOOKS = [dict(type='PWSAlphaInitHook')]
+CLIP_GRAD = dict(max_norm=10, norm_type=2)  # PWSAlphaInitHook says why
 HEAD = (
     "# The norm-free variant. gamma is the paper's for ResNet in the backbone,\n"
-    "# and that of its authors' code elsewhere.\n"
+    "# and that of its authors' code elsewhere. Gradients are clipped because no norm\n"
+    '# layer keeps the steps small.\n'
 )
 
 
@@ -104,7 +106,9 @@ def describe(cfg: Config, model: dict, alphas: Iterable[str]) -> str:
         ),
         runner_type='PWSRunner',
         model=changes_of(cfg.model, model),
-        optim_wrapper=changes_of(old, new),
+        optim_wrapper=changes_of(
+            old, {**new, 'clip_grad': old.get('clip_grad') or dict(CLIP_GRAD)}
+        ),
         custom_hooks=[*cfg.get('custom_hooks', []), *HOOKS],
     )
     return Config(entries).pretty_text
