@@ -9,13 +9,13 @@ import logging
 import math
 import re
 import reprlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from numbers import Real
 from typing import Any
 
 import mmdet.evaluation.metrics.coco_metric as coco_metric
 import numpy as np
-from mmdet.datasets import CocoDataset
+from mmdet.datasets import CocoDataset, XMLDataset
 from mmdet.datasets.api_wrappers import COCO
 from mmengine.logging import print_log
 
@@ -61,16 +61,35 @@ class CheckedCOCO(COCO):
 @contextlib.contextmanager
 def checked_annotations() -> Iterator[None]:
     """Datasets and metrics that are built meanwhile check the files they read."""
-    stock = coco_metric.COCO, CocoDataset.load_data_list
+    places = {
+        (coco_metric, 'COCO'): lambda stock: CheckedCOCO,
+        (CocoDataset, 'load_data_list'): _checked,
+        (XMLDataset, 'parse_data_info'): _naming_its_file,
+    }
+    stock = {place: getattr(*place) for place in places}
     try:
-        coco_metric.COCO = CheckedCOCO
-        CocoDataset.load_data_list = _checked(stock[1])
+        for place, checked in places.items():
+            setattr(*place, checked(stock[place]))
         yield
     finally:
-        coco_metric.COCO, CocoDataset.load_data_list = stock
+        for place, value in stock.items():
+            setattr(*place, value)
 
 
-def _checked(load_data_list):
+def _naming_its_file(parse_data_info: Callable) -> Callable:
+    def parse(self: XMLDataset, img_info: dict) -> dict:
+        try:
+            return parse_data_info(self, img_info)
+        except Exception as e:  # of whatever kind: XML, a missing tag, the image
+            raise ValueError(
+                f'{img_info["xml_path"]} cannot be used as annotations of '
+                f'{img_info["file_name"]}: {type(e).__name__}: {e}'
+            ) from e
+
+    return parse
+
+
+def _checked(load_data_list: Callable) -> Callable:
     def load(self: CocoDataset) -> list[dict]:
         files = []
 

@@ -38,6 +38,8 @@ CLASS_FOLDERS = ('CustomDataset', 'ImageNet')
 # What its CIFAR10 downloads if it is missing: the folder of its files, the archive
 CIFAR10 = 'cifar-10-batches-py'
 CIFAR10_URL = 'https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz'
+# In a file of COCO, and in a list with one image a line
+ABSOLUTE_NAME = re.compile(rb'("file_name"\s*:\s*"|^)(/|[A-Za-z]:[/\\]|\w+://)', re.M)
 # By a pattern of a missing path: how to get what lies in its root
 WAYS = {
     r'(?P<root>.*\bdigits_imagefolder)/': (
@@ -162,8 +164,9 @@ def _missing_of_dataset(cfg: Mapping | None, option: str) -> Iterator[tuple[str,
             yield from _missing_cifar10(cfg, option)
     if not (inspect.isclass(cls) and issubclass(cls, (CocoDataset, XMLDataset))):
         return
-    pipeline = [part for part in cfg.get('pipeline') or [] if isinstance(part, Mapping)]
-    if any(part.get('backend_args') for part in (cfg, *pipeline)):
+    pipeline = cfg.get('pipeline') or []
+    options = [part for part in (cfg, *pipeline) if isinstance(part, Mapping)]
+    if any(part.get('backend_args') for part in options):
         return
     if not is_of_host(cls.load_data_list):  # what it reads, only its author knows
         return
@@ -202,22 +205,24 @@ def _missing_of_voc(
             yield missing, f'{option}.{name}'
 
 
-def _reads_images(pipeline: Sequence[Mapping]) -> bool:
+def _reads_images(pipeline: Sequence) -> bool:
     """Whether it is known that image files are read, before a user's own transform."""
     for part in pipeline:
-        kind = part.get('type')
+        kind = part.get('type') if isinstance(part, Mapping) else type(part)
         cls = TRANSFORMS.get(kind) if isinstance(kind, str) else kind
         if not inspect.isclass(cls) or not is_of_host(cls):
             return False
-        if cls.transform is LoadImageFromFile.transform:
+        if getattr(cls, 'transform', None) is LoadImageFromFile.transform:
             return True
     return not pipeline
 
 
-def _reads_maps(pipeline: Sequence[Mapping]) -> bool:
-    kinds = [part.get('type') for part in pipeline]
-    return any(part.get('with_seg') for part in pipeline) or any(
-        kind in ('LoadPanopticAnnotations', LoadPanopticAnnotations) for kind in kinds
+def _reads_maps(pipeline: Sequence) -> bool:
+    parts = [part for part in pipeline if isinstance(part, Mapping)]
+    return any(
+        part.get('with_seg')
+        or part.get('type') in ('LoadPanopticAnnotations', LoadPanopticAnnotations)
+        for part in parts
     )
 
 
@@ -227,7 +232,7 @@ def _has_absolute_names(ann_file: str) -> bool:
         return False
     with open(ann_file, 'rb') as file:
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as text:
-            return bool(re.search(rb'"file_name"\s*:\s*"(/|[A-Za-z]:|\w+://)', text))
+            return bool(re.search(ABSOLUTE_NAME, text))
 
 
 def _missing_classes(cfg: Mapping, option: str) -> Iterator[tuple[str, str]]:
@@ -244,9 +249,11 @@ def _missing_classes(cfg: Mapping, option: str) -> Iterator[tuple[str, str]]:
         ann_file = osp.expanduser(osp.join(root, ann_file))
         if not _is_there(ann_file):
             yield ann_file, f'{option}.ann_file'
+    reads_images = _reads_images(cfg.get('pipeline') or [])
+    reads_images = reads_images and not (ann_file and _has_absolute_names(ann_file))
     has_list = ann_file or (split and osp.isfile(osp.join(root, f'meta/{split}.txt')))
     if has_list or not cfg.get('with_label', True):
-        if not osp.isdir(folder):
+        if reads_images and not osp.isdir(folder):
             yield osp.join(folder, ''), f'{option}.{key}'
     elif not (osp.isdir(folder) and any(e.is_dir() for e in os.scandir(folder))):
         yield osp.join(folder, 'CLASS', ''), f'{option}.{key}'

@@ -8,6 +8,7 @@ import os.path as osp
 import time
 from collections import defaultdict
 from collections.abc import Iterator
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -48,7 +49,7 @@ NO_MASK = (
 )
 OTHER_SIZE = (
     'Of {number} of the images that were looked at, the size is not that of the '
-    'annotations: {first}. Boxes are then in the wrong places.'
+    'annotations: {first}. See whether their boxes fit the images as they are read.'
 )
 
 
@@ -116,7 +117,7 @@ def _loader_of(base: BaseDetDataset) -> LoadImageFromFile | None | bool:
     if getattr(base, 'backend_args', None):
         return False
     for part in transforms:
-        if type(part).transform is LoadImageFromFile.transform:
+        if getattr(type(part), 'transform', None) is LoadImageFromFile.transform:
             remote = part.backend_args or part.file_client_args
             return False if remote else part
         if not is_of_host(type(part)):
@@ -173,7 +174,8 @@ def _compare_sizes(base: BaseDetDataset, loader: LoadImageFromFile) -> None:
 
 
 def _size_of(record: dict) -> tuple | None:
-    return (record['width'], record['height']) if 'width' in record else None
+    has_size = {'width', 'height'} <= set(record)
+    return (record['width'], record['height']) if has_size else None
 
 
 def check_objects(dataset: Dataset) -> None:
@@ -195,7 +197,8 @@ def check_objects(dataset: Dataset) -> None:
                 if masks:
                     _check_mask(base, record, instance, masks[0].poly2mask, odd)
                 box = instance.get('bbox')
-                if not isinstance(box, list) or len(box) != 4:
+                is_box = isinstance(box, list) and len(box) == 4
+                if not is_box or not all(isinstance(v, Real) for v in box):
                     continue
                 if any(isinstance(v, int) and abs(v) > 1e38 for v in box):
                     raise ValueError(

@@ -431,6 +431,42 @@ def test_maps_are_looked_for_where_they_are_read(coco):
     assert f'data/coco/maps/  {option}' in message_of(check_data, cfg)
 
 
+@pytest.mark.parametrize(
+    'old, new, reason',
+    [
+        ('<annotation>', '', 'ParseError'),
+        ('<xmin>31</xmin>', '', 'AttributeError'),
+        ('<xmin>31</xmin>', '<xmin>none</xmin>', "ValueError.*'none'"),
+    ],
+)
+def test_annotations_of_voc_that_cannot_be_read_are_named(voc, old, new, reason):
+    path = voc / 'VOC2007/Annotations/000002.xml'
+    path.write_text(path.read_text().replace(old, new))
+    with pytest.raises(ValueError, match=rf'000002\.xml cannot be used .*{reason}'):
+        runner_of(slim(load(VOC_CONFIG)), voc).train()
+
+
+def test_an_empty_image_of_voc_without_a_size_is_named(voc):
+    path = voc / 'VOC2007/Annotations/000002.xml'
+    path.write_text(re.sub('<size>.*</size>', '', path.read_text()))
+    (voc / 'VOC2007/JPEGImages/000002.jpg').write_bytes(b'')
+    with pytest.raises(ValueError, match=r'000002\.xml cannot .*000002\.jpg.*error'):
+        runner_of(slim(load(VOC_CONFIG)), voc).train()
+
+
+def test_transforms_that_are_no_classes(coco):
+    cfg = load(COCO_CONFIG)
+    dataset = cfg.train_dataloader.dataset
+    dataset.update(metainfo=load(DIGITS_CONFIG).metainfo)
+    dataset.pipeline.insert(1, lambda results: results)
+    check_data(cfg)
+    check_dataset(DATASETS.build(dataset))
+    dataset.pipeline.insert(0, dataset.pipeline.pop(1))  # it may read the images
+    shutil.rmtree(coco / 'train2017')
+    check_data(cfg)
+    check_dataset(DATASETS.build(dataset))
+
+
 def test_boxes_without_area_are_named(voc, messages):
     path = voc / 'VOC2007/Annotations/000002.xml'
     path.write_text(path.read_text().replace('<xmax>70', '<xmax>31'))
