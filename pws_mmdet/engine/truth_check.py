@@ -74,11 +74,13 @@ def _check_truth(metric: CocoMetric, truth: CheckedCOCO) -> None:
             ) from None
     if metric.classwise:
         for category in of_classes:
-            if type(category['id']) is not int:
+            try:
+                truth.loadCats(category['id'])[0]['name']  # as it makes its table
+            except (KeyError, TypeError):
                 raise _Unfit(
                     f'{name} with classwise=True needs category ids that are integers, '
                     f'got {category["id"]!r}'
-                )
+                ) from None
     metrics = set(metric.metrics)
     used = {c['id'] for c in of_classes}
     if metrics & {'proposal', 'proposal_fast'}:
