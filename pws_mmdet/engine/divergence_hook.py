@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from mmengine.dist import all_reduce
+from mmengine.dist import all_gather_object, all_reduce
 from mmengine.hooks import CheckpointHook, Hook
 from mmengine.logging import print_log
 from mmengine.registry import HOOKS
@@ -151,7 +151,7 @@ class DivergenceHook(Hook):
             f'the outputs of {name} are not finite, and the step ended with '
             f'{type(error).__name__}: {text[0] if text else ""}'
         )
-        self._stop(runner, runner.iter + 1, reason, layer)
+        self._stop(runner, runner.iter + 1, reason, self._suspicious(runner), layer)
 
     def check_loss(self, runner: Runner, loss: Tensor, parts: dict) -> None:
         if not _in_any_process(~torch.isfinite(loss.detach()).all()):
@@ -160,7 +160,7 @@ class DivergenceHook(Hook):
         bad = {k: v for k, v in parts.items() if not torch.isfinite(v).all()}
         reason = ', '.join(f'{k} is {v.mean().item()}' for k, v in bad.items())
         reason = reason or 'the loss of another process is not finite'
-        self._stop(runner, runner.iter + 1, reason)
+        self._stop_all(runner, runner.iter + 1, reason)
 
     def _check_weights(self, runner: Runner, iteration: int) -> None:
         state = unwrap_model(runner.model).state_dict()
@@ -171,13 +171,25 @@ class DivergenceHook(Hook):
         if _in_any_process(torch.tensor(bool(bad))):
             few = ', '.join(bad[:3]) + (f' and {len(bad) - 3} more' * (len(bad) > 3))
             reason = f'weights are not finite, {few or "in another process"}'
-            self._stop(runner, iteration, reason)
+            self._stop_all(runner, iteration, reason)
+
+    def _stop_all(self, runner: Runner, iteration: int, reason: str) -> None:
+        # The bad images may be in the batch of one process alone.
+        images = filter(None, all_gather_object(self._suspicious(runner)))
+        self._stop(runner, iteration, reason, ' '.join(images))
+
+    def _suspicious(self, runner: Runner) -> str:
+        dataset = getattr(getattr(runner, 'train_dataloader', None), 'dataset', None)
+        return describe_suspicious_data(self.batch, dataset)
 
     def _stop(
-        self, runner: Runner, iteration: int, reason: str, layer: str | None = None
+        self,
+        runner: Runner,
+        iteration: int,
+        reason: str,
+        images: str,
+        layer: str | None = None,
     ) -> None:
-        dataset = getattr(getattr(runner, 'train_dataloader', None), 'dataset', None)
-        images = describe_suspicious_data(self.batch, dataset)
         if images:
             advice = [images, 'Mend these images first: no learning rate helps there.']
         else:

@@ -175,7 +175,7 @@ def test_a_model_with_a_training_step_of_its_own(make_runner):
         train(make_runner, 8, 1, model=OwnStep(8, float('nan')))
 
 
-def worker(rank, path):
+def worker(rank, path, with_box):
     torch.manual_seed(0)
     bad_step = 3 if rank else 100
     model = MMDistributedDataParallel(Net(bad_step, float('nan')))
@@ -187,22 +187,33 @@ def worker(rank, path):
         hooks=[],
         message_hub=MessageHub('t'),
     )
+    samples = []
+    if rank and with_box:
+        sample = DetDataSample(
+            metainfo=dict(img_path='odd.jpg'),
+            gt_instances=InstanceData(bboxes=torch.ones(1, 4)),
+        )
+        samples.append(sample)
     hook = DivergenceHook(1)
     hook.before_train(runner)
     with pytest.raises(DivergenceError, match='iteration 3: ') as error:
         while runner.iter < 5:
             batch = dict(x=torch.ones(2, 2))
-            hook.before_train_iter(runner, runner.iter, batch)
+            hook.before_train_iter(runner, runner.iter, samples or batch)
             outputs = model.train_step(batch, wrapper)
             hook.after_train_iter(runner, runner.iter, batch, outputs)
             runner.iter += 1
     Path(path, str(rank)).write_text(str(error.value))
 
 
-def test_all_processes_stop_together(tmp_path):
-    run_on_two_processes(worker, str(tmp_path))
-    assert 'the loss of another process' in (tmp_path / '0').read_text()
-    assert 'loss_b is nan' in (tmp_path / '1').read_text()
+@pytest.mark.parametrize('with_box', [False, True])
+def test_all_processes_stop_together(tmp_path, with_box):
+    run_on_two_processes(worker, str(tmp_path), with_box)
+    first, second = ((tmp_path / str(rank)).read_text() for rank in range(2))
+    assert 'the loss of another process' in first
+    assert 'loss_b is nan' in second
+    for text in (first, second):
+        assert ('odd.jpg has a box without area' in text) == with_box
 
 
 def test_leaves_nothing_in_the_model(make_runner):
