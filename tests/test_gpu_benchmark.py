@@ -145,3 +145,9 @@ REGISTER_DEVICE_IMPL(knn_forward_impl, CUDA,
     kept = [line for line in code.splitlines() if not {'knn', 'KNN'} & {*line.split()}]
     for line in kept[:6]:
         assert line in made
+
+
+def test_published_tables_are_those_of_the_measurements(program, root):
+    report = json.loads((root / 'docs/benchmarks/gpu/h200.json').read_text())
+    page = (root / 'docs/benchmarks-gpu.md').read_text()
+    assert page.endswith(f'## Tables\n\n{program.to_markdown(report)}')
