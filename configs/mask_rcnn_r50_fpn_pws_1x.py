@@ -20,5 +20,5 @@ model = dict(
     roi_head=dict(mask_head=dict(conv_cfg=head_conv_cfg)),
 )
 
-optim_wrapper = dict(paramwise_cfg=dict(custom_keys={'.alpha': dict(decay_mult=0.0)}))
+optim_wrapper = dict(constructor='PWSOptimWrapperConstructor')
 custom_hooks = [dict(type='PWSAlphaInitHook')]

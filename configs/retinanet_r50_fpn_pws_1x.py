@@ -24,6 +24,6 @@ model = dict(
     bbox_head=dict(conv_cfg=head_conv_cfg),
 )
 
-optim_wrapper = dict(paramwise_cfg=dict(custom_keys={'.alpha': dict(decay_mult=0.0)}))
+optim_wrapper = dict(constructor='PWSOptimWrapperConstructor')
 default_hooks = dict(sampler_seed=dict(type='EpochSeedHook'))
 custom_hooks = [dict(type='PWSAlphaInitHook')]

@@ -9,4 +9,4 @@ model = dict(
     bbox_head=dict(conv_cfg=conv_cfg),
 )
 
-optim_wrapper = dict(paramwise_cfg=dict(custom_keys={'.alpha': dict(decay_mult=0.0)}))
+optim_wrapper = dict(constructor='PWSOptimWrapperConstructor')

@@ -13,7 +13,6 @@ from pws_mmdet.analysis.composition import NORM
 from pws_mmdet.convert.norm_free_config import (
     changes_of,
     norm_free_model,
-    undecayed,
 )
 
 FCOS = 'mmdet::fcos/fcos_r50-caffe_fpn_gn-head_1x_coco.py'
@@ -33,7 +32,7 @@ def test_a_config_that_inherits(program, tmp_path, capsys):
     base = Config.fromstring(f'_base_ = {FCOS!r}', '.py')
     assert cfg.custom_imports.imports == ['pws_mmdet']
     assert cfg.train_dataloader == base.train_dataloader
-    assert cfg.optim_wrapper.paramwise_cfg.custom_keys == {'.alpha': dict(decay_mult=0)}
+    assert cfg.optim_wrapper.constructor == 'PWSOptimWrapperConstructor'
     assert cfg.optim_wrapper.paramwise_cfg.bias_lr_mult == 2  # the base's
     assert cfg.optim_wrapper.clip_grad == base.optim_wrapper.clip_grad
     assert cfg.custom_hooks == program.HOOKS
@@ -104,7 +103,6 @@ def test_pretrained_weights_are_converted_in_every_backbone(program, tmp_path):
     ],
 )
 def test_no_alpha_is_decayed_whatever_keys_the_config_has(program, tmp_path, config):
-    """Of the keys that are in a name MMEngine takes the longest alone."""
     out = tmp_path / 'out.py'
     program.pwsify(config, out)
     cfg = Config.fromfile(out)
@@ -126,22 +124,6 @@ def test_no_alpha_is_decayed_whatever_keys_the_config_has(program, tmp_path, con
         assert by_id[id(conv.weight)]['weight_decay'] == decay
 
 
-def test_keys_that_the_alpha_of_a_layer_has_for_itself():
-    names = ['neck.a.alpha', 'backbone.b.alpha', 'head.c.alpha']
-    present = {
-        'neck': dict(lr_mult=0.1),
-        'backbone': dict(decay_mult=2.0),
-        'backbone.b': dict(lr_mult=0.2, decay_mult=3.0),
-        'none': dict(lr_mult=5.0),
-    }
-    assert undecayed(names, present) == {
-        '.alpha': dict(decay_mult=0.0),
-        'neck.a.alpha': dict(lr_mult=0.1, decay_mult=0.0),
-        'backbone.b.alpha': dict(lr_mult=0.2, decay_mult=0.0),
-    }
-    assert list(undecayed(names, {})) == ['.alpha']
-
-
 def test_a_part_whose_conv_cfg_is_none_in_the_base(program, tmp_path):
     out = tmp_path / 'out.py'
     program.pwsify('mmdet::panoptic_fpn/panoptic-fpn_r50_fpn_1x_coco.py', out)
@@ -155,8 +137,9 @@ def test_a_part_whose_conv_cfg_is_none_in_the_base(program, tmp_path):
     )
     program.pwsify(str(base), str(tmp_path / 'none.py'))
     optim_wrapper = Config.fromfile(tmp_path / 'none.py').optim_wrapper
-    assert list(optim_wrapper.paramwise_cfg.custom_keys) == ['.alpha']
     assert optim_wrapper.clip_grad == dict(max_norm=10, norm_type=2)
+    assert optim_wrapper.constructor == 'PWSOptimWrapperConstructor'
+    assert optim_wrapper.paramwise_cfg is None
 
 
 def test_parts_in_lists(program, tmp_path):

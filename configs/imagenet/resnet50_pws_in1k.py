@@ -10,5 +10,5 @@ model = dict(
     )
 )
 
-optim_wrapper = dict(paramwise_cfg=dict(custom_keys={'.alpha': dict(decay_mult=0.0)}))
+optim_wrapper = dict(constructor='PWSOptimWrapperConstructor')
 custom_hooks = [dict(type='PWSAlphaInitHook')]

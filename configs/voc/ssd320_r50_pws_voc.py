@@ -8,6 +8,6 @@ model = dict(
     bbox_head=dict(conv_cfg=conv_cfg),
 )
 
-optim_wrapper = dict(paramwise_cfg=dict(custom_keys={'.alpha': dict(decay_mult=0.0)}))
+optim_wrapper = dict(constructor='PWSOptimWrapperConstructor')
 # the variance adds up along the identity paths: let each branch start at one of 2
 custom_hooks = [dict(type='PWSAlphaInitHook')]

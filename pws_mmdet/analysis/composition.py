@@ -29,6 +29,7 @@ NORM = 'layers that normalize'
 REST = 'the rest'
 KINDS = (PWS, REPARAMETRIZED, PLAIN, LINEAR, NORM, REST)
 TOTAL = 'total'
+NO_DECAY = "optim_wrapper = dict(constructor='PWSOptimWrapperConstructor')"
 
 
 @dataclass(frozen=True)
@@ -410,7 +411,8 @@ def _describe_pws(
     if decayed:
         yield (
             f'Weight decay pulls {len(decayed)} of {len(alphas)} alphas towards 0, '
-            f'unlike in the paper: {_by_parts(decayed, alphas)}'
+            f'unlike in the paper: {_by_parts(decayed, alphas)}. {NO_DECAY} switches '
+            'it off'
         )
     backbone = [name for name in modules if name.split('.')[0] == 'backbone']
     plain = [name for name in backbone if _kind(modules[name]) == PLAIN]

@@ -2,7 +2,7 @@
 
 import copy
 import inspect
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from mmdet.registry import MODELS
@@ -10,7 +10,6 @@ from mmengine.config import ConfigDict
 
 from ..config import type_name
 
-ALPHA = '.alpha'
 NO_NORM = dict(type='NoNorm')
 RESNETS = ('ResNet', 'ResNeXt')
 # They read the weight of a convolution and do not call it
@@ -60,27 +59,6 @@ def changes_of(old: Any, new: Any) -> dict:
         elif inner := changes_of(before, value):
             changes[key] = inner
     return changes
-
-
-def undecayed(alphas: Iterable[str], custom_keys: Mapping[str, dict]) -> dict:
-    """Keys for ``paramwise_cfg.custom_keys`` that keep decay from every alpha.
-
-    Of the keys that a parameter's name contains MMEngine takes the longest alone: one
-    such as 'backbone' beats '.alpha', and '.alpha' the multipliers of one such as
-    'neck'. Where a config has such keys, an alpha has its whole name for a key.
-
-    Args:
-        alphas: Names of the parameters.
-        custom_keys: Those that the config has.
-    """
-    keys = {ALPHA: dict(decay_mult=0.0)}
-    # in the order of MMEngine
-    present = sorted(sorted(custom_keys), key=len, reverse=True)
-    for name in alphas:
-        found = next((key for key in present if key in name), None)
-        if found not in (None, ALPHA):
-            keys[name] = {**custom_keys[found], 'decay_mult': 0.0}
-    return keys
 
 
 def _parts(cfg: Any, name: str = '') -> Iterator[tuple[str, dict]]:

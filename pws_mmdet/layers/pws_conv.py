@@ -1,5 +1,4 @@
 import sys
-import weakref
 
 from mmengine.registry import MODELS
 from torch import Tensor, fx, nn
@@ -26,8 +25,8 @@ class PWSConv2d(ReparamConv2d):
     outlives it, so that parameters may be changed in any way at any time.
 
     The parameters start as in the paper: W He normal (fan_in), alpha 1, beta 0.
-    alpha should not be decayed: ``paramwise_cfg=dict(custom_keys={'.alpha':
-    dict(decay_mult=0.)})``.
+    alpha should not be decayed: ``optim_wrapper =
+    dict(constructor='PWSOptimWrapperConstructor')``.
 
     Args:
         in_channels, out_channels, kernel_size, stride, padding, dilation,
@@ -54,9 +53,6 @@ class PWSConv2d(ReparamConv2d):
 
     Source: equation (12); "Parameter gamma"; Tables 1 and 2.
     """
-
-    # So that a check of optimizers finds the alphas among their parameters.
-    instances: 'weakref.WeakSet[PWSConv2d]' = weakref.WeakSet()
 
     def __init__(
         self,
@@ -96,7 +92,6 @@ class PWSConv2d(ReparamConv2d):
         else:
             size = 1 if per_layer else self.out_channels
             self.alpha = nn.Parameter(self.weight.new_ones(size))
-        self.instances.add(self)
 
     def reset_parameters(self) -> None:
         """W He normal (fan_in), alpha 1, beta 0."""
@@ -120,11 +115,6 @@ class PWSConv2d(ReparamConv2d):
             if alpha.numel() == self.alpha.numel():
                 state_dict[prefix + 'alpha'] = alpha.reshape(self.alpha.shape)
         super()._load_from_state_dict(state_dict, prefix, *args)
-
-    def __setstate__(self, state) -> None:
-        # deepcopy and pickle come through here, not through __init__
-        super().__setstate__(state)
-        self.instances.add(self)
 
     def extra_options(self) -> str:
         options = f', gamma={self.gamma:g}'

@@ -18,7 +18,7 @@ from pws_mmdet import (
     WNConv2d,
 )
 from pws_mmdet.analysis import describe_model
-from pws_mmdet.analysis.composition import KINDS, find_picture_size
+from pws_mmdet.analysis.composition import KINDS, NO_DECAY, find_picture_size
 
 PWS, REPARAMETRIZED, PLAIN, LINEAR, NORM, REST = KINDS
 
@@ -280,7 +280,7 @@ def test_decayed_alphas(wrap):
     assert (composition.alphas, composition.trained_alphas) == (9, 5)
     assert (
         'Weight decay pulls 1 of 3 alphas towards 0, unlike in the paper: '
-        'backbone.2.alpha'
+        f'backbone.2.alpha. {NO_DECAY} switches it off'
     ) in composition.findings
 
 
@@ -298,7 +298,8 @@ def test_all_decayed_alphas_are_named():
     findings = describe_model(net, optimizer=optimizer).findings
     assert (
         'Weight decay pulls 9 of 10 alphas towards 0, unlike in the paper: all 5 of '
-        'backbone, head.1.alpha, head.2.alpha, head.3.alpha, head.4.alpha'
+        'backbone, head.1.alpha, head.2.alpha, head.3.alpha, head.4.alpha. '
+        f'{NO_DECAY} switches it off'
     ) in findings
 
 

@@ -9,6 +9,7 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from pws_mmdet import PWSConv2d
+from pws_mmdet.analysis.composition import NO_DECAY
 from pws_mmdet.engine.composition_hook import CompositionHook
 
 SIZE = Config(dict(test_dataloader=dict(type='Resize', scale=(6, 5))))
@@ -83,7 +84,17 @@ def test_logs_once_before_the_first_step(train):
     assert 'PWS convolutions' in text
     assert '1 of 2 layers normalize outputs: bn' in text
     assert 'eval mode' in text  # which only train() of the model sets
-    assert 'towards 0, unlike in the paper: conv.alpha' in text
+    assert 'towards 0, unlike in the paper: conv.alpha. ' + NO_DECAY in text
+
+
+def test_what_it_says_of_decayed_alphas_helps(train):
+    scope = {}
+    exec(NO_DECAY, scope)
+    optimizer = dict(type='SGD', lr=0.1, weight_decay=1e-4)
+    optim_wrapper = dict(optimizer=optimizer, **scope['optim_wrapper'])
+    hook = dict(type='CompositionHook')
+    [(_, text)], _ = train(Net(), hook, optim_wrapper=optim_wrapper)
+    assert 'none decayed' in text and 'towards 0' not in text
 
 
 def test_counts_multiply_adds_unless_told_not_to(train, log):

@@ -7,7 +7,6 @@ so that it is trained and tested like any other.
 
 import argparse
 import os
-from collections.abc import Iterable
 from pathlib import Path
 
 from mmengine.config import Config
@@ -19,11 +18,7 @@ from pws_mmdet.analysis.composition import NORM, PWS
 from pws_mmdet.config import describe as describe_error
 from pws_mmdet.config import read_config, without_pretrained
 from pws_mmdet.convert.checkpoint import check_out
-from pws_mmdet.convert.norm_free_config import (
-    changes_of,
-    norm_free_model,
-    undecayed,
-)
+from pws_mmdet.convert.norm_free_config import changes_of, norm_free_model
 from pws_mmdet.files import write_whole
 
 CONV_CFG = dict(type='PWS', gamma=1e-4)  # the paper's for ResNet
@@ -65,10 +60,7 @@ def pwsify(config: str, out: str) -> None:
             f'{config}: no part of the model takes PWS convolutions. '
             + ' '.join(f'{line}.' for line in kept)
         )
-    alphas = [
-        f'{layer.name}.alpha' for layer in composition.layers if layer.kind == PWS
-    ]
-    text = describe(cfg, model, alphas)
+    text = describe(cfg, model)
     absolute = base if '::' in base else str(Path(config).expanduser().absolute())
     try:
         Config.fromstring(f'_base_ = {absolute!r}\n{text}', '.py')
@@ -89,16 +81,14 @@ def pwsify(config: str, out: str) -> None:
     )
 
 
-def describe(cfg: Config, model: dict, alphas: Iterable[str]) -> str:
+def describe(cfg: Config, model: dict) -> str:
     """What the new config says besides its base."""
     imports = cfg.get('custom_imports', {}).get('imports', [])
     imports = [imports] if isinstance(imports, str) else list(imports)
     old = cfg.get('optim_wrapper')
     old = old if isinstance(old, dict) else {}
-    paramwise = old.get('paramwise_cfg') or {}
-    keys = paramwise.get('custom_keys') or {}
-    keys = {**keys, **undecayed(alphas, keys)}
-    new = {**old, 'paramwise_cfg': {**paramwise, 'custom_keys': keys}}
+    # A constructor of its own stays. The model summary says what it does to alpha.
+    new = {'constructor': 'PWSOptimWrapperConstructor', **old}
     entries = dict(
         custom_imports=dict(
             imports=list(dict.fromkeys([*imports, 'pws_mmdet'])),
