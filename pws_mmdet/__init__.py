@@ -2,13 +2,13 @@
 
 from .compat import (
     allow_broken_torchvision,
-    allow_mmengine_checkpoints,
     check_versions,
+    load_more_checkpoints,
 )
 from .version import __version__
 
 check_versions()
-allow_mmengine_checkpoints()
+load_more_checkpoints()
 allow_broken_torchvision()
 
 # Importing registers the types with MMEngine, and needs the checks before it.
@@ -16,11 +16,12 @@ from .analysis import describe_model, suggest_gamma  # noqa: E402
 from .convert import (  # noqa: E402
     PWSPretrainedInit,
     convert_to_pws,
-    fold_into_plain_convolutions,
     fuse_pws,
+    patch_fuse_conv_bn,
 )
 from .engine import (  # noqa: E402
     CompositionHook,
+    DataCheckHook,
     DivergenceError,
     DivergenceHook,
     EpochSeedHook,
@@ -28,6 +29,7 @@ from .engine import (  # noqa: E402
     PWSAlphaInitHook,
     PWSOptimWrapperConstructor,
     PWSRunner,
+    ShareFiltersHook,
     VarianceMonitorHook,
     WholeCheckpointHook,
 )
@@ -50,11 +52,10 @@ from .models import (  # noqa: E402
     PWSSSDHead,
 )
 
-fold_into_plain_convolutions()
-
 __all__ = [
     'CompositionHook',
     'ConvPoolCNN',
+    'DataCheckHook',
     'DivergenceError',
     'DivergenceHook',
     'AnySizeInstanceNorm2d',
@@ -71,6 +72,7 @@ __all__ = [
     'PWSRunner',
     'PWSSSDHead',
     'PWSVGG',
+    'ShareFiltersHook',
     'SwitchableNorm2d',
     'VarianceMonitorHook',
     'WholeCheckpointHook',
@@ -79,6 +81,7 @@ __all__ = [
     'convert_to_pws',
     'describe_model',
     'fuse_pws',
+    'patch_fuse_conv_bn',
     'share_filters',
     'shared_filters',
     'standardize_weight',

@@ -5,7 +5,6 @@ Version guards, safe checkpoints, and MMDetection's programs run in place.
 
 import codecs
 import difflib
-import functools
 import json
 import os
 import os.path as osp
@@ -16,8 +15,8 @@ import time
 import traceback
 import types
 import urllib.error
-import urllib.parse
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -38,6 +37,13 @@ INSTALL = (
 INSTALL_PRETRAIN = (
     f"pip install -e '.[pretrain]' torch=={torch.__version__.split('+')[0]}"
 )
+# MMEngine's functions that list the names of a scheme
+NAMES = {
+    'openmmlab://': 'get_external_models',
+    'open-mmlab://': 'get_external_models',
+    'mmcls://': 'get_mmcls_models',
+}
+_torch_load = torch.load  # safe_loading puts another in its place
 # torch.load(weights_only=True) takes what is allow-listed by name
 HAS_ALLOW_LIST = Version(torch.__version__).release >= (2, 6)
 
@@ -101,12 +107,18 @@ def check_versions() -> None:
         ) from e
 
 
-def _getattr_of_history_buffer(owner: Any, name: str) -> Any:
+def _getattr_of_mmengine(owner: Any, name: str) -> Any:
     # Stands in for builtins.getattr: MMEngine pickles the statistics of a
-    # HistoryBuffer as getattr(HistoryBuffer, 'mean'), and nothing else.
+    # HistoryBuffer as getattr(HistoryBuffer, 'mean'), OneCycleLR its curve, and
+    # nothing else.
     from mmengine.logging import HistoryBuffer
+    from mmengine.optim.scheduler.param_scheduler import OneCycleParamScheduler
 
-    if owner is HistoryBuffer and name in ('min', 'max', 'current', 'mean'):
+    names = {
+        HistoryBuffer: ('min', 'max', 'current', 'mean'),
+        OneCycleParamScheduler: ('_annealing_cos', '_annealing_linear'),
+    }
+    if any(owner is cls and name in names[cls] for cls in names):
         return getattr(owner, name)
     raise pickle.UnpicklingError(f'getattr({owner!r}, {name!r}) is not allowed')
 
@@ -114,13 +126,16 @@ def _getattr_of_history_buffer(owner: Any, name: str) -> Any:
 def _allowed_besides_tensors() -> dict[str, Any]:
     """What MMEngine's checkpoints hold, by the names in their pickles."""
     import numpy as np
+    from mmengine.config import ConfigDict
     from mmengine.logging import HistoryBuffer
+    from mmengine.optim.scheduler.param_scheduler import OneCycleParamScheduler
 
     numpy_core = np._core if Version(np.__version__).major >= 2 else np.core
-    classes = [HistoryBuffer, slice, np.ndarray, np.dtype]
-    classes += {type(np.dtype(t)) for t in (*np.typecodes['AllInteger'], *'efd?')}
+    classes = [HistoryBuffer, OneCycleParamScheduler, ConfigDict]
+    classes += [slice, np.ndarray, np.dtype]
+    classes += {type(np.dtype(t)) for t in (*np.typecodes['AllInteger'], *'efdFD?US')}
     allowed = {f'{c.__module__}.{c.__qualname__}': c for c in classes}
-    allowed['builtins.getattr'] = _getattr_of_history_buffer
+    allowed['builtins.getattr'] = _getattr_of_mmengine
     for core in ('numpy._core', 'numpy.core'):  # numpy 2, numpy 1
         for name in ('_reconstruct', 'scalar'):
             function = getattr(numpy_core.multiarray, name)
@@ -128,51 +143,102 @@ def _allowed_besides_tensors() -> dict[str, Any]:
     return allowed
 
 
-def allow_mmengine_checkpoints() -> None:
-    """Let MMEngine load its own checkpoints, and no other pickle.
+def load_more_checkpoints() -> None:
+    """Let MMEngine load its own checkpoints, and torchvision's weights, everywhere.
 
-    ``torch.load`` takes only weights by default since 2.6, and MMEngine's
-    checkpoints hold its log history besides. What these hold is allow-listed;
-    a file that holds anything else is refused with a message that names it. Weights
-    that are loaded must be of the kind of the network, too: see
-    :func:`pws_mmdet.convert.checkpoint.check_kind`.
+    Since 2.6 ``torch.load`` takes only weights by default, and MMEngine's checkpoints
+    hold its log history, too. ``torchvision://NAME`` needs no torchvision. What
+    MMEngine can load by itself, it still does: to refuse is for :func:`safe_loading`.
     """
     import mmengine.runner.checkpoint as mmengine_checkpoint
 
-    if HAS_ALLOW_LIST:
-        torch.serialization.add_safe_globals(
-            [(value, name) for name, value in _allowed_besides_tensors().items()]
-        )
     register = mmengine_checkpoint.CheckpointLoader.register_scheme
-    register(prefixes='', loader=load_local_checkpoint, force=True)
+    register(prefixes='', loader=load_from_local, force=True)
     register(
         prefixes=['modelzoo://', 'torchvision://'],
         loader=load_from_torchvision,
         force=True,
     )
-    for names, list_names in (
-        (('openmmlab://', 'open-mmlab://'), mmengine_checkpoint.get_external_models),
-        (('mmcls://',), mmengine_checkpoint.get_mmcls_models),
-    ):
-        loader = mmengine_checkpoint.CheckpointLoader._schemes[names[0]]
-        register(prefixes=names, loader=_named(loader, list_names), force=True)
-    mmengine_checkpoint.load_url = load_url
-    load = mmengine_checkpoint.load_state_dict
-    mmengine_checkpoint.load_state_dict = _of_the_right_kind(load)
 
 
-def _of_the_right_kind(load: Callable) -> Callable:
-    if hasattr(load, '__wrapped__'):  # it is already
-        return load
+def load_from_local(filename: str, map_location: Any = None) -> Any:
+    """MMEngine's loader of files, which also takes MMEngine's own records."""
+    import mmengine.runner.checkpoint as mmengine_checkpoint
 
-    @functools.wraps(load)
-    def load_state_dict(module: Any, state_dict: Any, *args, **kwargs) -> None:
-        from .convert.checkpoint import check_kind
+    if not osp.isfile(osp.expanduser(filename)):
+        raise FileNotFoundError(f'There is no checkpoint {filename}.')
+    try:
+        return mmengine_checkpoint.load_from_local(filename, map_location)
+    except pickle.UnpicklingError:
+        return load_local_checkpoint(filename, map_location)
 
-        check_kind(module, state_dict, as_start=True)
-        load(module, state_dict, *args, **kwargs)
 
-    return load_state_dict
+@contextmanager
+def safe_loading() -> Iterator[None]:
+    """Let MMEngine's CheckpointLoader load data alone, in this context.
+
+    A file that holds anything else than tensors and MMEngine's own records is refused,
+    wherever it comes from, and what cannot be found is said clearly.
+
+    Within it, ``CheckpointLoader.load_checkpoint`` raises:
+        ConnectionError: If a file cannot be downloaded.
+        ValueError: If there are no weights of that name.
+        Others as :func:`load_local_checkpoint`.
+    """
+    import mmengine.runner.checkpoint as mmengine_checkpoint
+
+    loader = mmengine_checkpoint.CheckpointLoader
+    original = vars(loader)['load_checkpoint']
+    load = loader.load_checkpoint
+
+    def load_checkpoint(filename: str, *args: Any, **kwargs: Any) -> Any:
+        # CheckpointLoader's loaders call torch.load, each in its way.
+        torch_load, torch.load = torch.load, _load_data_alone
+        try:
+            return load(filename, *args, **kwargs)
+        except urllib.error.URLError as e:
+            raise ConnectionError(
+                f'{filename} could not be downloaded ({e.reason}). Fetch it where '
+                'there is a network connection and name its path instead, for example '
+                '--cfg-options model.backbone.init_cfg.checkpoint=PATH'
+            ) from e
+        except KeyError:
+            scheme = filename.partition('://')[0] + '://'
+            if scheme not in NAMES:
+                raise
+            names = getattr(mmengine_checkpoint, NAMES[scheme])()
+            raise ValueError(_describe_unknown(filename, names)) from None
+        finally:
+            torch.load = torch_load
+
+    loader.load_checkpoint = staticmethod(load_checkpoint)
+    try:
+        yield
+    finally:
+        loader.load_checkpoint = original
+
+
+def load_checkpoint(filename: str, map_location: Any = 'cpu') -> Any:
+    """Load a checkpoint of data alone from a file, a URL or a name.
+
+    Raises:
+        OSError: If there is none, or it cannot be downloaded.
+        RuntimeError: If it is damaged or holds more than data.
+        ValueError: If there are no weights of that name.
+    """
+    import mmengine.runner.checkpoint as mmengine_checkpoint
+
+    with safe_loading():
+        return mmengine_checkpoint.CheckpointLoader.load_checkpoint(
+            filename, map_location=map_location
+        )
+
+
+def _load_data_alone(f: Any, map_location: Any = None, *_: Any, **__: Any) -> Any:
+    """``torch.load`` in the context of :func:`safe_loading`."""
+    if isinstance(f, (str, os.PathLike)):
+        return load_local_checkpoint(str(f), map_location)
+    return _load_data(f, map_location)
 
 
 class DamagedCheckpointError(RuntimeError):
@@ -193,13 +259,15 @@ class _Unpickler(pickle.Unpickler):
         return allowed[key]
 
 
-def _load_data(file: str, map_location: Any) -> Any:
+def _load_data(file: Any, map_location: Any) -> Any:
     if HAS_ALLOW_LIST:
-        return torch.load(file, map_location=map_location, weights_only=True)
+        allowed = [(value, name) for name, value in _allowed_besides_tensors().items()]
+        with torch.serialization.safe_globals(allowed):
+            return _torch_load(file, map_location=map_location, weights_only=True)
     module = types.ModuleType('restricted_pickle')
     module.Unpickler = _Unpickler
     module.load = lambda f, **kwargs: _Unpickler(f, **kwargs).load()
-    return torch.load(
+    return _torch_load(
         file, map_location=map_location, pickle_module=module, weights_only=False
     )
 
@@ -222,7 +290,8 @@ def load_local_checkpoint(filename: str, map_location: Any = None) -> Any:
     try:
         return _load_data(filename, map_location)
     except pickle.UnpicklingError as e:
-        if not any(word in str(e) for word in ('Unsupported', 'is not allowed')):
+        refusals = ('Unsupported', 'Can only', 'is not allowed')
+        if not any(words in str(e) for words in refusals):
             raise DamagedCheckpointError(
                 f'{filename} is not a readable checkpoint: it is no pickle, or damaged'
             ) from e
@@ -242,38 +311,8 @@ def _describe_unsafe(filename: str) -> str | None:
         names = torch.serialization.get_unsafe_globals_in_checkpoint(filename)
     except Exception:  # an old format or torch: torch.load's own message has the name
         return None
-    return f'it holds {", ".join(sorted(names))}' if names else None
-
-
-def load_url(
-    url: str,
-    model_dir: str | None = None,
-    map_location: Any = None,
-    progress: bool = True,
-    check_hash: bool = False,
-    file_name: str | None = None,
-) -> Any:
-    """``torch.hub.load_state_dict_from_url`` for weights only.
-
-    Raises:
-        ConnectionError: If the file cannot be downloaded.
-        RuntimeError: As of :func:`load_local_checkpoint`.
-    """
-    folder = Path(model_dir or Path(torch.hub.get_dir(), 'checkpoints'))
-    path = folder / (file_name or Path(urllib.parse.urlparse(url).path).name)
-    if not path.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        found = torch.hub.HASH_REGEX.search(path.name) if check_hash else None
-        prefix = found and found.group(1)
-        try:
-            torch.hub.download_url_to_file(url, str(path), prefix, progress)
-        except urllib.error.URLError as e:
-            raise ConnectionError(
-                f'{url} could not be downloaded ({e.reason}). Fetch it where there is '
-                'a network connection and name its path instead, for example '
-                '--cfg-options model.backbone.init_cfg.checkpoint=PATH'
-            ) from e
-    return load_local_checkpoint(str(path), map_location)
+    names = sorted(set(names) - set(_allowed_besides_tensors()))
+    return f'it holds {", ".join(names)}' if names else None
 
 
 def load_from_torchvision(filename: str, map_location: Any = None) -> Any:
@@ -299,19 +338,6 @@ def load_from_torchvision(filename: str, map_location: Any = None) -> Any:
     if name not in urls:
         raise ValueError(_describe_unknown(filename, urls) + hint)
     return mmengine_checkpoint.load_from_http(urls[name], map_location=map_location)
-
-
-def _named(loader: Callable, list_names: Callable[[], Iterable[str]]) -> Callable:
-    """A loader of MMEngine's that says so where there is no such name."""
-
-    @functools.wraps(loader)
-    def load(filename: str, map_location: Any = None) -> Any:
-        try:
-            return loader(filename, map_location)
-        except KeyError:
-            raise ValueError(_describe_unknown(filename, list_names())) from None
-
-    return load
 
 
 def _describe_unknown(filename: str, names: Iterable[str]) -> str:

@@ -94,7 +94,7 @@ def test_a_detector_of_two_stages(main, program, no_weights):
 
 
 def test_alphas_that_the_config_decays(program):
-    options = {'optim_wrapper.paramwise_cfg': None}
+    options = {'optim_wrapper.constructor': 'DefaultOptimWrapperConstructor'}
     composition = program.audit(MASK_RCNN, options, macs=False)
     names = {layer.name for layer in composition.layers if layer.type == 'PWSConv2d'}
     assert composition.decayed_alphas

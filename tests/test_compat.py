@@ -1,8 +1,10 @@
+import functools
 import http.server
 import importlib
 import sys
 import threading
 import types
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -98,6 +100,8 @@ def way(request, monkeypatch):
     monkeypatch.setattr(compat, 'HAS_ALLOW_LIST', request.param)
     if not request.param:
         monkeypatch.delattr(torch.serialization, 'get_unsafe_globals_in_checkpoint')
+    with compat.safe_loading():
+        yield
 
 
 @pytest.mark.usefixtures('way')
@@ -211,6 +215,33 @@ def test_downloads(tmp_path, server, monkeypatch):
     assert load(f'{server}/good.pth', 'cpu')['w'].sum() == 2
 
 
+def test_only_in_its_context():
+    load, torch_load = CheckpointLoader.load_checkpoint, torch.load
+    with pytest.raises(FileNotFoundError), compat.safe_loading():
+        assert CheckpointLoader.load_checkpoint != load
+        assert torch.load is torch_load
+        CheckpointLoader.load_checkpoint('none.pth')
+    assert CheckpointLoader.load_checkpoint == load and torch.load is torch_load
+
+
+def test_outside_of_it_mmengine_loads_what_it_did(tmp_path, monkeypatch):
+    """And its own checkpoints, which torch refuses since 2.6."""
+    path = str(tmp_path / 'own.pth')
+    torch.save(dict(buffer=HistoryBuffer([1.0], [1])), path)
+    assert CheckpointLoader.load_checkpoint(path)['buffer'].mean() == 1
+    torch.save(dict(counts=Counter('a'), path=tmp_path), path)
+    load = functools.partial(torch.load, weights_only=False)  # as some people do
+    monkeypatch.setattr(torch, 'load', load)
+    assert CheckpointLoader.load_checkpoint(path)['path'] == tmp_path
+
+
+@pytest.fixture
+def safe():
+    with compat.safe_loading():
+        yield
+
+
+@pytest.mark.usefixtures('safe')
 class TestNames:
     @pytest.fixture(autouse=True)
     def urls(self, monkeypatch):

@@ -253,6 +253,8 @@ def find_dicts(cfg: Any) -> Iterator[Mapping]:
 
 def _kind(module: nn.Module) -> str | None:
     """What it is; None if it neither holds parameters nor normalizes."""
+    if isinstance(module, ReparamConv2d) and module.deployed:
+        return PLAIN
     if isinstance(module, PWSConv2d):
         return PWS
     if isinstance(module, (ReparamConv2d, ConvWS2d, ConvAWS2d)):

@@ -1,4 +1,4 @@
-from .folding import fold_into_plain_convolutions
+from .folding import patch_fuse_conv_bn
 from .from_bn import convert_to_pws
 from .fuse import fuse_pws, to_conv2d
 from .plain_detector import fuse_detector
@@ -7,9 +7,9 @@ from .pretrained import PWSPretrainedInit, load_bn_weights
 __all__ = [
     'PWSPretrainedInit',
     'convert_to_pws',
-    'fold_into_plain_convolutions',
     'fuse_detector',
     'fuse_pws',
     'load_bn_weights',
+    'patch_fuse_conv_bn',
     'to_conv2d',
 ]

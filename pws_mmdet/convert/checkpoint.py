@@ -160,13 +160,16 @@ def check_kind(
     model = unwrapped(model)
     weights = {key.removeprefix('module.'): v for key, v in weights.items()}
     alphas = {key.rpartition('.alpha')[0] for key in weights if '.alpha' in key}
+    own = model.state_dict()
+    # Convolutions of other people may have an alpha, such as that of a quantizer.
+    places = {key.rpartition('.alpha')[0] for key in own if '.alpha' in key}
     plain, pws = [], []
     for name, module in model.named_modules():
         kernel = weights.get(f'{name}.weight')
         if not isinstance(module, nn.Conv2d) or getattr(kernel, 'ndim', 0) != 4:
             continue
         if not isinstance(module, PWSConv2d):
-            pws += [name] if name in alphas else []
+            pws += [name] if name in alphas - places else []
         elif module.alpha is not None and name not in alphas:
             plain.append(name)
     has_bn = any(key.endswith('.running_mean') for key in weights)

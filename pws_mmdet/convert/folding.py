@@ -89,6 +89,7 @@ def _translate(function: Callable, view: Callable[[nn.Conv2d], Any]) -> Callable
             call.arguments['conv'] = view(call.arguments['conv'])
         return function(*call.args, **call.kwargs)
 
+    translated.is_patched = True
     return translated
 
 
@@ -107,11 +108,44 @@ def _turn_on_efficient_conv_bn_eval(model: nn.Module) -> None:
     model.forward = traced.forward
 
 
-def fold_into_plain_convolutions() -> None:
+class Patch:
+    """Functions of the host libraries that were replaced; a context manager.
+
+    ``undo()``, and leaving the context, puts them back.
+    """
+
+    def __init__(self) -> None:
+        self._originals: list[tuple[Any, str, Any]] = []
+
+    def replace(self, owner: Any, name: str, value: Any) -> None:
+        self._originals.append((owner, name, vars(owner)[name]))
+        setattr(owner, name, value)
+
+    def undo(self) -> None:
+        while self._originals:
+            setattr(*self._originals.pop())
+
+    def __enter__(self) -> 'Patch':
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.undo()
+
+
+def patch_fuse_conv_bn() -> Patch:
     """Let the host libraries fold BN into convolutions, and get it right.
 
-    That is, into PWS, WN and MMCV's ConvWS and ConvAWS.
+    That is, into PWS, WN and MMCV's ConvWS and ConvAWS, whose ``weight`` they scale
+    though the layer standardizes it: the numbers would be wrong without a word. This
+    replaces ``fuse_conv_bn`` of MMCV, ``fuse_conv_bn_eval`` of torch, and
+    ``efficient_conv_bn_eval`` of MMCV and MMEngine for the whole process, until it is
+    undone. :class:`PWSRunner` does so while it runs. Layers of which
+    ``switch_to_deploy()`` was called do not need it.
+
+    Returns:
+        A handle with ``undo()``, which is also a context manager.
     """
+    patch = Patch()
     for functions, view in ((FUSE, _plain), (EVALUATE, _View)):
         for module_name, name in functions:
             try:
@@ -119,7 +153,9 @@ def fold_into_plain_convolutions() -> None:
                 function = getattr(module, name)
             except (ImportError, AttributeError):
                 continue  # an older version, without it
-            setattr(module, name, _translate(function, view))
+            if not hasattr(function, 'is_patched'):
+                patch.replace(module, name, _translate(function, view))
     if find_spec(EFFICIENT):
         name = 'turn_on_efficient_conv_bn_eval_for_single_model'
-        setattr(import_module(EFFICIENT), name, _turn_on_efficient_conv_bn_eval)
+        patch.replace(import_module(EFFICIENT), name, _turn_on_efficient_conv_bn_eval)
+    return patch

@@ -10,35 +10,10 @@ from mmengine.model import is_model_wrapper
 from torch import nn
 
 from ..layers.observer import Observer
-from ..layers.reparam_conv import ReparamConv2d
+from ..layers.reparam_conv import ReparamConv2d, makes_parameter, own_forward
+from ..layers.reparam_conv import conv_like as conv_like  # also found here
 
 Network = TypeVar('Network', bound=nn.Module)
-Convolution = TypeVar('Convolution', bound=nn.Conv2d)
-
-
-def conv_like(
-    conv: nn.Conv2d, of_type: type[Convolution] = nn.Conv2d, **options: Any
-) -> Convolution:
-    """A convolution of another type, of the same geometry, device and dtype.
-
-    Args:
-        conv: The convolution.
-        of_type: Takes the arguments of ``nn.Conv2d``.
-        **options: More of its arguments.
-    """
-    options.setdefault('device', conv.weight.device)
-    return of_type(
-        conv.in_channels,
-        conv.out_channels,
-        conv.kernel_size,
-        conv.stride,
-        conv.padding,
-        conv.dilation,
-        conv.groups,
-        padding_mode=conv.padding_mode,
-        dtype=conv.weight.dtype,
-        **options,
-    )
 
 
 def read_past(model: nn.Module) -> set[nn.Module]:
@@ -53,27 +28,6 @@ def read_past(model: nn.Module) -> set[nn.Module]:
     }
 
 
-def own_forward(conv: ReparamConv2d) -> str | None:
-    """Tell that a subclass or the layer itself computes something of its own.
-
-    Returns:
-        Which method is not the usual one; None if there is none. Filters of its own
-        do not count.
-    """
-    for name, usual in (
-        ('forward', ReparamConv2d.forward),
-        ('_conv_forward', nn.Conv2d._conv_forward),
-        ('__call__', nn.Module.__call__),
-    ):
-        ours = vars(conv).get(name, getattr(type(conv), name))
-        while hasattr(ours, '_torchdynamo_orig_callable'):  # compiled
-            ours = ours._torchdynamo_orig_callable
-        is_usual = getattr(ours, '__func__', ours) is usual
-        if not is_usual or getattr(ours, '__self__', conv) is not conv:
-            return f'a {name} of its own'
-    return None
-
-
 def what_it_does_besides(conv: ReparamConv2d) -> str | None:
     """Tell what keeps a layer from being replaced by a plain convolution.
 
@@ -84,7 +38,7 @@ def what_it_does_besides(conv: ReparamConv2d) -> str | None:
     """
     if reason := own_forward(conv):
         return reason
-    pre_hooks = [h for h in conv._forward_pre_hooks.values() if not _makes_parameter(h)]
+    pre_hooks = [h for h in conv._forward_pre_hooks.values() if not makes_parameter(h)]
     hooks = [h for h in conv._forward_hooks.values() if not isinstance(h, Observer)]
     if pre_hooks or hooks:
         return 'a forward hook'
@@ -93,47 +47,22 @@ def what_it_does_besides(conv: ReparamConv2d) -> str | None:
     return None
 
 
-def _makes_parameter(hook: Any) -> bool:
-    """Whether it is a hook of torch.nn.utils.prune or weight_norm."""
-    return hasattr(hook, 'apply_mask') or hasattr(hook, 'compute_weight')
-
-
 @torch.no_grad()
 def to_conv2d(conv: ReparamConv2d, keep_weight: bool = False) -> nn.Conv2d:
     """The plain convolution that computes what a PWS (or WN) convolution does.
 
     Args:
-        conv: Its filters, with alpha, and its beta become weight and bias, of the
-            same dtype, on the same device.
-        keep_weight: Its weight becomes the weight as it is, instead.
-
-    Returns:
-        An ``nn.Conv2d`` without a gradient history. Its weight requires a gradient
-        if one of W and alpha does, its bias if beta does. Hooks are not taken over;
-        :func:`what_it_does_besides` tells of them.
+        conv: See :meth:`ReparamConv2d.fuse`. Hooks are not taken over;
+            :func:`what_it_does_besides` tells of them.
+        keep_weight: Its weight becomes the weight as it is, instead of its filters.
 
     Raises:
         TypeError: If its forward pass is not the usual one, see :func:`own_forward`.
     """
-    if reason := own_forward(conv):
-        raise TypeError(
-            f'a {type(conv).__name__} with {reason} is no plain convolution'
-        )
-    for hook in conv._forward_pre_hooks.values():
-        if _makes_parameter(hook):
-            # Until then, the parameter is that of the last forward pass.
-            hook(conv, ())
-    # on the meta device no random numbers are drawn
-    plain = conv_like(conv, bias=conv.bias is not None, device='meta')
-    # bias_orig, where it is pruned
-    trained = [name for name, p in conv.named_parameters() if p.requires_grad]
-    filters = torch.empty_like(conv.weight)  # channels_last, if it is
-    filters.copy_(conv.weight if keep_weight else conv.standardized_weight())
-    plain.weight = nn.Parameter(filters, any('bias' not in name for name in trained))
-    if conv.bias is not None:
-        bias = conv.expanded_bias().clone()
-        plain.bias = nn.Parameter(bias, any('bias' in name for name in trained))
-    return plain.train(conv.training)
+    plain = conv.fuse()
+    if keep_weight:
+        plain.weight.copy_(conv.weight)
+    return plain
 
 
 def _uncompiled(value: Any, memo: dict[int, Any]) -> Any:

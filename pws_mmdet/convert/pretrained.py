@@ -10,9 +10,9 @@ import torch
 from mmengine.logging import print_log
 from mmengine.model.weight_init import update_init_info
 from mmengine.registry import WEIGHT_INITIALIZERS
-from mmengine.runner.checkpoint import CheckpointLoader
 from torch import Tensor, nn
 
+from ..compat import load_checkpoint
 from ..layers import PWSConv2d, ReparamConv2d
 from .calibrate import ConvertedLayer, Layer, center_network
 from .checkpoint import check_finite, check_kind, first_of, weights_of
@@ -237,9 +237,7 @@ class PWSPretrainedInit:
         self.bn_eps = bn_eps
 
     def __call__(self, module: nn.Module) -> None:
-        content = CheckpointLoader.load_checkpoint(
-            self.checkpoint, map_location=self.map_location, logger='current'
-        )
+        content = load_checkpoint(self.checkpoint, self.map_location)
         try:
             weights = weights_of(content, self.prefix)
             if is_pws(weights):

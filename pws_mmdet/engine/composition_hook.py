@@ -20,7 +20,7 @@ class CompositionHook(Hook):
             size that the config's test pipeline makes.
     """
 
-    priority = 'VERY_LOW'  # after hooks that change the model
+    priority = 'LOWEST'  # after hooks that change the model
 
     def __init__(self, macs: bool = True) -> None:
         self.macs = macs

@@ -37,7 +37,8 @@ class FusePWSHook(Hook):
     def before_test_epoch(self, runner: Runner) -> None:
         self.after_test_epoch(runner)  # a test that failed has not called it
         loop = runner.test_loop
-        if not hasattr(loop, 'run_iter'):
+        has_pws = any(isinstance(m, ReparamConv2d) for m in runner.model.modules())
+        if not has_pws or not hasattr(loop, 'run_iter'):
             return
         run_iter, fused = loop.run_iter, None
         self._loop, self._own = loop, vars(loop).get('run_iter')

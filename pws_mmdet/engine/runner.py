@@ -1,10 +1,10 @@
 import inspect
-import os.path as osp
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from mmdet.evaluation import CocoMetric
 from mmengine.device import get_device
 from mmengine.dist import is_distributed, master_only
 from mmengine.hooks import CheckpointHook, Hook
@@ -14,7 +14,7 @@ from mmengine.runner import BaseLoop, Runner
 from torch import nn
 
 from ..arguments import check_names
-from ..compat import INSTALL_PRETRAIN, DamagedCheckpointError
+from ..compat import DamagedCheckpointError, safe_loading
 from ..convert.checkpoint import (
     check_finite,
     check_kind,
@@ -23,19 +23,23 @@ from ..convert.checkpoint import (
     warn_of_other_shapes,
     weights_of,
 )
+from ..convert.folding import patch_fuse_conv_bn
 from ..files import write_whole
-from ..layers import share_filters_of_heads
-from ..layers.reparam_conv import ReparamConv2d
-from .annotation_check import checked_annotations
 from .checkpoint_hook import WholeCheckpointHook, find_checkpoints, is_on_disk
-from .class_check import check_num_classes, check_same_classes
 from .composition_hook import CompositionHook
-from .data_check import check_data
-from .dataset_check import check_dataset
+from .data_check_hook import DataCheckHook
 from .divergence_hook import DivergenceHook
 from .fuse_hook import FusePWSHook
-from .truth_check import check_truth
-from .utils import unwrap_model
+from .pretrained_check import check_pretrained
+from .share_filters_hook import ShareFiltersHook
+
+DEFAULT_HOOKS = dict(
+    data_check=DataCheckHook,
+    share_filters=ShareFiltersHook,
+    fuse=FusePWSHook,
+    model_summary=CompositionHook,
+    divergence=DivergenceHook,
+)
 
 
 @RUNNERS.register_module(force=True)
@@ -44,29 +48,36 @@ class PWSRunner(Runner):
 
     * Missing pretrained weights stop a training before any data is read. A
       resumed training and a test do without them.
-    * Missing files and folders of the data stop a training or a test before
-      anything is read, broken annotations and missing pictures before the first
-      step.
-    * A training set without a single picture is an error.
-    * A test runs on plain convolutions: see :class:`FusePWSHook`.
-    * A training says at its start what the model is made of, and stops when it
-      diverges: :class:`CompositionHook` and :class:`DivergenceHook`, unless the
-      config has them.
-    * Whenever a training is killed, a whole checkpoint is left, and ``--resume``
-      finds it: :class:`WholeCheckpointHook`. If nothing is left to train, the
-      validation that may have been cut off is made.
-    * Heads that see the maps of several levels compute their filters once in a
-      forward pass: :func:`share_filters`.
     * Distributed runs on a machine without a GPU use gloo.
-    * The text of a config that a checkpoint carries is not executed on resuming.
+    * Checkpoints are loaded as data alone (:func:`safe_loading`), and the text of a
+      config that one carries is not executed on resuming. Weights of another kind
+      of network are refused.
+    * Checkpoints are written whole or not at all, and ``--resume`` finds the latest.
+      If nothing is left to train, the validation that may have been cut off is made.
+    * BN is folded rightly into PWS layers (:func:`patch_fuse_conv_bn`).
+
+    Beside MMEngine's it has default hooks of its own. ``default_hooks.NAME=None``
+    switches one off, ``default_hooks.NAME=dict(...)`` gives it arguments, and one of
+    the same type in ``custom_hooks`` takes its place:
+
+    ================= ========================= =====================================
+    ``checkpoint``    WholeCheckpointHook       keep the old file until the new is whole
+    ``data_check``    DataCheckHook             missing and broken data stop a run early
+    ``divergence``    DivergenceHook            stop a training that diverges
+    ``fuse``          FusePWSHook               test on plain convolutions
+    ``model_summary`` CompositionHook           log what the model is made of
+    ``share_filters`` ShareFiltersHook          filters of heads are computed once
+    ================= ========================= =====================================
 
     ``tools/train.py`` and ``tools/test.py`` put it in the place of
     ``mmengine.runner.Runner``; elsewhere ``runner_type='PWSRunner'`` selects it.
     """
 
     def __init__(self, *args, **kwargs) -> None:
+        self._replaceable: list[
+            Hook
+        ] = []  # default hooks that the config does not name
         super().__init__(*args, **kwargs)
-        share_filters_of_heads(unwrap_model(self.model))
 
     def setup_env(self, env_cfg: dict) -> None:
         if self.distributed and not is_distributed() and get_device() == 'cpu':
@@ -91,121 +102,66 @@ class PWSRunner(Runner):
             )
         return super().wrap_model(model_wrapper_cfg, model)
 
+    def build_model(self, model: nn.Module | dict) -> nn.Module:
+        with self._safely():  # some detectors load a teacher's weights
+            return super().build_model(model)
+
     def train(self) -> nn.Module:
-        self._check_pretrained()
-        check_data(
-            dict(
-                train_dataloader=self._train_dataloader,
-                val_dataloader=self._val_dataloader,
-                val_evaluator=self._val_evaluator,
-            )
-        )
-        for hook in (CompositionHook, DivergenceHook):
-            if not any(isinstance(h, hook) for h in self.hooks):
-                self.register_hook(hook())
-        return super().train()
+        check_pretrained(self)
+        self._check_before('train', 'val')
+        with self._safely():
+            return super().train()
+
+    def val(self) -> dict:
+        with self._safely():
+            return super().val()
 
     def test(self) -> dict:
-        check_data(
-            dict(
-                test_dataloader=self._test_dataloader,
-                test_evaluator=self._test_evaluator,
-            )
-        )
-        has_pws = any(isinstance(m, ReparamConv2d) for m in self.model.modules())
-        if has_pws and not any(isinstance(h, FusePWSHook) for h in self.hooks):
-            self.register_hook(FusePWSHook())
-        return super().test()
+        self._check_before('test')
+        with self._safely():
+            return super().test()
 
-    def _check_pretrained(self) -> None:
-        resumes = self._resume and (self._load_from or find_checkpoints(self.work_dir))
-        for name, module in self.model.named_modules():
-            init_cfgs = getattr(module, 'init_cfg', None) or []
-            if isinstance(init_cfgs, dict):
-                init_cfgs = [init_cfgs]
-            for init_cfg in init_cfgs:
-                path = init_cfg.get('checkpoint')
-                if not path or '://' in path or osp.isfile(osp.expanduser(path)):
-                    continue
-                if not resumes:
-                    raise FileNotFoundError(self._describe_ways_on(name, path))
-                # MMEngine would read it, only to overwrite the weights at once
-                module.init_cfg = None
+    @contextmanager
+    def _safely(self) -> Iterator[None]:
+        with safe_loading(), patch_fuse_conv_bn():
+            yield
 
-    def _describe_ways_on(self, name: str, path: str) -> str:
-        config = getattr(self.cfg, 'filename', None) or 'CONFIG'
-        option = 'model.' + name.removeprefix('module.')
-        train = f'tools/dist_train.sh {config} 8 --cfg-options'
-        optim_wrapper = self.cfg.get('optim_wrapper') or {}
-        lr = (optim_wrapper.get('optimizer') or {}).get('lr')
-        rate = f'optim_wrapper.optimizer.lr={lr / 10:g} ' if lr else ''
-        return (
-            f'The pretrained weights {path} of {option} do not exist.\n'
-            'Ways on (8 is the number of GPUs):\n'
-            '* Start from the weights of a ResNet-50 with BN, as '
-            'configs/mask_rcnn_r50_fpn_pws_from_bn_1x.py does, and at a tenth of the '
-            'learning rate:\n'
-            f'    {train} {rate}{option}.init_cfg.type=PWSPretrained '
-            f'{option}.init_cfg.checkpoint=torchvision://resnet50 '
-            f'{option}.pre_activation=False {option}.stem_norm_cfg=None\n'
-            f'* Name the file, if it lies elsewhere:\n'
-            f'    {train} {option}.init_cfg.checkpoint=FILE\n'
-            '* Train from scratch, with nothing frozen (and, for a result, for '
-            'longer):\n'
-            f'    {train} {option}.init_cfg=None {option}.frozen_stages=-1\n'
-            '* Pretrain a norm-free ResNet-50 on ImageNet (in data/imagenet), with '
-            f'mmpretrain ({INSTALL_PRETRAIN}):\n'
-            '    tools/dist_train.sh configs/imagenet/resnet50_pws_in1k.py 8\n'
-            '    python tools/model_converters/publish_backbone.py '
-            f'work_dirs/resnet50_pws_in1k/epoch_100.pth {path}\n'
-            f'    tools/dist_train.sh {config} 8'
-        )
+    def _check_before(self, *splits: str) -> None:
+        names = [f'{s}_{part}' for s in splits for part in ('dataloader', 'evaluator')]
+        cfgs = {name: getattr(self, f'_{name}', None) for name in names}
+        self.call_hook('before_build', cfgs=cfgs)
 
     def build_train_loop(self, loop: BaseLoop | dict) -> BaseLoop:
-        loader = self._train_dataloader
-        dataset = loader['dataset'] if isinstance(loader, dict) else {}
-        try:
-            with checked_annotations():
-                loop = super().build_train_loop(loop)
-            built = loop.dataloader.dataset
-            is_empty = hasattr(built, '__len__') and len(built) == 0
-        except ValueError as e:
-            # how MMEngine fails to pack the records of an empty data set
-            if 'need at least one array to concatenate' not in str(e):
-                raise
-            is_empty = True
-        if is_empty:
-            raise ValueError(
-                'The training set is empty: no image is left of '
-                f'{dataset.get("ann_file", dataset)} after '
-                f'filter_cfg={dataset.get("filter_cfg")}. Has the file annotations, '
-                'and of the classes that metainfo names '
-                f'({dataset.get("metainfo", {}).get("classes")})?'
-            )
-        check_dataset(loop.dataloader.dataset, self.model)
-        return loop
+        return self._checked(super().build_train_loop, loop, self._train_dataloader)
 
     def build_val_loop(self, loop: BaseLoop | dict) -> BaseLoop:
-        with checked_annotations():
-            return self._checked(super().build_val_loop(loop))
+        return self._checked(super().build_val_loop, loop)
 
     def build_test_loop(self, loop: BaseLoop | dict) -> BaseLoop:
-        with checked_annotations():
-            return self._checked(super().build_test_loop(loop))
+        return self._checked(super().build_test_loop, loop)
 
-    def _checked(self, loop: BaseLoop) -> BaseLoop:
-        dataset = loop.dataloader.dataset
-        if isinstance(self._train_loop, BaseLoop):
-            check_dataset(dataset, self.model)
-            check_same_classes(self._train_loop.dataloader.dataset, dataset)
-        else:
-            check_dataset(dataset)
-            # CocoMetric fails at labels of no class, after the whole test
-            metrics = getattr(loop.evaluator, 'metrics', ())
-            is_coco = any(isinstance(metric, CocoMetric) for metric in metrics)
-            check_num_classes(dataset, self.model, ['many'] if is_coco else [])
-        check_truth(loop.evaluator)
+    def _checked(
+        self, build: Callable, loop: BaseLoop | dict, train_loader: Any = None
+    ) -> BaseLoop:
+        with ExitStack() as stack:
+            for hook in self.hooks:
+                if isinstance(hook, DataCheckHook):
+                    stack.enter_context(hook.building(train_loader))
+            loop = build(loop)
+        self.call_hook('after_build', loop=loop, train_loader=train_loader)
         return loop
+
+    def register_default_hooks(self, hooks: dict | None = None) -> None:
+        hooks = dict(hooks or {})
+        ours = [cls for name, cls in DEFAULT_HOOKS.items() if name not in hooks]
+        for name in DEFAULT_HOOKS:
+            if name in hooks and hooks[name] is None:
+                del hooks[name]
+        super().register_default_hooks(hooks)
+        for cls in ours:
+            if not any(isinstance(hook, cls) for hook in self.hooks):
+                self.register_hook(hook := cls())
+                self._replaceable.append(hook)
 
     def register_hook(self, hook: Hook | dict, *args, **kwargs) -> None:
         if isinstance(hook, dict):
@@ -216,7 +172,12 @@ class PWSRunner(Runner):
                 hook = {**hook, 'type': cls}
             if inspect.isclass(cls):
                 check_names(cls, set(hook) - {'type', 'priority', '_scope_'})
+        before = list(self.hooks)
         super().register_hook(hook, *args, **kwargs)
+        for added in (h for h in self.hooks if h not in before):
+            for default in [h for h in self._replaceable if isinstance(added, type(h))]:
+                self._replaceable.remove(default)
+                self.hooks.remove(default)
 
     @master_only
     def save_checkpoint(
@@ -248,7 +209,8 @@ class PWSRunner(Runner):
 
     def load_checkpoint(self, filename: str, *args, **kwargs) -> dict:
         try:
-            checkpoint = super().load_checkpoint(filename, *args, **kwargs)
+            with self._safely():
+                checkpoint = super().load_checkpoint(filename, *args, **kwargs)
         except DamagedCheckpointError as e:
             others = find_checkpoints(Path(filename).parent)
             others = [path for path in others if not path.samefile(filename)]

@@ -106,15 +106,33 @@ class PWSConv2d(ReparamConv2d):
         Returns:
             Shape and dtype of ``weight``.
         """
+        if self.deployed:
+            return self.weight
         return standardize_weight(self.weight, self.alpha, self.gamma, self.scale)
 
-    def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
+    def _load_from_state_dict(
+        self, state_dict, prefix, metadata, strict, missing, unexpected, errors
+    ) -> None:
         # The checkpoints of the paper's authors hold alpha as (O, 1, 1, 1).
         alpha = state_dict.get(prefix + 'alpha')
         if self.alpha is not None and alpha is not None:
             if alpha.numel() == self.alpha.numel():
                 state_dict[prefix + 'alpha'] = alpha.reshape(self.alpha.shape)
-        super()._load_from_state_dict(state_dict, prefix, *args)
+        if self.alpha is not None and alpha is None and f'{prefix}weight' in state_dict:
+            # BN beside this layer that the network has no place for. MMEngine would
+            # only warn of it, and the network compute something else.
+            beside = prefix[:-1].rpartition('.')[0]
+            for key in unexpected:
+                norm, _, name = key.rpartition('.')
+                if name == 'running_mean' and norm.rpartition('.')[0] == beside:
+                    raise ValueError(
+                        'these are the weights of a network with BN, and this one has '
+                        f'PWS in {prefix[:-1]}. tools/model_converters/bn_to_pws.py '
+                        'converts them'
+                    )
+        super()._load_from_state_dict(
+            state_dict, prefix, metadata, strict, missing, unexpected, errors
+        )
 
     def extra_options(self) -> str:
         options = f', gamma={self.gamma:g}'

@@ -1,10 +1,65 @@
+from typing import Any, TypeVar
+
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from ..arguments import check_flags, check_integers
 from .sharing import filters_of
 
+Convolution = TypeVar('Convolution', bound=nn.Conv2d)
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+
+
+def conv_like(
+    conv: nn.Conv2d, of_type: type[Convolution] = nn.Conv2d, **options: Any
+) -> Convolution:
+    """A convolution of another type, of the same geometry, device and dtype.
+
+    Args:
+        conv: The convolution.
+        of_type: Takes the arguments of ``nn.Conv2d``.
+        **options: More of its arguments.
+    """
+    options.setdefault('device', conv.weight.device)
+    return of_type(
+        conv.in_channels,
+        conv.out_channels,
+        conv.kernel_size,
+        conv.stride,
+        conv.padding,
+        conv.dilation,
+        conv.groups,
+        padding_mode=conv.padding_mode,
+        dtype=conv.weight.dtype,
+        **options,
+    )
+
+
+def makes_parameter(hook: Any) -> bool:
+    """Tell whether it is a hook of torch.nn.utils.prune or weight_norm."""
+    return hasattr(hook, 'apply_mask') or hasattr(hook, 'compute_weight')
+
+
+def own_forward(conv: nn.Conv2d) -> str | None:
+    """Tell that a subclass or the layer itself computes something of its own.
+
+    Returns:
+        Which method is not the usual one; None if there is none. Filters of its own
+        do not count.
+    """
+    for name, usual in (
+        ('forward', ReparamConv2d.forward),
+        ('_conv_forward', nn.Conv2d._conv_forward),
+        ('__call__', nn.Module.__call__),
+    ):
+        ours = vars(conv).get(name, getattr(type(conv), name))
+        while hasattr(ours, '_torchdynamo_orig_callable'):  # compiled
+            ours = ours._torchdynamo_orig_callable
+        is_usual = getattr(ours, '__func__', ours) is usual
+        if not is_usual or getattr(ours, '__self__', conv) is not conv:
+            return f'a {name} of its own'
+    return None
 
 
 class ReparamConv2d(nn.Conv2d):
@@ -32,6 +87,8 @@ class ReparamConv2d(nn.Conv2d):
         ValueError: If no convolution has such sizes or such a dtype, or the channels
             are not divisible by ``groups``.
     """
+
+    deployed = False  # True: ``weight`` holds the filters, see switch_to_deploy
 
     def __init__(
         self,
@@ -94,12 +151,18 @@ class ReparamConv2d(nn.Conv2d):
         self.reset_parameters()
 
     def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
+        others = self._parameters.keys() - {'weight', 'bias'}
+        if self.deployed and any(prefix + name in state_dict for name in others):
+            raise ValueError(
+                f'{prefix[:-1]} has become a plain convolution (switch_to_deploy), and '
+                f'these weights are of the {type(self).__name__} that it was'
+            )
         weight = state_dict.get(prefix + 'weight')
         shape = getattr(weight, 'shape', self.weight.shape)
         if shape != self.weight.shape:
             # A load that is not strict leaves the filters out. The gain that was
             # trained with them is then no gain of this layer's filters.
-            for name in self._parameters.keys() - {'weight', 'bias'}:
+            for name in others:
                 state_dict.pop(prefix + name, None)
         super()._load_from_state_dict(state_dict, prefix, *args)
 
@@ -107,7 +170,68 @@ class ReparamConv2d(nn.Conv2d):
         """The bias of the equivalent plain convolution, (c_out,), or None."""
         return None if self.bias is None else self.bias.expand(self.out_channels)
 
+    @torch.no_grad()
+    def fuse(self) -> nn.Conv2d:
+        """Return the plain convolution that computes what this layer does.
+
+        Returns:
+            A new ``nn.Conv2d`` without a gradient history; its weight and bias have
+            the dtype and device of this layer's. The weight requires a gradient if a
+            parameter of the filters does, the bias if the bias does. Hooks are not
+            taken over.
+
+        Raises:
+            TypeError: If its forward pass is not the usual one.
+        """
+        if reason := own_forward(self):
+            raise TypeError(
+                f'a {type(self).__name__} with {reason} is no plain convolution'
+            )
+        for hook in self._forward_pre_hooks.values():
+            if makes_parameter(hook):
+                # Until then, the parameter is that of the last forward pass.
+                hook(self, ())
+        # on the meta device no random numbers are drawn
+        plain = conv_like(self, bias=self.bias is not None, device='meta')
+        # bias_orig, where it is pruned
+        trained = [name for name, p in self.named_parameters() if p.requires_grad]
+        filters = torch.empty_like(self.weight)  # channels_last, if it is
+        filters.copy_(self.weight if self.deployed else self.standardized_weight())
+        plain.weight = nn.Parameter(filters, any('bias' not in n for n in trained))
+        if self.bias is not None:
+            bias = self.expanded_bias().clone()
+            plain.bias = nn.Parameter(bias, any('bias' in name for name in trained))
+        return plain.train(self.training)
+
+    def switch_to_deploy(self) -> None:
+        """Become a plain convolution in place, as MMYOLO's deployment expects.
+
+        ``weight`` and ``bias`` become those of :meth:`fuse`, and all other parameters
+        go: the state dict is that of an ``nn.Conv2d``, and the layer computes what one
+        does. So functions that fold BN into ``weight`` get it right. The class stays,
+        with its hooks and its place in the network. There is no way back, and weights
+        that were saved before do not load any more.
+
+        Raises:
+            ValueError: If a parameter is pruned or has a parametrization of torch's.
+        """
+        if self.deployed:
+            return
+        hooks = self._forward_pre_hooks.values()
+        if is_parametrized(self) or any(makes_parameter(hook) for hook in hooks):
+            raise ValueError(
+                'a parameter is pruned or parametrized, remove that first: '
+                'torch.nn.utils.prune.remove, parametrize.remove_parametrizations'
+            )
+        plain = self.fuse()
+        for name in self._parameters:
+            self._parameters[name] = None
+        self.weight, self.bias = plain.weight, plain.bias
+        self.deployed = True
+
     def forward(self, x: Tensor) -> Tensor:
+        if self.deployed:
+            return self._conv_forward(x, self.weight, self.bias)
         filters = filters_of(self, self.standardized_weight)
         return self._conv_forward(x, filters, self.expanded_bias())
 
@@ -117,4 +241,5 @@ class ReparamConv2d(nn.Conv2d):
 
     def extra_repr(self) -> str:
         text = super().extra_repr().replace(', bias=False', '') + self.extra_options()
-        return text if self.bias is not None else text + ', beta=False'
+        text += '' if self.bias is not None else ', beta=False'
+        return text + ', deployed=True' * self.deployed

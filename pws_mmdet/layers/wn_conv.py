@@ -89,6 +89,8 @@ class WNConv2d(ReparamConv2d):
         Returns:
             Shape and dtype of ``weight``.
         """
+        if self.deployed:
+            return self.weight
         return normalize_weight(self.weight, self.g)
 
     def extra_options(self) -> str:

@@ -158,6 +158,45 @@ def test_layers_of_one_network_alone_do_not_count():
         check_kind(Pair('PWS', 'PWS'), Pair('PWS', 'BN').state_dict())
 
 
+class Quantized(nn.Conv2d):
+    """As of LSQ or PACT, by other people."""
+
+    def __init__(self, *args):
+        super().__init__(*args)
+        self.alpha = nn.Parameter(torch.ones(1))
+        self.alphas = nn.Parameter(torch.ones(2))
+
+
+def test_an_alpha_of_other_people_is_no_alpha_of_ours(tmp_path):
+    model = nn.Sequential(Quantized(2, 2, 3), nn.BatchNorm2d(2), PWSConv2d(2, 2, 3))
+    check_kind(model, model.state_dict())
+    check_kind(Quantized(2, 2, 3), nn.Conv2d(2, 2, 3).state_dict())
+    with pytest.raises(ValueError, match='of a PWS checkpoint'):
+        check_kind(block('plain'), block('PWS').state_dict())
+    path = str(tmp_path / 'own.pth')
+    torch.save(model.state_dict(), path)
+    load_checkpoint(model, path)
+
+
+def test_bn_that_the_network_has_itself_is_no_sign_of_another_kind(tmp_path):
+    """Nor are parts of a checkpoint, or BN elsewhere."""
+    path = str(tmp_path / 'x.pth')
+    model = nn.Sequential(block('PWS'), block('BN'))
+    weights = {
+        **nn.Sequential(block('plain'), block('BN')).state_dict(),
+        'head.bn.running_mean': torch.ones(2),
+    }
+    torch.save(weights, path)
+    load_checkpoint(model, path)
+    with_bn = ConvModule(2, 2, 3, conv_cfg=dict(type='PWS'), norm_cfg=dict(type='BN'))
+    torch.save(block('BN').state_dict(), path)
+    load_checkpoint(with_bn, path)
+    with pytest.raises(ValueError, match='with BN, and this one has PWS in conv'):
+        load_checkpoint(block('PWS'), path)
+    with pytest.raises(ValueError, match='with BN, and this one has PWS in conv'):
+        block('PWS').load_state_dict(block('BN').state_dict(), strict=False)
+
+
 def test_filters_of_plain_convolutions_are_a_start():
     check_kind(block('PWS'), block('plain').state_dict(), as_start=True)
     check_kind(Pair('PWS', 'PWS'), Pair('PWS', 'plain').state_dict(), as_start=True)

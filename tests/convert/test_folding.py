@@ -15,7 +15,7 @@ from torch.ao.quantization import fuse_modules, fuse_modules_qat
 from torch.ao.quantization.quantize_fx import fuse_fx
 from torch.fx.experimental.optimization import fuse
 
-from pws_mmdet import PWSConv2d
+from pws_mmdet import PWSConv2d, patch_fuse_conv_bn
 from pws_mmdet.convert.folding import EVALUATE, FUSE
 from pws_mmdet.layers import ReparamConv2d
 
@@ -28,6 +28,42 @@ CONVS = {
     'ConvAWS': dict(type='ConvAWS'),
     'plain': None,
 }
+
+
+@pytest.fixture(autouse=True)
+def patched():
+    with patch_fuse_conv_bn() as patch:
+        yield patch
+
+
+def test_it_is_undone(patched):
+    def current():
+        return [getattr(import_module(m), name) for m, name in FUSE + EVALUATE]
+
+    ours = current()
+    with patch_fuse_conv_bn():  # a second time
+        assert current() == ours
+    assert current() == ours
+    patched.undo()
+    assert current() == [function.__wrapped__ for function in ours]
+    handle = patch_fuse_conv_bn()
+    assert current() != [function.__wrapped__ for function in ours]
+    handle.undo()
+    assert current() == [function.__wrapped__ for function in ours]
+
+
+@pytest.mark.parametrize('kind', ['PWS', 'one alpha', 'no beta', 'WN'])
+def test_deployed_layers_need_no_patch(kind, x, patched):
+    """MMYOLO's idiom makes them right for functions that read their weight."""
+    patched.undo()
+    cfg = CONVS[kind]
+    block = randomize(ConvModule(3, 6, 3, conv_cfg=cfg, norm_cfg=dict(type='BN')))
+    expected = block(x)
+    assert not torch.allclose(fuse_conv_bn(copy.deepcopy(block))(x), expected, rtol=0.1)
+    block.conv.switch_to_deploy()
+    torch.testing.assert_close(block(x), expected)
+    fused = fuse_conv_bn(copy.deepcopy(block))
+    torch.testing.assert_close(fused(x), expected, rtol=1e-5, atol=1e-5)
 
 
 def randomize(module):

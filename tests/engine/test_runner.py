@@ -161,6 +161,62 @@ def test_a_training_says_what_it_is_made_of_and_is_watched(runner):
     assert len(hooks) == len(trainer.hooks)
 
 
+HOOKS = dict(
+    checkpoint='WholeCheckpointHook',
+    data_check='DataCheckHook',
+    divergence='DivergenceHook',
+    fuse='FusePWSHook',
+    model_summary='CompositionHook',
+    share_filters='ShareFiltersHook',
+)
+
+
+def types(trainer):
+    return [type(hook).__name__ for hook in trainer.hooks]
+
+
+@pytest.mark.parametrize('name', HOOKS)
+def test_each_behaviour_is_a_default_hook(runner, name):
+    """By its name it is switched off, or given arguments."""
+    assert set(HOOKS.values()) <= set(types(runner(Net())))
+    trainer = runner(Net(), default_hooks={name: None})
+    assert set(HOOKS.values()) - set(types(trainer)) == {HOOKS[name]}
+    trainer.train()
+    cfg = {name: dict(type=HOOKS[name], priority=77)}
+    (hook,) = (
+        hook
+        for hook in runner(Net(), default_hooks=cfg).hooks
+        if type(hook).__name__ == HOOKS[name]
+    )
+    assert hook.priority == 77
+
+
+def test_a_hook_of_the_config_takes_the_place_of_the_default(runner):
+    for options in (
+        dict(default_hooks=dict(mine=dict(type='DivergenceHook', interval=7))),
+        dict(custom_hooks=[dict(type='DivergenceHook', interval=7)]),
+        dict(custom_hooks=[DivergenceHook(interval=7)]),
+    ):
+        trainer = runner(Net(), **options)
+        hooks = [h for h in trainer.hooks if isinstance(h, DivergenceHook)]
+        assert [hook.interval for hook in hooks] == [7]
+    trainer.register_hook(DivergenceHook(interval=8))  # several, if one asks for them
+    assert types(trainer).count('DivergenceHook') == 2
+    trainer = runner(Net())
+    trainer.register_hook(DivergenceHook(interval=8))
+    assert types(trainer).count('DivergenceHook') == 1
+
+
+def test_without_its_check_no_data_is_looked_at(runner):
+    loader = dict(dataset=dict(type=Data, length=0))
+    with pytest.raises(ValueError, match='training set is empty'):
+        runner(Net(), loader=loader).train()
+    off = dict(data_check=None)
+    with pytest.raises(Exception) as error:  # noqa: PT011 as MMEngine says it
+        runner(Net(), loader=loader, default_hooks=off).train()
+    assert 'training set is empty' not in str(error.value)
+
+
 def test_heads_of_several_levels_share_their_filters(runner):
     class Twice(nn.Sequential):
         def forward(self, x):
@@ -171,14 +227,16 @@ def test_heads_of_several_levels_share_their_filters(runner):
 
     model = Net()
     model.head, model.other = Head(PWSConv2d(2, 2, 3)), Twice(PWSConv2d(2, 2, 3))
-    runner(model)
-    counts = []
-    for twice in (model.head, model.other):
-        computed = mock.Mock(wraps=twice[0].standardized_weight)
-        twice[0].standardized_weight = computed
-        twice(torch.ones(1, 2, 4, 4))
-        counts.append(computed.call_count)
-    assert counts == [1, 2]
+    for expected, share in (([2, 2], None), ([1, 2], dict(type='ShareFiltersHook'))):
+        runner(model, default_hooks=dict(share_filters=share)).train()
+        counts = []
+        for twice in (model.head, model.other):
+            computed = mock.Mock(wraps=twice[0].standardized_weight)
+            twice[0].standardized_weight = computed
+            twice(torch.ones(1, 2, 4, 4))
+            counts.append(computed.call_count)
+            del twice[0].standardized_weight
+        assert counts == expected
 
 
 def test_an_empty_training_set_is_an_error(runner):

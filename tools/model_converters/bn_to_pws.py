@@ -15,11 +15,10 @@ from typing import Any
 
 import torch
 from mmengine.registry import init_default_scope
-from mmengine.runner.checkpoint import CheckpointLoader
 from torch import nn
 
 import pws_mmdet  # noqa: F401
-from pws_mmdet.compat import load_local_checkpoint
+from pws_mmdet.compat import load_checkpoint
 from pws_mmdet.config import ConfigOptions, build_model, describe, read_config
 from pws_mmdet.convert.checkpoint import (
     check_out,
@@ -93,10 +92,7 @@ def convert(
             'calibration pictures pass'
         )
     init_default_scope(cfg.get('default_scope', 'mmdet'))
-    if '://' in str(checkpoint):
-        content = CheckpointLoader.load_checkpoint(checkpoint, map_location='cpu')
-    else:
-        content = load_local_checkpoint(str(checkpoint), map_location='cpu')
+    content = load_checkpoint(str(checkpoint))
     paths = find_pictures(calibrate, num_images, seed) if calibrate else []
 
     without_pretrained(cfg.model)

@@ -1,0 +1,76 @@
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from mmdet.evaluation import CocoMetric
+from mmengine.hooks import Hook
+from mmengine.registry import HOOKS
+from mmengine.runner import BaseLoop, Runner
+
+from .annotation_check import checked_annotations
+from .class_check import check_num_classes, check_same_classes
+from .data_check import check_data
+from .dataset_check import check_dataset
+from .truth_check import check_truth
+
+
+@HOOKS.register_module(force=True)
+class DataCheckHook(Hook):
+    """Look at the data before anything is computed.
+
+    * Missing files and folders stop a training or a test before anything is read.
+    * Broken annotations, missing images and an empty training set stop it before the
+      first step.
+
+    :class:`PWSRunner` calls it while it builds its loops, for which MMEngine has no
+    hooks. In other runners it does nothing.
+    """
+
+    def before_build(self, runner: Runner, cfgs: Mapping[str, Any]) -> None:
+        """Check the configs of loaders and evaluators, by their names in a config."""
+        check_data(cfgs)
+
+    @contextmanager
+    def building(self, train_loader: Any = None) -> Iterator[None]:
+        """Check the annotations that are read in this context."""
+        try:
+            with checked_annotations():
+                yield
+        except ValueError as e:
+            # how MMEngine fails to pack the records of an empty data set
+            empty = 'need at least one array to concatenate' in str(e)
+            if train_loader is None or not empty:
+                raise
+            raise ValueError(_describe_empty(train_loader)) from None
+
+    def after_build(
+        self, runner: Runner, loop: BaseLoop, train_loader: Any = None
+    ) -> None:
+        """Check what a loop that was built is to read."""
+        dataset = loop.dataloader.dataset
+        if train_loader is not None:
+            if hasattr(dataset, '__len__') and len(dataset) == 0:
+                raise ValueError(_describe_empty(train_loader))
+            check_dataset(dataset, runner.model)
+            return
+        if isinstance(runner._train_loop, BaseLoop):
+            check_dataset(dataset, runner.model)
+            check_same_classes(runner.train_dataloader.dataset, dataset)
+        else:
+            check_dataset(dataset)
+            # CocoMetric fails at labels of no class, after the whole test
+            metrics = getattr(loop.evaluator, 'metrics', ())
+            is_coco = any(isinstance(metric, CocoMetric) for metric in metrics)
+            check_num_classes(dataset, runner.model, ['many'] if is_coco else [])
+        check_truth(loop.evaluator)
+
+
+def _describe_empty(loader: Any) -> str:
+    dataset = loader['dataset'] if isinstance(loader, dict) else {}
+    classes = dataset.get('metainfo', {}).get('classes')
+    return (
+        'The training set is empty: no image is left of '
+        f'{dataset.get("ann_file", dataset)} after '
+        f'filter_cfg={dataset.get("filter_cfg")}. Has the file annotations, and of '
+        f'the classes that metainfo names ({classes})?'
+    )

@@ -1,0 +1,87 @@
+"""Importing the package registers types, and changes nothing else."""
+
+import sys
+
+# In a process of its own: which modules of the host libraries does the import need?
+LIST = """
+import sys
+import pws_mmdet
+hosts = ('torch', 'mmcv', 'mmengine', 'mmdet')
+print('\\n'.join(n for n in sys.modules if n.split('.')[0] in hosts))
+"""
+
+# In another one, with all of these imported: what is different afterwards?
+COMPARE = """
+import importlib, sys, types, warnings
+warnings.simplefilter('ignore')
+for name in open(sys.argv[1]).read().split():
+    try:
+        importlib.import_module(name)
+    except Exception:
+        pass  # made by hand, such as torch.ops
+import torch
+from mmengine.registry import Registry
+from torch.optim import optimizer
+
+HOSTS = ('torch', 'mmcv', 'mmengine', 'mmdet')
+# Where loaders are registered, and functions that fx does not look into
+REGISTRIES = {
+    'mmengine.runner.checkpoint.CheckpointLoader._schemes',
+    'torch.fx._symbolic_trace._wrapped_fns_to_patch',
+}
+
+
+def shallow(value):
+    if type(value) in (dict, list, set):
+        return value, (list(value.items()) if type(value) is dict else list(value))
+    return value, None
+
+
+def attributes():
+    found = {}
+    for module_name, module in list(sys.modules.items()):
+        if module_name.split('.')[0] not in HOSTS or not hasattr(module, '__dict__'):
+            continue
+        for name, value in list(vars(module).items()):
+            found[f'{module_name}.{name}'] = shallow(value)
+            if isinstance(value, type) and value.__module__ == module_name:
+                for key, member in list(vars(value).items()):
+                    found[f'{module_name}.{name}.{key}'] = shallow(member)
+    get = getattr(torch.serialization, 'get_safe_globals', list)
+    found['safe globals'] = None, list(get())
+    for name in ('_global_optimizer_pre_hooks', '_global_optimizer_post_hooks'):
+        found[name] = None, list(getattr(optimizer, name).items())
+    return found
+
+
+def differs(key, old, new):
+    if key in REGISTRIES:
+        return False
+    if isinstance(new[0], types.ModuleType):
+        return old[0] is not None and old[0] is not new[0]
+    if old[0] is not new[0]:
+        return True
+    try:
+        return len(old[1] or ()) != len(new[1] or ()) or any(
+            a is not b and a != b for a, b in zip(old[1] or (), new[1] or ())
+        )
+    except Exception:  # what cannot be compared
+        return False
+
+
+before = attributes()
+import pws_mmdet
+after = attributes()
+nothing = None, None
+for key in sorted({*before, *after}):
+    if differs(key, before.get(key, nothing), after.get(key, nothing)):
+        print(key)
+"""
+
+
+def test_it_changes_nothing_in_the_host_libraries(run, tmp_path):
+    modules = tmp_path / 'modules.txt'
+    modules.write_text(run(sys.executable, '-W', 'ignore', '-c', LIST).stdout)
+    assert 'mmengine.runner.checkpoint' in modules.read_text().split()
+    process = run(sys.executable, '-W', 'ignore', '-c', COMPARE, modules)
+    assert process.stdout == ''
