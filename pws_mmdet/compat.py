@@ -15,6 +15,7 @@ import time
 import traceback
 import types
 import urllib.error
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib import import_module
@@ -132,6 +133,8 @@ def _allowed_besides_tensors() -> dict[str, Any]:
 
     numpy_core = np._core if Version(np.__version__).major >= 2 else np.core
     classes = [HistoryBuffer, OneCycleParamScheduler, ConfigDict]
+    # What torch 2.6 and later take by themselves; MultiStepLR keeps a Counter.
+    classes += [Counter, set, bytearray, complex]
     classes += [slice, np.ndarray, np.dtype]
     classes += {type(np.dtype(t)) for t in (*np.typecodes['AllInteger'], *'efdFD?US')}
     allowed = {f'{c.__module__}.{c.__qualname__}': c for c in classes}

@@ -10,9 +10,9 @@ from mmdet.registry import MODELS
 from torch import nn
 from torch.nn.utils import spectral_norm
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from pws_mmdet import PWSConv2d, convert_to_pws, fuse_pws
+from pws_mmdet.compat import tree_leaves
 from pws_mmdet.convert.calibrate import (
     Calibration,
     Layer,
