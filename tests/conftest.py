@@ -25,6 +25,14 @@ ROOT = Path(__file__).parents[1]
 
 torch.set_num_threads(min(torch.get_num_threads(), 4))
 
+# A dtype of parametrized tests
+FLOAT16 = pytest.param(
+    torch.float16,
+    marks=pytest.mark.skipif(
+        torch.__version__ < '2.3', reason='a CPU convolves in fp16 since torch 2.3'
+    ),
+)
+
 _experiments = itertools.count()  # MMEngine keeps what belongs to a name
 
 

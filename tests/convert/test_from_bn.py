@@ -4,6 +4,7 @@ import weakref
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import FLOAT16
 from mmcv.cnn import ConvModule
 from mmdet.models.backbones import ResNet
 from mmdet.registry import MODELS
@@ -530,7 +531,7 @@ def test_a_network_that_computes_something_else_without_bn_is_refused(net):
     convert_to_pws(net, [pictures(4)], unaligned=['shared'], progress=False)
 
 
-@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16, torch.float64])
+@pytest.mark.parametrize('dtype', [torch.bfloat16, FLOAT16, torch.float64])
 def test_other_precisions(net, dtype):
     x = pictures()
     expected = relative_error(convert_to_pws(net, [x], progress=False)[0](x), net(x))

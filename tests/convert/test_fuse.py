@@ -284,6 +284,10 @@ def test_a_compiled_method_of_the_copy_is_its_own():
     check_close(fused[1].other(fused[0](x)), fused[1](fused[0](x)))
 
 
+@pytest.mark.xfail(
+    torch.__version__ < '2.3',
+    reason='torch 2.1 gives compiled modules no gradients after they are replaced',
+)
 @pytest.mark.parametrize('inplace', [True, False])
 @pytest.mark.parametrize('part', ['all', 'a part', 'a layer'])
 def test_compiled_modules_run_the_plain_convolutions(part, inplace):

@@ -3,6 +3,7 @@ import pickle
 
 import pytest
 import torch
+from conftest import FLOAT16
 from mmcv.cnn import ConvModule, build_norm_layer
 from mmengine.registry import init_default_scope
 from torch import nn
@@ -36,7 +37,7 @@ def test_is_the_norm_of_torch(shape, track, training):
 
 
 @pytest.mark.parametrize('training', [True, False])
-@pytest.mark.parametrize('dtype', [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize('dtype', [torch.float32, FLOAT16, torch.bfloat16])
 def test_a_map_of_one_value_becomes_the_bias(dtype, training):
     norm = randomize(AnySizeInstanceNorm2d(4)).to(dtype).train(training)
     x = (torch.randn(3, 4, 1, 1) * 1e3).to(dtype).requires_grad_()

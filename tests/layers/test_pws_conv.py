@@ -9,6 +9,7 @@ import sys
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import FLOAT16
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from mmcv.cnn import ConvModule, build_conv_layer
@@ -310,7 +311,7 @@ class TestNoStateOutsideTheParameters:
             self.check(twin, rtol=1e-4, atol=1e-5)
         self.check(conv, rtol=1e-4, atol=1e-5)
 
-    @pytest.mark.parametrize('dtype', [torch.float64, torch.bfloat16, torch.float16])
+    @pytest.mark.parametrize('dtype', [torch.float64, torch.bfloat16, FLOAT16])
     def test_to_dtype(self, conv, dtype):
         conv.to(dtype)
         error = torch.finfo(dtype).eps

@@ -6,6 +6,7 @@ import pickle
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import FLOAT16
 from mmcv.cnn import ConvModule, build_conv_layer
 from mmengine.model import BaseModule
 from mmengine.registry import init_default_scope
@@ -232,7 +233,7 @@ def test_copies_are_independent():
     assert torch.equal(conv(x), y)
 
 
-@pytest.mark.parametrize('dtype', [torch.float64, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize('dtype', [torch.float64, torch.bfloat16, FLOAT16])
 def test_to_dtype(dtype):
     conv = randomize(WNConv2d(4, 6, 3, g='trained'))
     x = torch.randn(1, 4, 5, 5)
