@@ -2,6 +2,7 @@
 
 import re
 from contextlib import contextmanager
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -12,6 +13,7 @@ from mmdet.testing import demo_mm_inputs
 from mmengine.config import Config
 from mmengine.logging import MessageHub
 from mmengine.optim import OptimWrapper
+from mmengine.utils import get_installed_path
 from torch import Tensor
 
 from pws_mmdet import PWSAlphaInitHook, PWSConv2d, describe_model, fuse_pws
@@ -24,7 +26,8 @@ ROWS = [line.strip('| ').split(' | ') for line in PAGE if ROW.match(line)]
 
 
 def norm_free(config):
-    cfg = Config.fromstring(f'_base_ = "mmdet::{config}"', '.py')
+    # by its path: MMEngine takes no + in the name of an installed config
+    cfg = Config.fromfile(Path(get_installed_path('mmdet'), '.mim/configs', config))
     conv_cfg = dict(type='PWS', gamma=1e-4)
     head_conv_cfg = dict(type='PWS', gamma=0.1, relative_gamma=True)
     model, _ = norm_free_model(cfg.model, conv_cfg, head_conv_cfg)
@@ -97,7 +100,7 @@ def test_detector(row):
         [[3, 320, 320]],  # DDOD convolves maps of a 128th, deformably
         num_items=[3],
         num_classes=4,
-        with_mask=True,
+        with_mask=model.with_mask,
         with_semantic=True,
     )
     MessageHub.get_current_instance().update_info('epoch', 0)  # TOOD reads it

@@ -16,6 +16,7 @@ from mmcv.cnn.bricks.conv_ws import ConvAWS2d, ConvWS2d
 from torch import Tensor, fx, nn
 
 from ..layers.reparam_conv import ReparamConv2d
+from ..layers.standardize import standardize_as_mmcv
 from .fuse import conv_like, to_conv2d
 
 EFFICIENT = 'mmengine.model.efficient_conv_bn_eval'
@@ -49,9 +50,7 @@ def _filters_of(conv: nn.Conv2d) -> Tensor:
     if type(conv) is ConvAWS2d:
         return conv._get_weight(conv.weight)
     if type(conv) is ConvWS2d:
-        flat = conv.weight.flatten(1)
-        centered = flat - flat.mean(1, keepdim=True)
-        return (centered / (flat.std(1, keepdim=True) + conv.eps)).view_as(conv.weight)
+        return standardize_as_mmcv(conv.weight, conv.eps)
     raise TypeError(f'BN cannot be folded into a {type(conv).__name__}')
 
 
@@ -69,7 +68,12 @@ class _View:
 
 
 @torch.no_grad()
-def _plain(conv: nn.Conv2d) -> nn.Conv2d:
+def plain_like(conv: nn.Conv2d) -> nn.Conv2d:
+    """The plain convolution that a PWS, WN, ConvWS or ConvAWS one computes.
+
+    Raises:
+        TypeError: If it is another subclass.
+    """
     if isinstance(conv, ReparamConv2d):
         return to_conv2d(conv)
     plain = conv_like(conv, bias=conv.bias is not None)
@@ -146,7 +150,7 @@ def patch_fuse_conv_bn() -> Patch:
         A handle with ``undo()``, which is also a context manager.
     """
     patch = Patch()
-    for functions, view in ((FUSE, _plain), (EVALUATE, _View)):
+    for functions, view in ((FUSE, plain_like), (EVALUATE, _View)):
         for module_name, name in functions:
             try:
                 module = import_module(module_name)

@@ -7,7 +7,7 @@ from itertools import pairwise
 from typing import Any
 
 import torch
-from mmcv.cnn import ConvModule
+from mmcv.cnn import ConvAWS2d, ConvModule, ConvWS2d
 from mmcv.cnn.bricks.wrappers import Conv2d as MMCVConv2d
 from mmengine.model import BaseModel, is_model_wrapper
 from torch import Tensor, nn
@@ -26,6 +26,7 @@ from .calibrate import (
     run_model,
 )
 from .equalize import MAX_SCALE, tensors_in
+from .folding import plain_like
 from .fuse import conv_like
 
 # These heads see a network's proposals: the converted network has others.
@@ -66,6 +67,16 @@ def fold_bn(
     return weight.double() * gain, folded, mean, std
 
 
+def check_takes_filters(conv: PWSConv2d) -> None:
+    """Raise a ValueError if alpha or beta of a layer cannot hold given filters."""
+    if conv.alpha is None or conv.alpha.numel() != conv.out_channels:
+        raise ValueError(
+            f"alpha must be 'channel' to hold given filters, not {conv.alpha_mode!r}"
+        )
+    if conv.bias is None:
+        raise ValueError('beta must be True to hold given filters')
+
+
 @torch.no_grad()
 def set_filters(conv: PWSConv2d, filters: Tensor, bias: Tensor) -> None:
     """Make a PWS convolution compute what given filters do.
@@ -82,12 +93,7 @@ def set_filters(conv: PWSConv2d, filters: Tensor, bias: Tensor) -> None:
     Raises:
         ValueError: If the layer's alpha or beta cannot hold them.
     """
-    if conv.alpha is None or conv.alpha.numel() != conv.out_channels:
-        raise ValueError(
-            f"alpha must be 'channel' to hold given filters, not {conv.alpha_mode!r}"
-        )
-    if conv.bias is None:
-        raise ValueError('beta must be True to hold given filters')
+    check_takes_filters(conv)
     n = filters[0].numel()
     std = filters.flatten(1).std(1, correction=0)
     he = 2 / n
@@ -108,6 +114,12 @@ def _is_plain_conv(module: nn.Module) -> bool:
         and 'weight' in module._parameters
         and 'forward' not in vars(module)
     )
+
+
+def _is_other_conv(module: nn.Module) -> bool:
+    weight = getattr(module, 'weight', None)  # also of what is no _ConvNd, such as DCN
+    is_conv = isinstance(weight, Tensor) and weight.dim() >= 3
+    return is_conv and not _is_plain_conv(module) and not isinstance(module, PWSConv2d)
 
 
 def _is_bn(module: nn.Module) -> bool:
@@ -365,6 +377,9 @@ def fold_batch_norm(
     for module in original.modules():
         if getattr(module, 'efficient_conv_bn_eval_forward', None):
             module.turn_on_efficient_conv_bn_eval(False)  # calls no convolution
+    for name, module in list(original.named_modules()):
+        if type(module) in (ConvWS2d, ConvAWS2d):
+            _replace(original, name, plain_like(module))
     trace = _Trace(original)
     trace.follow(original, run)
     bypassed = {n for n, m in original.named_modules() if m in trace.bypassed}
@@ -440,6 +455,9 @@ def convert_to_pws(
 
     Every pair of an ``nn.Conv2d`` and a BN layer, and every lone ``nn.Conv2d``,
     becomes a PWSConv2d, and the BN layers that were absorbed become ``nn.Identity``.
+    MMCV's ConvWS and ConvAWS count as the plain convolutions that they compute.
+    Other convolutions (1D, 3D, transposed, deformable, subclasses), and other norm
+    layers, which keep no statistics, stay; the report names the convolutions.
     PWS filters have zero mean, so a network cannot be converted exactly. With
     pictures, each layer's filters are fitted in the order of execution by least
     squares, from what the network converted so far feeds it to what the original
@@ -524,6 +542,11 @@ def convert_to_pws(
         seed=seed,
         progress=progress,
     )
+    report += [
+        ConvertedLayer(name, 'kept', reason=f'it is a {type(module).__name__}')
+        for name, module in plain.named_modules()
+        if _is_other_conv(module)
+    ]
     kept = {layer.name for layer in layers if layer.kept}
     for name, (weight, bias) in filters.items():
         conv = plain.get_submodule(name)

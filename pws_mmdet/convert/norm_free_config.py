@@ -5,16 +5,24 @@ import inspect
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from mmcv.cnn import ConvModule, ConvWS2d
+from mmcv.cnn.bricks.wrappers import Conv2d as MMCVConv2d
 from mmdet.registry import MODELS
 from mmengine.config import ConfigDict
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
-from ..config import type_name
+from ..config import registered, type_name, without_pretrained
+from ..layers import ReparamConv2d
+from .pretrained import BN_EPS
 
 NO_NORM = dict(type='NoNorm')
 RESNETS = ('ResNet', 'ResNeXt')
 # They read the weight of a convolution and do not call it
 READ_PAST = ('TOODHead',)
-OURS = {'SSDVGG': 'PWSVGG', 'SSDHead': 'PWSSSDHead'}
+OURS = {'SSDVGG': 'PWSSSDVGG', 'SSDHead': 'PWSSSDHead'}
+# What a PWS convolution can stand in for
+REPLACED = (nn.Conv2d, MMCVConv2d, ConvWS2d)
 
 
 def norm_free_model(
@@ -24,7 +32,8 @@ def norm_free_model(
 
     Their norm layers go. ResNet and ResNeXt become :class:`PWSResNet` in
     MMDetection's order of blocks, which starts from the same weights, converted.
-    Parts that take none, such as transformers, stay as they are.
+    Weights with GN cannot be converted: such a backbone starts from random ones.
+    Parts that take no ``conv_cfg``, such as transformers, stay as they are.
 
     Args:
         model: Of a config; it is not changed.
@@ -32,17 +41,18 @@ def norm_free_model(
         head_conv_cfg: Of all other parts.
 
     Returns:
-        The changed copy, and for each part that could take PWS convolutions and
-        does not, why.
+        The changed copy, and notes: for each part that could take PWS convolutions
+        and does not, why, and which pretrained weights could not be kept.
     """
     model = ConfigDict(copy.deepcopy(dict(model)))
-    kept = []
+    notes = []
     for name, part in _parts(model):
-        in_backbone = name.split('.')[0] == 'backbone'
-        reason = _change(part, dict(conv_cfg if in_backbone else head_conv_cfg))
-        if reason:
-            kept.append(f'{name} ({type_name(part)}): {reason}')
-    return model, kept
+        in_backbone = 'backbone' in name.split('.')  # SoftTeacher: detector.backbone
+        kind = type_name(part)
+        note = _change(part, dict(conv_cfg if in_backbone else head_conv_cfg))
+        if note:
+            notes.append(f'{name} ({kind}): {note}')
+    return model, notes
 
 
 def changes_of(old: Any, new: Any) -> dict:
@@ -76,33 +86,87 @@ def _parts(cfg: Any, name: str = '') -> Iterator[tuple[str, dict]]:
 
 
 def _change(part: dict, conv_cfg: dict) -> str:
-    """Change a part in place, or return why it could and does not change."""
-    kind, cls = type_name(part), part['type']
-    if isinstance(cls, str):
-        cls = MODELS.get(cls)
-    options = _options(cls) if cls is not None else {}
+    """Change a part in place.
+
+    Returns:
+        Why it could change and does not, or what else the user must know.
+    """
+    cls = registered(part)
+    if not inspect.isclass(cls) or not issubclass(cls, nn.Module):
+        return ''
+    kind = cls.__name__
+    options = _options(cls)
+    if part.get('l2_norm_scale', options.get('l2_norm_scale')):  # SSDNeck normalizes
+        part['l2_norm_scale'] = None
     if 'conv_cfg' not in options and kind not in OURS:
         return ''
     if any(base.__name__ in READ_PAST for base in inspect.getmro(cls)):
         return 'it reads the weight of a convolution itself, which would be no filter'
     if part.get('dcn'):
         return 'its deformable convolutions exclude other ones'
-    present = type_name(part.get('conv_cfg')) or 'Conv2d'
-    if present not in ('Conv2d', 'ConvWS'):
-        return f'its convolutions are of the type {present}'
-    if kind in OURS:
-        part['type'] = OURS[kind]
-    elif kind in RESNETS:
+    present = part.get('conv_cfg', options.get('conv_cfg')) or dict(type='Conv2d')
+    conv = registered(present)
+    if conv not in REPLACED:
+        return f'its convolutions are of the type {type_name(present)}'
+    norm_cfg = part.get('norm_cfg', options.get('norm_cfg'))
+    note = _start(part, norm_cfg, present if conv is ConvWS2d else None)
+    part['conv_cfg'] = conv_cfg
+    if kind in RESNETS:
         part.update(type='PWSResNet', pre_activation=False, stem_norm_cfg=None)
         part.pop('norm_cfg', None)
-    elif part.get('norm_cfg', options.get('norm_cfg')) is not None:
+        return note
+    part['type'] = OURS.get(kind, part['type'])
+    if norm_cfg is not None:
         part['norm_cfg'] = dict(NO_NORM)
-    init_cfg = part.get('init_cfg')
-    if type_name(init_cfg) in ('Pretrained', 'PretrainedInit'):
-        if kind not in OURS:  # their layers have other names
-            init_cfg['type'] = 'PWSPretrained'
-    part['conv_cfg'] = conv_cfg
+        if _lacks_bias(part) and not _lacks_bias({**part, 'norm_cfg': None}):
+            part['norm_cfg'] = None
+    return note
+
+
+def _start(part: dict, norm_cfg: Mapping | None, conv_ws: Mapping | None) -> str:
+    """Let a part start from what its weights become, or say why it cannot."""
+    inits = part.get('init_cfg')
+    inits = inits if isinstance(inits, (list, tuple)) else [inits]
+    for init in inits:
+        if type_name(init) not in ('Pretrained', 'PretrainedInit'):
+            continue
+        norm = registered(norm_cfg) if norm_cfg else _BatchNorm
+        if not (inspect.isclass(norm) and issubclass(norm, _BatchNorm)):
+            part['init_cfg'] = None
+            if part.get('frozen_stages', -1) >= 0:
+                part['frozen_stages'] = -1
+            return (
+                f'weights with {type_name(norm_cfg)} cannot be converted, as those '
+                'with BN can: it starts from random ones, and nothing in it is frozen. Or '
+                'name weights with BN, as in '
+                "init_cfg=dict(type='PWSPretrained', checkpoint='torchvision://...')"
+            )
+        init['type'] = 'PWSPretrained'
+        eps = norm_cfg.get('eps', BN_EPS) if norm_cfg else BN_EPS
+        if eps != BN_EPS:
+            init['bn_eps'] = eps
+        if conv_ws is not None:
+            init['conv_ws'] = True
     return ''
+
+
+def _lacks_bias(part: dict) -> bool:
+    """Whether plain convolutions of a part have no bias, and no norm that brings one.
+
+    They are those that its ``conv_cfg`` does not reach. Its blocks leave the bias to
+    the norm layer. True if the part cannot be built.
+    """
+    try:
+        module = MODELS.build(without_pretrained(part))
+    except Exception:  # whatever a class raises that insists on a norm layer
+        return True
+    return any(
+        isinstance(m, ConvModule)
+        and m.norm_name == 'no_norm'
+        and not isinstance(m.conv, ReparamConv2d)
+        and m.conv.bias is None
+        for m in module.modules()
+    )
 
 
 def _options(cls: Callable) -> dict[str, Any]:

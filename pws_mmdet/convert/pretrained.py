@@ -3,20 +3,25 @@
 import copy
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
+from mmcv.cnn import ConvAWS2d
+from mmcv.cnn.bricks.wrappers import Conv2d as MMCVConv2d
 from mmengine.logging import print_log
 from mmengine.model.weight_init import update_init_info
 from mmengine.registry import WEIGHT_INITIALIZERS
 from torch import Tensor, nn
 
 from ..compat import load_checkpoint
-from ..layers import PWSConv2d, ReparamConv2d
+from ..layers import PWSConv2d
+from ..layers.standardize import standardize_as_mmcv
 from .calibrate import ConvertedLayer, Layer, center_network
 from .checkpoint import check_finite, check_kind, first_of, weights_of
-from .from_bn import UNALIGNED, fold_bn, set_filters
+from .from_bn import UNALIGNED, check_takes_filters, fold_bn, set_filters
 from .fuse import conv_like, read_past
 
 CALIBRATE = (
@@ -33,23 +38,71 @@ def is_pws(weights: Mapping[str, Tensor]) -> bool:
     return any(key.endswith('.alpha') for key in weights)
 
 
-def _bn_of(conv: str, weights: Mapping[str, Tensor]) -> str | None:
-    """The BN that follows a convolution, by the names of torchvision and OpenMMLab."""
-    parent, dot, name = conv.rpartition('.')
-    if name.isdigit():  # in a Sequential
-        name = str(int(name) + 1)
-    elif re.fullmatch(r'conv\d*', name):
-        name = name.replace('conv', 'bn')
-    else:
-        return None
-    bn = parent + dot + name
-    mean = weights.get(f'{bn}.running_mean')
-    same = mean is not None and len(mean) == len(weights[f'{conv}.weight'])
-    return bn if same else None
+def _bn_layers(weights: Mapping[str, Tensor]) -> dict[str, str]:
+    """The BN layer that follows each convolution, as far as the keys tell.
+
+    By the names that torchvision and OpenMMLab have for them, or else the BN layer
+    that is written next to the convolution.
+    """
+    names = list(dict.fromkeys(key.rpartition('.')[0] for key in weights))
+    pairs: dict[str, str] = {}
+
+    def pair(conv: str, bn: str) -> None:
+        mean = weights.get(f'{bn}.running_mean')
+        kernel = weights.get(f'{conv}.weight')
+        if mean is None or kernel is None or kernel.dim() != 4:
+            return
+        if len(mean) == len(kernel) and bn not in pairs.values():
+            pairs.setdefault(conv, bn)
+
+    for conv in names:
+        parent, dot, name = conv.rpartition('.')
+        if name.isdigit():  # in a Sequential, or in lists as of Res2Net
+            pair(conv, f'{parent}{dot}{int(name) + 1}')
+            if parent.endswith('convs'):
+                pair(conv, f'{parent.removesuffix("convs")}bns.{name}')
+        elif re.fullmatch(r'conv\d*', name):
+            pair(conv, parent + dot + name.replace('conv', 'bn'))
+    for conv, bn in pairwise(names):
+        if conv.rpartition('.')[0] == bn.rpartition('.')[0]:
+            pair(conv, bn)
+    return pairs
+
+
+def _bake(
+    weights: Mapping[str, Tensor], convs: Iterable[str], conv_ws: bool
+) -> dict[str, Tensor]:
+    """Weights with the filters that MMCV's ConvAWS, and ConvWS, compute from theirs."""
+    weights = dict(weights)
+    for name in convs:
+        key = f'{name}.weight'
+        gain, shift = (weights.pop(f'{key}_{k}', None) for k in ('gamma', 'beta'))
+        if gain is not None and shift is not None:
+            weight = weights[key]
+            aws = ConvAWS2d(weight.shape[1], len(weight), weight.shape[2:], bias=False)
+            aws.weight_gamma, aws.weight_beta = gain, shift
+            weights[key] = aws._get_weight(weight)
+        elif conv_ws and key in weights:
+            weights[key] = standardize_as_mmcv(weights[key])
+    return weights
+
+
+def _other_norms(keys: Iterable[str], weights: Mapping[str, Tensor]) -> list[str]:
+    """Layers among keys that normalize (GN, LN, IN, GRN, L2Norm) without statistics."""
+    vectors = [key.rpartition('.') for key in keys if weights[key].squeeze().dim() == 1]
+    names = {
+        name: leaf
+        for name, _, leaf in vectors
+        if leaf in ('weight', 'gamma') and f'{name}.running_mean' not in weights
+    }
+    return list(names)
 
 
 def _fold_into_plain(
-    model: nn.Module, weights: Mapping[str, Tensor], bn_eps: float
+    model: nn.Module,
+    weights: Mapping[str, Tensor],
+    bns: Mapping[str, str],
+    bn_eps: float,
 ) -> tuple[dict[str, Tensor], list[Layer]]:
     """Fold BN that a network lacks into its plain convolutions.
 
@@ -60,10 +113,10 @@ def _fold_into_plain(
     layers = []
     places = model.state_dict()
     for name, conv in model.named_modules():
-        plain = isinstance(conv, nn.Conv2d) and not isinstance(conv, ReparamConv2d)
+        plain = type(conv) in (nn.Conv2d, MMCVConv2d)
         if not plain or conv.bias is None or f'{name}.weight' not in weights:
             continue
-        bn = _bn_of(name, weights)
+        bn = bns.get(name)
         if bn is None or f'{bn}.running_mean' in places:
             continue
         state = {key: weights.pop(f'{bn}.{key}', None) for key in BN_STATE}
@@ -82,6 +135,7 @@ def load_bn_weights(
     weights: Mapping[str, Tensor],
     batches: Sequence[Any] | None = None,
     bn_eps: float = BN_EPS,
+    conv_ws: bool = False,
     **options: Any,
 ) -> tuple[list[ConvertedLayer], list[str]]:
     """Give a network with PWS the weights of the same network with BN.
@@ -94,6 +148,8 @@ def load_bn_weights(
             as torchvision, MMDetection and mmpretrain name it.
         batches: Calibration pictures; None converts without data.
         bn_eps: The eps of its BN layers, which a checkpoint does not tell.
+        conv_ws: Its convolutions with a PWS one in their place are MMCV's ConvWS, which
+            a checkpoint does not tell either: they are standardized first.
         **options: As of :func:`convert_to_pws`: ``forward``, ``max_scale``,
             ``max_positions``, ``unaligned``, ``sweeps``, ``seed``, ``progress``.
 
@@ -102,8 +158,8 @@ def load_bn_weights(
 
     Raises:
         ValueError: If the weights do not fit the network, it is no network that they
-            can be converted for, or the pictures reach no layer. The network keeps
-            its own weights then.
+            can be converted for, they have other norm layers than BN, which it lacks,
+            or the pictures reach no layer. The network keeps its own weights then.
     """
     if is_pws(weights):
         raise ValueError('the weights are those of a network with PWS already')
@@ -123,7 +179,6 @@ def load_bn_weights(
         raise ValueError('the network has no PWS convolutions')
     if not (math.isfinite(bn_eps) and bn_eps >= 0):
         raise ValueError(f'the eps of BN must be finite and not negative, got {bn_eps}')
-    weights, layers = _fold_into_plain(model, weights, bn_eps)
     past = read_past(model)
     for name, conv in convs.items():
         if conv in past:
@@ -131,6 +186,13 @@ def load_bn_weights(
                 f'{name}: the network reads its weight and does not call it, so that '
                 'it cannot be converted. Let that part have plain convolutions'
             )
+        try:
+            check_takes_filters(conv)
+        except ValueError as e:
+            raise ValueError(f'{name}: {e}') from None
+    weights = _bake(weights, convs, conv_ws)
+    bns = _bn_layers(weights)
+    weights, layers = _fold_into_plain(model, weights, bns, bn_eps)
 
     plain = copy.deepcopy(model)
     used = set()
@@ -141,7 +203,7 @@ def load_bn_weights(
         if weight.shape != conv.weight.shape:
             continue
         layer = Layer(name)
-        bn = _bn_of(name, weights)
+        bn = bns.get(name)
         used |= {f'{name}.weight', f'{name}.bias'}
         if bn:
             state = {key: weights.get(f'{bn}.{key}') for key in BN_STATE}
@@ -178,14 +240,7 @@ def load_bn_weights(
             'the weights do not fit the network: ' + '; '.join(filter(None, parts))
         )
     unused = sorted(set(weights) - used - set(others))
-    modules = {name for name, _ in model.named_modules()}
-    left = [key.removesuffix('.running_mean') for key in unused if '.running_m' in key]
-    left = [name for name in left if name.rpartition('.')[0] in modules]
-    if left:
-        raise ValueError(
-            'the names of these BN layers do not tell which convolution they follow: '
-            f'{first_of(left)}. convert_to_pws converts the network itself'
-        )
+    _check_unused(model, unused, weights)
     others = {key: weights[key] for key in others}
     plain.load_state_dict(others, strict=False)
     plain.eval()
@@ -196,13 +251,45 @@ def load_bn_weights(
         if name not in convs:
             others.update({f'{name}.weight': weight, f'{name}.bias': bias})
             continue
-        try:
-            set_filters(converted.get_submodule(name), weight, bias)
-        except ValueError as e:
-            raise ValueError(f'{name}: {e}') from None
+        set_filters(converted.get_submodule(name), weight, bias)
     # and not in place: PWSAlphaInitHook spares what it sees to be loaded
     model.load_state_dict({**converted.state_dict(), **others})
     return report, unused
+
+
+def _check_unused(
+    model: nn.Module, unused: Sequence[str], weights: Mapping[str, Tensor]
+) -> None:
+    """Raise a ValueError if norm layers that the network lacks are left.
+
+    Those of a part that it does not have, such as a classifier, do not count.
+    """
+    modules = {name for name, _ in model.named_modules()}
+    unused = [k for k in unused if k.rpartition('.')[0].rpartition('.')[0] in modules]
+    norms = _other_norms(unused, weights)
+    if norms:
+        raise ValueError(
+            f'the network lacks their norm layers {first_of(norms)}, which are no BN. '
+            'BN becomes part of a convolution, for it keeps statistics; GN, LN, IN and '
+            'L2Norm cannot. Take weights of the same network with BN, or train it from '
+            'scratch'
+        )
+    left = [key.removesuffix('.running_mean') for key in unused if '.running_m' in key]
+    if not left:
+        return
+    named = model.named_modules(remove_duplicate=False)
+    uses = Counter(m for _, m in named if isinstance(m, PWSConv2d))
+    several = [name for name, m in model.named_modules() if uses[m] > 1]
+    raise ValueError(
+        'it is not known which convolution these BN layers become part of: '
+        f'{first_of(left)}. '
+        + (
+            f'The network shares some, such as {several[0]}: each BN layer needs a '
+            'convolution of its own (share_conv=False in the head of RTMDet)'
+            if several
+            else 'convert_to_pws converts the network itself'
+        )
+    )
 
 
 @WEIGHT_INITIALIZERS.register_module('PWSPretrained', force=True)
@@ -219,9 +306,12 @@ class PWSPretrainedInit:
         prefix: Take the weights below this name only, such as 'backbone.'.
         map_location: Where to load them.
         bn_eps: The eps of its BN layers, if it has them.
+        conv_ws: The checkpoint is of a network with BN whose convolutions are MMCV's
+            ConvWS, with a PWS one in their place.
 
     Raises:
-        ValueError: If the checkpoint does not fit the network.
+        ValueError: If the checkpoint does not fit the network, or has GN or another
+            norm that cannot be converted.
     """
 
     def __init__(
@@ -230,11 +320,13 @@ class PWSPretrainedInit:
         prefix: str | None = None,
         map_location: str = 'cpu',
         bn_eps: float = BN_EPS,
+        conv_ws: bool = False,
     ) -> None:
         self.checkpoint = checkpoint
         self.prefix = prefix
         self.map_location = map_location
         self.bn_eps = bn_eps
+        self.conv_ws = conv_ws
 
     def __call__(self, module: nn.Module) -> None:
         content = load_checkpoint(self.checkpoint, self.map_location)
@@ -267,13 +359,14 @@ class PWSPretrainedInit:
 
     def _convert(self, module: nn.Module, weights: dict[str, Tensor]) -> None:
         report, unused = load_bn_weights(
-            module, weights, bn_eps=self.bn_eps, progress=False
+            module, weights, bn_eps=self.bn_eps, conv_ws=self.conv_ws, progress=False
         )
         self._tell_of_unused(unused)
+        has_bn = any(key.endswith('.running_mean') for key in weights)
         print_log(
-            f'{self.checkpoint} is of a network with BN: its {len(report)} '
-            'convolutions were converted without data, which changes what they '
-            f'compute. With a few pictures it loses far less: {CALIBRATE}',
+            f'{self.checkpoint} is of a network with{"" if has_bn else "out"} BN: its '
+            f'{len(report)} convolutions were converted without data, which changes '
+            f'what they compute. With a few images it loses far less: {CALIBRATE}',
             logger='current',
             level=30,
         )

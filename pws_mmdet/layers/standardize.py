@@ -59,3 +59,23 @@ def standardize_weight(
         eps=gamma,
     )
     return w.view(weight.shape).to(weight.dtype)
+
+
+def standardize_as_mmcv(weight: Tensor, eps: float = 1e-5) -> Tensor:
+    """The filters that MMCV's ConvWS2d makes of its weight, which have no gain.
+
+    Unlike those of PWS they have variance 1, the unbiased one, and eps is added to
+    the standard deviation.
+
+    Args:
+        weight: Shape (O, ...).
+        eps: As of ConvWS2d.
+
+    Returns:
+        The filters, in the shape and dtype of ``weight``.
+
+    Source: mmcv.cnn.bricks.conv_ws.
+    """
+    flat = weight.flatten(1)
+    centered = flat - flat.mean(1, keepdim=True)
+    return (centered / (flat.std(1, keepdim=True) + eps)).view_as(weight)

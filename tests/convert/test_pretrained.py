@@ -2,6 +2,7 @@ import copy
 
 import pytest
 import torch
+from mmcv.cnn import ConvAWS2d
 from mmdet.models.backbones import ResNet
 from mmengine.model import BaseModule
 from torch import nn
@@ -137,7 +138,20 @@ def test_the_eps_of_bn(bn_net, save):
 
 def test_bn_layers_of_unknown_names(bn_net):
     weights = {k.replace('bn1', 'post'): v for k, v in bn_net.state_dict().items()}
-    refuse(pws_net(), weights, 'these BN layers do not tell .*layer1.0.post')
+    last = sorted(weights, key=lambda key: 'post' in key)
+    weights = {key: weights[key] for key in last}
+    refuse(pws_net(), weights, 'not known which convolution .*layer1.0.post')
+
+
+@pytest.mark.parametrize('names', [('bn1', 'norm_a'), ('bn2', 'after')])
+def test_bn_that_is_written_next_to_its_convolution(bn_net, names):
+    expected, net = pws_net(), pws_net()
+    net.load_state_dict(expected.state_dict())
+    load_bn_weights(expected, bn_net.state_dict(), progress=False)
+    weights = {k.replace(*names): v for k, v in bn_net.state_dict().items()}
+    load_bn_weights(net, weights, progress=False)
+    for key, value in net.state_dict().items():
+        assert torch.equal(value, expected.state_dict()[key]), key
 
 
 def test_checkpoints_of_the_other_kind_or_size(save):
@@ -181,6 +195,49 @@ def test_networks_that_compute_something_else(bn_net):
     refuse(stem, weights, 'they lack gn1.weight, gn1.bias')
     fixed = pws_net(conv_cfg=dict(type='PWS', alpha='fixed'))
     refuse(fixed, weights, "conv1: alpha must be 'channel'")
+
+
+def test_weights_that_are_standardized_are_what_the_network_computes(bn_net):
+    """Those of MMCV's ConvWS are told by a flag, of ConvAWS by their names."""
+    for kind in ('ConvWS', 'ConvAWS'):
+        original = ResNet(**SMALL, conv_cfg=dict(type=kind))
+        original.load_state_dict(bn_net.state_dict(), strict=False)
+        for module in original.modules():
+            if isinstance(module, ConvAWS2d):
+                nn.init.uniform_(module.weight_gamma, 0.5, 1.5)
+                nn.init.normal_(module.weight_beta, 0, 0.1)
+        original.eval()
+        by_module, report = convert_to_pws(original, progress=False)
+        assert len(report) == 20
+        by_name = pws_net()
+        load_bn_weights(
+            by_name, original.state_dict(), conv_ws=kind == 'ConvWS', progress=False
+        )
+        x = torch.randn(2, 3, 64, 64)
+        by_name.eval()
+        for y, expected in zip(by_name(x), by_module(x), strict=True):
+            torch.testing.assert_close(y, expected, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize('norm', ['GN', 'IN', 'BN'])
+def test_norms_without_statistics_cannot_be_converted(save, norm):
+    """BN with track_running_stats=False is one, too."""
+    name = f'{norm.lower()}1'
+    source = ResNet(**SMALL).state_dict()
+    source = {
+        k.replace('bn1', name): v for k, v in source.items() if 'running' not in k
+    }
+    message = f'lacks their norm layers {name}, .*with BN, or train it from scratch'
+    refuse(pws_net(), source, message)
+    with pytest.raises(ValueError, match=f'bn.pth: .*{message}'):
+        pws_net(save(source)).init_weights()
+
+
+def test_what_cannot_hold_the_filters_is_told_first(bn_net, monkeypatch):
+    monkeypatch.setattr('pws_mmdet.convert.pretrained.center_network', None)
+    for options in (dict(alpha='layer'), dict(beta=False)):
+        net = pws_net(conv_cfg=dict(type='PWS', **options))
+        refuse(net, bn_net.state_dict(), 'conv1: (alpha|beta) must be')
 
 
 def test_checkpoints(bn_net, save):

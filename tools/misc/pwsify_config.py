@@ -1,12 +1,14 @@
 """Write the norm-free variant of a config of MMDetection's.
 
 Every part of the model that takes a conv_cfg gets PWS convolutions and loses its norm
-layers; the rest stays, and is named. OUT inherits from CONFIG and says what differs,
-so that it is trained and tested like any other.
+layers. The rest stays, and is named, and so are the layers that still normalize. OUT
+inherits from CONFIG and says what differs, so that it is trained and tested like any
+other.
 """
 
 import argparse
 import os
+from collections import Counter
 from pathlib import Path
 
 from mmengine.config import Config
@@ -48,7 +50,7 @@ def pwsify(config: str, out: str) -> None:
     cfg = read_config(config)
     init_default_scope(cfg.get('default_scope') or 'mmdet')
     try:
-        model, kept = norm_free_model(cfg.model, CONV_CFG, HEAD_CONV_CFG)
+        model, notes = norm_free_model(cfg.model, CONV_CFG, HEAD_CONV_CFG)
         composition = describe_model(MODELS.build(without_pretrained(model)))
     except Exception as e:  # whatever a model raises that does not take them
         raise ValueError(
@@ -58,7 +60,7 @@ def pwsify(config: str, out: str) -> None:
     if not any(layer.kind == PWS for layer in composition.layers):
         raise ValueError(
             f'{config}: no part of the model takes PWS convolutions. '
-            + ' '.join(f'{line}.' for line in kept)
+            + ' '.join(f'{line}.' for line in notes)
         )
     text = describe(cfg, model)
     absolute = base if '::' in base else str(Path(config).expanduser().absolute())
@@ -72,12 +74,14 @@ def pwsify(config: str, out: str) -> None:
     text = f'{HEAD}_base_ = {base!r}\n\n{text}'
     write_whole(out_path, lambda part: part.write_text(text))
     print(composition)
-    if kept:
-        print('Not changed:', *kept, sep='\n    ')
+    if notes:
+        print('Note:', *notes, sep='\n    ')
     norms = [layer for layer in composition.layers if layer.kind == NORM]
+    found = Counter(f'{layer.type} in {layer.name.split(".")[0]}' for layer in norms)
+    where = ', '.join(f'{count} {kind}' for kind, count in found.items())
     print(
         f'written: {out}, '
-        + (f'{len(norms)} layers still normalize' if norms else 'norm-free')
+        + (f'{len(norms)} layers still normalize: {where}' if norms else 'norm-free')
     )
 
 

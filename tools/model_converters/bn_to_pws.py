@@ -1,10 +1,11 @@
 """Make weights for a network with PWS from those of the same network with BN.
 
 CONFIG is the norm-free network's. CHECKPOINT holds the weights of a network that
-differs from it by BN layers alone: a detector, or just its backbone (a classifier of
-torchvision or mmpretrain), and then OUT is made for the backbone, for
-init_cfg=dict(type='Pretrained', checkpoint=OUT). Every convolution is fitted to what
-the original one puts out on some pictures; nothing is trained.
+differs from it by BN layers alone (weights with GN or LN cannot be converted): a
+detector, or just its backbone (a classifier of torchvision or mmpretrain), and then
+OUT is made for the backbone, for init_cfg=dict(type='Pretrained', checkpoint=OUT).
+Every convolution is fitted to what the original one puts out on some images; nothing
+is trained.
 """
 
 import argparse
@@ -56,7 +57,8 @@ def convert(
     batch_size: int = 4,
     seed: int = 0,
     max_scale: float = MAX_SCALE,
-    bn_eps: float = BN_EPS,
+    bn_eps: float | None = None,
+    conv_ws: bool | None = None,
     unaligned: Sequence[str] = UNALIGNED,
     device: str = 'cpu',
     cfg_options: dict | None = None,
@@ -95,6 +97,9 @@ def convert(
     content = load_checkpoint(str(checkpoint))
     paths = find_pictures(calibrate, num_images, seed) if calibrate else []
 
+    start = dict_at(cfg, 'model', 'backbone', 'init_cfg') or {}
+    bn_eps = start.get('bn_eps', BN_EPS) if bn_eps is None else bn_eps
+    conv_ws = start.get('conv_ws', False) if conv_ws is None else conv_ws
     without_pretrained(cfg.model)
     model = build_model(config, cfg).to(device)
     model.eval()
@@ -107,7 +112,11 @@ def convert(
         raise ValueError(f'{checkpoint}: {e}') from None
     batches = None
     options: dict[str, Any] = dict(
-        seed=seed, max_scale=max_scale, bn_eps=bn_eps, unaligned=unaligned
+        seed=seed,
+        max_scale=max_scale,
+        bn_eps=bn_eps,
+        conv_ws=conv_ws,
+        unaligned=unaligned,
     )
     if paths:
         batches = load_pictures(cfg, paths, batch_size)
@@ -182,10 +191,17 @@ def main() -> None:
     parser.add_argument(
         '--bn-eps',
         type=float,
-        default=BN_EPS,
         metavar='EPS',
         help='of the BN layers, which CHECKPOINT does not tell; YOLOX, EfficientNet '
-        f'and MobileNetV3 have 1e-3 (default: {BN_EPS:g})',
+        "and MobileNetV3 have 1e-3 (default: bn_eps of the backbone's init_cfg in "
+        f'CONFIG, or else {BN_EPS:g})',
+    )
+    parser.add_argument(
+        '--conv-ws',
+        action='store_true',
+        default=None,
+        help="CHECKPOINT has BN behind MMCV's ConvWS, whose filters are standardized "
+        "first (default: conv_ws of the backbone's init_cfg in CONFIG)",
     )
     parser.add_argument(
         '--unaligned',

@@ -1,5 +1,5 @@
 from .cifar import ConvPoolCNN, PWSCifarResNet
 from .pws_resnet import PWSResNet
-from .pws_vgg import PWSVGG
+from .pws_vgg import PWSSSDVGG, PWSVGG
 
-__all__ = ['ConvPoolCNN', 'PWSCifarResNet', 'PWSResNet', 'PWSVGG']
+__all__ = ['ConvPoolCNN', 'PWSCifarResNet', 'PWSResNet', 'PWSSSDVGG', 'PWSVGG']

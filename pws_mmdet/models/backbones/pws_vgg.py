@@ -1,4 +1,5 @@
-from mmcv.cnn import ConvModule
+from mmcv.cnn import ConvModule, build_conv_layer
+from mmdet.models.backbones import SSDVGG
 from mmdet.utils import OptMultiConfig
 from mmengine.model import BaseModule
 from mmengine.registry import MODELS
@@ -104,3 +105,35 @@ class PWSVGG(BaseModule):
         conv4_3 = self.stages[3](x)
         x = self.stages[4](self.pool(conv4_3))
         return conv4_3, self.conv7(self.conv6(self.pool5(x)))
+
+
+@MODELS.register_module(force=True)
+class PWSSSDVGG(SSDVGG):
+    """MMDetection's VGG of SSD, for 300x300 and 512x512, with any convolution.
+
+    Its layers have the names and the geometry of ``SSDVGG``, so that it starts from
+    the same weights, converted (``PWSPretrained``). :class:`PWSVGG` is the one of the
+    paper.
+
+    Args:
+        *args, **kwargs: As of ``SSDVGG``.
+        conv_cfg: Convolution layers, PWS by default; None for plain ones.
+
+    Returns (forward):
+        A map (N, C_i, H_i, W_i) for each of ``out_feature_indices``.
+    """
+
+    def __init__(
+        self, *args, conv_cfg: dict | None = dict(type='PWS'), **kwargs
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        for i, conv in enumerate(self.features):
+            if isinstance(conv, nn.Conv2d):
+                self.features[i] = build_conv_layer(
+                    conv_cfg,
+                    conv.in_channels,
+                    conv.out_channels,
+                    conv.kernel_size,
+                    padding=conv.padding,
+                    dilation=conv.dilation,
+                )

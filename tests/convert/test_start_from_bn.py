@@ -1,0 +1,132 @@
+"""The norm-free variants of MMDetection's backbones start from their BN weights."""
+
+import copy
+import functools
+from pathlib import Path
+
+import pytest
+import torch
+from mmdet.registry import MODELS
+from mmengine.config import Config
+from mmengine.utils import get_installed_path
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from pws_mmdet import PWSConv2d
+from pws_mmdet.convert import pretrained
+from pws_mmdet.convert.norm_free_config import norm_free_model
+
+CONFIGS = Path(get_installed_path('mmdet'), '.mim/configs')
+# For each family a config, what makes its backbone small, how many convolutions are PWS
+FAMILIES = {
+    'RTMDet': (
+        'rtmdet/rtmdet_tiny_8xb32-300e_coco.py',
+        dict(deepen_factor=0.167, widen_factor=0.125),
+        27,
+    ),
+    'YOLOX': (
+        'yolox/yolox_tiny_8xb8-300e_coco.py',
+        dict(deepen_factor=0.33, widen_factor=0.125),
+        37,
+    ),
+    'Res2Net': (
+        'res2net/faster-rcnn_res2net-101_fpn_2x_coco.py',
+        dict(depth=50, base_channels=16, stem_channels=16),
+        87,
+    ),
+    'ResNeSt': (
+        'resnest/faster-rcnn_s50_fpn_syncbn-backbone+head_ms-range-1x_coco.py',
+        dict(base_channels=8, stem_channels=8),
+        55,
+    ),
+    'RegNet': (
+        'regnet/mask-rcnn_regnetx-400MF_fpn_ms-poly-3x_coco.py',
+        {},
+        71,
+    ),
+    'MobileNetV2': (
+        'yolo/yolov3_mobilenetv2_8xb24-320-300e_coco.py',
+        dict(widen_factor=0.25),
+        52,
+    ),
+    'SSDLite': (
+        'ssd/ssdlite_mobilenetv2-scratch_8xb24-600e_coco.py',
+        dict(widen_factor=0.25),
+        52,
+    ),
+    'SSD': ('ssd/ssd300_coco.py', {}, 15),
+    'ResNet with ConvWS': (
+        'faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py',
+        dict(depth=18, base_channels=8, stem_channels=8, conv_cfg=dict(type='ConvWS')),
+        20,
+    ),
+}
+
+
+@torch.no_grad()
+def settle(net, x):
+    """BN that a training could leave, where eps matters; and filters without a mean.
+
+    Those a PWS convolution can hold exactly.
+    """
+    for module in net.modules():
+        if isinstance(module, nn.Conv2d) and module.weight[0].numel() > 1:
+            module.weight -= module.weight.mean((1, 2, 3), keepdim=True)
+            if type(module) is nn.Conv2d and module.bias is None:
+                module.weight *= 0.03
+        elif isinstance(module, _BatchNorm):
+            nn.init.uniform_(module.weight, 0.5, 1.0)
+            nn.init.normal_(module.bias, 0, 0.2)
+            module.momentum = 1.0
+            module.train()
+    net(x)
+    net.eval()  # which returns nothing in some of MMDetection's
+    return net
+
+
+@pytest.mark.parametrize('family', FAMILIES)
+def test_one_step(family, tmp_path, monkeypatch):
+    config, small, count = FAMILIES[family]
+    model = Config.fromfile(CONFIGS / config).model
+    original = model.backbone
+    original.update(small)
+    init_cfg = copy.deepcopy(original.get('init_cfg'))
+    if not init_cfg or init_cfg.type != 'Pretrained':
+        init_cfg = dict(type='Pretrained')
+    init_cfg['checkpoint'] = path = str(tmp_path / 'bn.pth')
+    original.init_cfg = init_cfg
+    # of one process: SyncBN has the same weights
+    bn = copy.deepcopy({**original, 'init_cfg': None})
+    if bn.get('norm_cfg', {}).get('type') == 'SyncBN':
+        bn['norm_cfg']['type'] = 'BN'
+    x = torch.randn(2, 3, 64, 64)
+    bn = settle(MODELS.build(bn), x)
+    weights = {
+        init_cfg.get('prefix', '') + key: value
+        for key, value in [*bn.state_dict().items(), ('fc.weight', torch.ones(2, 2))]
+    }
+    torch.save(dict(state_dict=weights), path)
+
+    variant, _ = norm_free_model(model, dict(type='PWS'), dict(type='PWS'))
+    net = MODELS.build(variant.backbone)
+    exact = functools.partial(pretrained.load_bn_weights, max_scale=1)
+    monkeypatch.setattr(pretrained, 'load_bn_weights', exact)
+    net.init_weights()
+    assert not any(isinstance(m, _BatchNorm) for m in net.modules())
+    convs = [m for m in net.modules() if isinstance(m, PWSConv2d)]
+    assert len(convs) == count
+    net.eval()
+    with torch.no_grad():
+        for made, wanted in zip(net(x), bn(x), strict=True):
+            assert (made - wanted).abs().max() <= 1e-3 * wanted.abs().max()
+
+    net.train()
+    optimizer = torch.optim.SGD(net.parameters(), lr=1e-3)
+    sum(y.square().mean() for y in net(x)).backward()
+    before = [conv.weight.clone() for conv in convs]
+    optimizer.step()
+    trained = [i for i, conv in enumerate(convs) if conv.weight.requires_grad]
+    assert len(trained) >= 0.8 * count
+    for i in trained:
+        assert convs[i].weight.isfinite().all()
+        assert not torch.equal(convs[i].weight, before[i])
