@@ -1,12 +1,15 @@
 """Tests of tools/misc/pwsify_config.py."""
 
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 from mmengine.config import Config
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import MODELS
+from mmengine.utils import get_installed_path
+from torch import nn
 
 from pws_mmdet import PWSConv2d, describe_model
 from pws_mmdet.analysis.composition import NORM
@@ -140,6 +143,92 @@ def test_a_part_whose_conv_cfg_is_none_in_the_base(program, tmp_path):
     assert optim_wrapper.clip_grad == dict(max_norm=10, norm_type=2)
     assert optim_wrapper.constructor == 'PWSOptimWrapperConstructor'
     assert optim_wrapper.paramwise_cfg is None
+
+
+def variant(config, **backbone):
+    """The model of one of MMDetection's configs, by its path, and its variant."""
+    path = Path(get_installed_path('mmdet'), '.mim/configs', config)
+    model = Config.fromfile(path).model
+    model.get('backbone', {}).update(backbone)
+    conv, head = dict(type='PWS'), dict(type='PWS', gamma=1.0)
+    return model, *norm_free_model(model, conv, head)
+
+
+def test_the_backbone_of_a_teacher_has_the_gamma_of_backbones():
+    name = 'soft-teacher_faster-rcnn_r50-caffe_fpn_180k_semi-0.1-coco.py'
+    _, model, _ = variant(f'soft_teacher/{name}')
+    assert model.detector.backbone.conv_cfg == dict(type='PWS')
+    assert model.detector.neck.conv_cfg == dict(type='PWS', gamma=1.0)
+
+
+@pytest.mark.parametrize(
+    'config, part, kind',
+    [
+        (
+            'point_rend/point-rend_r50-caffe_fpn_ms-1x_coco.py',
+            'roi_head.point_head',
+            'Conv1d',
+        ),
+        (
+            'efficientnet/retinanet_effb3_fpn_8xb4-crop896-1x_coco.py',
+            'backbone',
+            'Conv2dAdaptivePadding',
+        ),
+        ('detectors/detectors_cascade-rcnn_r50_1x_coco.py', 'backbone', 'ConvAWS'),
+    ],
+)
+def test_convolutions_of_another_kind_stay(config, part, kind):
+    """Also those that a class has without being told."""
+    old, new, notes = variant(config)
+    assert any(
+        note.startswith(part) and note.endswith(f'convolutions are of the type {kind}')
+        for note in notes
+    )
+    for key in part.split('.'):
+        old, new = old[key], new[key]
+    assert old == new
+
+
+@pytest.mark.parametrize('folder', ['gn', 'gn+ws'])
+def test_weights_that_cannot_be_converted_are_not_named(folder):
+    ws = '-ws' if '+' in folder else ''
+    old, new, [note] = variant(f'{folder}/mask-rcnn_r50_fpn_gn{ws}-all_2x_coco.py')
+    assert old.backbone.init_cfg.type == 'Pretrained'
+    assert note.startswith('backbone (ResNet): weights with GN cannot be converted')
+    assert new.backbone.init_cfg is None and new.backbone.frozen_stages == -1
+
+
+def test_how_the_weights_were_trained_is_said():
+    init_cfg = dict(type='Pretrained', checkpoint='x.pth')
+    r50 = 'faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py'
+    for config, backbone, expected in (
+        (r50, {}, {}),
+        (r50, dict(conv_cfg=dict(type='Conv')), {}),
+        (r50, dict(conv_cfg=dict(type='ConvWS')), dict(conv_ws=True)),
+        (r50, dict(norm_cfg=dict(type='SyncBN', eps=1e-3)), dict(bn_eps=1e-3)),
+        ('yolox/yolox_tiny_8xb8-300e_coco.py', {}, dict(bn_eps=1e-3)),  # its default
+    ):
+        _, new, notes = variant(config, init_cfg=init_cfg, **backbone)
+        expected = {'type': 'PWSPretrained', 'checkpoint': 'x.pth', **expected}
+        assert new.backbone.init_cfg == expected and not notes
+
+
+def test_what_conv_cfg_does_not_reach_keeps_a_bias():
+    _, new, _ = variant('rtmdet/rtmdet_tiny_8xb32-300e_coco.py', init_cfg=None)
+    assert new.backbone.norm_cfg is None
+    backbone = MODELS.build(new.backbone)
+    convs = [m for m in backbone.modules() if isinstance(m, nn.Conv2d)]
+    plain = [conv for conv in convs if not isinstance(conv, PWSConv2d)]
+    assert len(plain) >= 7 and all(conv.bias is not None for conv in plain)
+
+
+def test_ssd_of_mmdetection(program, tmp_path, capsys):
+    program.pwsify('mmdet::ssd/ssd300_coco.py', tmp_path / 'ssd.py')
+    assert 'norm-free' in capsys.readouterr().out
+    model = Config.fromfile(tmp_path / 'ssd.py').model
+    assert model.backbone.type == 'PWSSSDVGG'
+    assert model.backbone.init_cfg.type == 'PWSPretrained'
+    assert model.bbox_head.type == 'PWSSSDHead' and model.neck.l2_norm_scale is None
 
 
 def test_parts_in_lists(program, tmp_path):

@@ -2,7 +2,7 @@
 
 import copy
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from mmcv.cnn import ConvModule, ConvWS2d
@@ -137,8 +137,8 @@ def _start(part: dict, norm_cfg: Mapping | None, conv_ws: Mapping | None) -> str
                 part['frozen_stages'] = -1
             return (
                 f'weights with {type_name(norm_cfg)} cannot be converted, as those '
-                'with BN can: it starts from random ones, and nothing in it is frozen. Or '
-                'name weights with BN, as in '
+                'with BN can: it starts from random ones, and nothing in it is frozen. '
+                'Or name weights with BN, as in '
                 "init_cfg=dict(type='PWSPretrained', checkpoint='torchvision://...')"
             )
         init['type'] = 'PWSPretrained'

@@ -1,7 +1,6 @@
 """The norm-free variants of MMDetection's backbones start from their BN weights."""
 
 import copy
-import functools
 from pathlib import Path
 
 import pytest
@@ -14,6 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from pws_mmdet import PWSConv2d
 from pws_mmdet.convert import pretrained
+from pws_mmdet.convert.calibrate import ConvertedLayer
 from pws_mmdet.convert.norm_free_config import norm_free_model
 
 CONFIGS = Path(get_installed_path('mmdet'), '.mim/configs')
@@ -22,12 +22,12 @@ FAMILIES = {
     'RTMDet': (
         'rtmdet/rtmdet_tiny_8xb32-300e_coco.py',
         dict(deepen_factor=0.167, widen_factor=0.125),
-        27,
+        26,
     ),
     'YOLOX': (
         'yolox/yolox_tiny_8xb8-300e_coco.py',
         dict(deepen_factor=0.33, widen_factor=0.125),
-        37,
+        35,
     ),
     'Res2Net': (
         'res2net/faster-rcnn_res2net-101_fpn_2x_coco.py',
@@ -84,6 +84,13 @@ def settle(net, x):
     return net
 
 
+def keep_filters(plain, layers, batches, **options):
+    """Nothing is to be approximated where filters have no mean."""
+    convs = {layer.name: plain.get_submodule(layer.name) for layer in layers}
+    filters = {name: (conv.weight, conv.bias) for name, conv in convs.items()}
+    return filters, [ConvertedLayer(name, 'mean') for name in convs]
+
+
 @pytest.mark.parametrize('family', FAMILIES)
 def test_one_step(family, tmp_path, monkeypatch):
     config, small, count = FAMILIES[family]
@@ -109,8 +116,7 @@ def test_one_step(family, tmp_path, monkeypatch):
 
     variant, _ = norm_free_model(model, dict(type='PWS'), dict(type='PWS'))
     net = MODELS.build(variant.backbone)
-    exact = functools.partial(pretrained.load_bn_weights, max_scale=1)
-    monkeypatch.setattr(pretrained, 'load_bn_weights', exact)
+    monkeypatch.setattr(pretrained, 'center_network', keep_filters)
     net.init_weights()
     assert not any(isinstance(m, _BatchNorm) for m in net.modules())
     convs = [m for m in net.modules() if isinstance(m, PWSConv2d)]
@@ -123,10 +129,8 @@ def test_one_step(family, tmp_path, monkeypatch):
     net.train()
     optimizer = torch.optim.SGD(net.parameters(), lr=1e-3)
     sum(y.square().mean() for y in net(x)).backward()
-    before = [conv.weight.clone() for conv in convs]
+    learned = [conv.weight.grad for conv in convs if conv.weight.requires_grad]
+    assert len(learned) >= 0.7 * count  # some stages are frozen
+    assert all(grad.isfinite().all() and grad.any() for grad in learned)
     optimizer.step()
-    trained = [i for i, conv in enumerate(convs) if conv.weight.requires_grad]
-    assert len(trained) >= 0.8 * count
-    for i in trained:
-        assert convs[i].weight.isfinite().all()
-        assert not torch.equal(convs[i].weight, before[i])
+    assert all(p.isfinite().all() for p in net.parameters())

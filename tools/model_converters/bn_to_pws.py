@@ -20,7 +20,13 @@ from torch import nn
 
 import pws_mmdet  # noqa: F401
 from pws_mmdet.compat import load_checkpoint
-from pws_mmdet.config import ConfigOptions, build_model, describe, read_config
+from pws_mmdet.config import (
+    ConfigOptions,
+    build_model,
+    describe,
+    read_config,
+    without_pretrained,
+)
 from pws_mmdet.convert.checkpoint import (
     check_out,
     meta_of,
@@ -31,21 +37,6 @@ from pws_mmdet.convert.equalize import MAX_SCALE
 from pws_mmdet.convert.from_bn import UNALIGNED
 from pws_mmdet.convert.pictures import dict_at, find_pictures, load_pictures
 from pws_mmdet.convert.pretrained import BN_EPS, load_bn_weights
-
-
-def without_pretrained(cfg: Any) -> Any:
-    """A model's config whose ``init_cfg`` read no checkpoint."""
-    if isinstance(cfg, dict):
-        init = cfg.get('init_cfg')
-        for one in init if isinstance(init, (list, tuple)) else [init]:
-            if isinstance(one, dict) and 'checkpoint' in one:
-                cfg['init_cfg'] = None
-        for value in cfg.values():
-            without_pretrained(value)
-    elif isinstance(cfg, (list, tuple)):
-        for value in cfg:
-            without_pretrained(value)
-    return cfg
 
 
 def convert(
@@ -100,7 +91,7 @@ def convert(
     start = dict_at(cfg, 'model', 'backbone', 'init_cfg') or {}
     bn_eps = start.get('bn_eps', BN_EPS) if bn_eps is None else bn_eps
     conv_ws = start.get('conv_ws', False) if conv_ws is None else conv_ws
-    without_pretrained(cfg.model)
+    cfg.model = without_pretrained(cfg.model)
     model = build_model(config, cfg).to(device)
     model.eval()
     try:
