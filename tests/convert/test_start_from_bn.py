@@ -129,8 +129,9 @@ def test_one_step(family, tmp_path, monkeypatch):
     net.train()
     optimizer = torch.optim.SGD(net.parameters(), lr=1e-3)
     sum(y.square().mean() for y in net(x)).backward()
-    learned = [conv.weight.grad for conv in convs if conv.weight.requires_grad]
-    assert len(learned) >= 0.7 * count  # some stages are frozen
+    learned = [w.grad for w in (conv.weight for conv in convs) if w.grad is not None]
+    # some stages are frozen, and some backbones have more of them than are used
+    assert len(learned) >= 0.7 * count
     assert all(grad.isfinite().all() and grad.any() for grad in learned)
     optimizer.step()
     assert all(p.isfinite().all() for p in net.parameters())
