@@ -171,7 +171,7 @@ def test_bad_input(program, ssd, digits, tmp_path, monkeypatch, capsys):
     assert 'has no PWS convolutions' in error(bn, path, out)
     other = ROOT / MASK_RCNN.format('pws')
     assert 'set pre_activation=False' in error(other, path, out)
-    wide = ['--cfg-options', 'model.backbone.width=0.5']
+    wide = [*options, 'model.backbone.width=0.5']
     assert 'do not fit the network' in error(PWS_SSD, path, out, *wide)
     pws = tmp_path / 'pws.pth'
     torch.save(MODELS.build(load_config(PWS_SSD).model).state_dict(), pws)
@@ -230,6 +230,13 @@ def test_eps(program, ssd, tmp_path, monkeypatch, capsys):
     for options in ((), ('--bn-eps', '1e-3')):
         fail(program, monkeypatch, capsys, *arguments, *options)
     assert given == [1e-5, 1e-3]
+    start = dict(type='PWSPretrained', checkpoint='x.pth', bn_eps=0.5)
+    config = tmp_path / 'named.py'
+    config.write_text(
+        f"_base_ = '{PWS_SSD}'\nmodel = dict(backbone=dict(init_cfg={start!r}))\n"
+    )
+    fail(program, monkeypatch, capsys, config, *arguments[1:])
+    assert given[-1] == 0.5
 
 
 R50 = ROOT / 'configs/mask_rcnn_r50_fpn_pws_from_bn_1x.py'

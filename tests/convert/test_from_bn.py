@@ -672,3 +672,17 @@ def test_numbers_below_one(net, option):
 def test_pictures_that_reach_no_layer(net):
     with pytest.raises(ValueError, match='reach no layer'):
         convert_to_pws(net, [1], forward=lambda net, x: None, progress=False)
+
+
+def test_other_convolutions_and_norms_stay_and_are_named():
+    net = nn.Sequential(
+        nn.Conv2d(3, 4, 3),
+        nn.BatchNorm2d(4),
+        nn.ReLU(),
+        nn.ConvTranspose2d(4, 4, 2),
+        nn.GroupNorm(2, 4),
+    )
+    made, report = convert_to_pws(net, progress=False)
+    assert isinstance(made[0], PWSConv2d)
+    assert str(report[-1]) == '3: kept (it is a ConvTranspose2d)' and len(report) == 2
+    assert type(made[3]) is nn.ConvTranspose2d and type(made[4]) is nn.GroupNorm

@@ -2,7 +2,7 @@ import copy
 
 import pytest
 import torch
-from mmcv.cnn import ConvAWS2d
+from mmcv.cnn import ConvAWS2d, ConvModule
 from mmdet.models.backbones import ResNet
 from mmengine.model import BaseModule
 from torch import nn
@@ -231,6 +231,18 @@ def test_norms_without_statistics_cannot_be_converted(save, norm):
     refuse(pws_net(), source, message)
     with pytest.raises(ValueError, match=f'bn.pth: .*{message}'):
         pws_net(save(source)).init_weights()
+
+
+def test_several_bn_layers_behind_one_convolution():
+    """As in the head of RTMDet: what they make of it is not the same filters."""
+
+    def net(**options):
+        convs = nn.Sequential(*(ConvModule(4, 4, 3, **options) for _ in range(2)))
+        convs[1].conv = convs[0].conv
+        return convs
+
+    weights = net(norm_cfg=dict(type='BN')).state_dict()
+    refuse(net(conv_cfg=dict(type='PWS')), weights, 'shares some, .*share_conv=False')
 
 
 def test_what_cannot_hold_the_filters_is_told_first(bn_net, monkeypatch):
