@@ -3,7 +3,6 @@
 import copy
 import math
 import re
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
@@ -170,11 +169,11 @@ def load_bn_weights(
             'pre_activation=False'
         )
     check_finite(weights, 'it', model)
-    convs = {
-        name: module
-        for name, module in model.named_modules()
-        if isinstance(module, PWSConv2d)
-    }
+    names: dict[nn.Module, list[str]] = {}  # several of a layer that is shared
+    for name, module in model.named_modules(remove_duplicate=False):
+        if isinstance(module, PWSConv2d):
+            names.setdefault(module, []).append(name)
+    convs = {known_as[0]: conv for conv, known_as in names.items()}
     if not convs:
         raise ValueError('the network has no PWS convolutions')
     if not (math.isfinite(bn_eps) and bn_eps >= 0):
@@ -204,7 +203,9 @@ def load_bn_weights(
             continue
         layer = Layer(name)
         bn = bns.get(name)
-        used |= {f'{name}.weight', f'{name}.bias'}
+        used |= {
+            f'{alias}.{key}' for alias in names[conv] for key in ('weight', 'bias')
+        }
         if bn:
             state = {key: weights.get(f'{bn}.{key}') for key in BN_STATE}
             weight, bias, layer.mean, layer.std = fold_bn(weight, bias, state, bn_eps)
@@ -213,13 +214,15 @@ def load_bn_weights(
         new = conv_like(conv)
         new.weight.copy_(weight)
         new.bias.copy_(torch.zeros_like(new.bias) if bias is None else bias)
-        parent, _, key = name.rpartition('.')
-        plain.get_submodule(parent)._modules[key] = new
+        for alias in names[conv]:
+            parent, _, key = alias.rpartition('.')
+            plain.get_submodule(parent)._modules[key] = new
 
+    all_names = {name for known_as in names.values() for name in known_as}
     others = {
         key: value
         for key, value in model.state_dict().items()
-        if key.rpartition('.')[0] not in convs
+        if key.rpartition('.')[0] not in all_names
     }
     missing = [f'{name}.weight' for name in convs if f'{name}.weight' not in weights]
     missing += [key for key in others if key not in weights]
@@ -240,7 +243,7 @@ def load_bn_weights(
             'the weights do not fit the network: ' + '; '.join(filter(None, parts))
         )
     unused = sorted(set(weights) - used - set(others))
-    _check_unused(model, unused, weights)
+    _check_unused(model, unused, weights, names)
     others = {key: weights[key] for key in others}
     plain.load_state_dict(others, strict=False)
     plain.eval()
@@ -258,7 +261,10 @@ def load_bn_weights(
 
 
 def _check_unused(
-    model: nn.Module, unused: Sequence[str], weights: Mapping[str, Tensor]
+    model: nn.Module,
+    unused: Sequence[str],
+    weights: Mapping[str, Tensor],
+    names: Mapping[nn.Module, Sequence[str]],
 ) -> None:
     """Raise a ValueError if norm layers that the network lacks are left.
 
@@ -277,9 +283,7 @@ def _check_unused(
     left = [key.removesuffix('.running_mean') for key in unused if '.running_m' in key]
     if not left:
         return
-    named = model.named_modules(remove_duplicate=False)
-    uses = Counter(m for _, m in named if isinstance(m, PWSConv2d))
-    several = [name for name, m in model.named_modules() if uses[m] > 1]
+    several = [known_as[0] for known_as in names.values() if len(known_as) > 1]
     raise ValueError(
         'it is not known which convolution these BN layers become part of: '
         f'{first_of(left)}. '

@@ -243,6 +243,10 @@ def test_several_bn_layers_behind_one_convolution():
 
     weights = net(norm_cfg=dict(type='BN')).state_dict()
     refuse(net(conv_cfg=dict(type='PWS')), weights, 'shares some, .*share_conv=False')
+    shared = net(conv_cfg=dict(type='PWS'))
+    report, unused = load_bn_weights(shared, net().state_dict(), progress=False)
+    assert len(report) == 1 and not unused
+    assert shared[0].conv is shared[1].conv
 
 
 def test_what_cannot_hold_the_filters_is_told_first(bn_net, monkeypatch):
