@@ -135,7 +135,7 @@ def _allowed_besides_tensors() -> dict[str, Any]:
     classes = [HistoryBuffer, OneCycleParamScheduler, ConfigDict]
     # What torch 2.6 and later take by themselves; MultiStepLR keeps a Counter.
     classes += [Counter, set, bytearray, complex]
-    classes += [slice, np.ndarray, np.dtype]
+    classes += [torch.device, torch.Size, slice, np.ndarray, np.dtype]
     classes += {type(np.dtype(t)) for t in (*np.typecodes['AllInteger'], *'efdFD?US')}
     allowed = {f'{c.__module__}.{c.__qualname__}': c for c in classes}
     allowed['builtins.getattr'] = _getattr_of_mmengine

@@ -354,7 +354,7 @@ def test_rows_on_voc_differ_in_the_norm_alone():
                     for owner in ('backbone', 'neck', 'bbox_head'):
                         cfg['model'][owner].pop(part, None)
                     cfg.pop(part, None)
-                cfg['optim_wrapper'].pop('paramwise_cfg', None)
+                cfg['optim_wrapper'].pop('constructor', None)
                 cfg.pop('custom_hooks', None)
             assert config == first, name
 
