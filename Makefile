@@ -11,6 +11,10 @@ PRETRAIN := --pretrain
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 endif
 
+# The quick tests run on as many cores; the slow ones use several by themselves.
+JOBS := auto
+PARALLEL := -n $(JOBS) --maxprocesses 8 --dist loadfile
+
 .PHONY: help install demo test test-quick test-stacks lint clean
 
 help: ## this list
@@ -23,11 +27,11 @@ demo: install ## train and test a small norm-free detector
 	PYTHON=python tools/demo.sh
 
 test: test-quick ## all tests: the quick ones first, then the programs from end to end
-	$(PY) -m pytest tests -m slow
+	$(PY) -m pytest tests -m slow --durations 25
 
 test-quick: ## the quick tests only
 	@tools/install.sh $(PRETRAIN)
-	$(PRETRAIN_PY) -m pytest tests -m "not slow"
+	$(PRETRAIN_PY) -m pytest tests -m "not slow" $(PARALLEL) --durations 25
 
 test-stacks: ## the unit tests on torch 2.1, 2.13, the newest, and MMDetection's forks
 	@tools/test_stacks.sh

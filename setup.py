@@ -37,6 +37,7 @@ minimum = {name: f'{name}>={v}' for name, v in scope['MINIMUM_VERSIONS'].items()
 
 
 demo = ['scikit-learn']
+tests = ['hypothesis', 'pytest', 'pytest-xdist', 'ruff']
 report = ['plotly']
 onnx = ['onnx>=1.16', 'onnxruntime>=1.18', 'onnxscript']
 
@@ -78,6 +79,6 @@ setup(
         'onnx': onnx,
         'pretrain': ['mmpretrain>=1.2.0,<2', 'torchvision'],  # undeclared by mmpretrain
         'report': report,
-        'tests': [*demo, *onnx, *report, 'hypothesis', 'pytest', 'ruff'],
+        'tests': [*demo, *onnx, *report, *tests],
     },
 )

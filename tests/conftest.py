@@ -12,6 +12,12 @@ import sys
 from pathlib import Path
 
 import pytest
+
+# Tests that run side by side share the cores; before torch is imported, which reads it.
+if workers := int(os.environ.get('PYTEST_XDIST_WORKER_COUNT', 0)):
+    threads = max(1, (os.cpu_count() or 1) // workers)
+    os.environ.setdefault('OMP_NUM_THREADS', str(threads))
+
 import torch
 import torch.distributed as dist
 from mmengine.config import Config

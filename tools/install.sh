@@ -19,7 +19,7 @@
 #   PWS_TORCH_INDEX=URL      a package index with CPU builds of torch, used where
 #                            no GPU is seen: saves gigabytes of CUDA libraries
 #   MAX_JOBS=N               compilers at a time; by default one for each core and
-#                            1.5 GiB of free memory
+#                            2.5 GiB of free memory
 #
 # torch 2.1 or later goes with it, and Python 3.10 to 3.13.
 
@@ -230,7 +230,7 @@ sys.exit(torch.cuda.is_available() and not extension.CUDA_HOME)' ||
 # Compilers at a time: each needs memory.
 count_jobs() {
     py -c 'import os, psutil
-jobs = min(len(os.sched_getaffinity(0)), psutil.virtual_memory().available // (3 << 29))
+jobs = min(len(os.sched_getaffinity(0)), psutil.virtual_memory().available // (5 << 29))
 print(max(1, jobs))'
 }
 

@@ -84,7 +84,8 @@ test_stack() {
     say "$1: installing"
     install "$@"
     say "$1: ready after $((SECONDS - start)) s; tests"
-    (cd "$root" && "$python" -m pytest -q -m 'not slow' -p no:cacheprovider "${tests[@]}")
+    (cd "$root" && "$python" -m pytest -q -m 'not slow' -n auto --maxprocesses 8 \
+        --dist loadfile -p no:cacheprovider "${tests[@]}")
     say "$1: training and testing"
     run_programs "$python" "$scratch/$1" >"$scratch/$1.log" 2>&1 ||
         { tail -n 40 "$scratch/$1.log"; fail "$1: a program failed"; }
