@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from mmcv.ops import DeformConv2d
 from mmengine.config import Config
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import MODELS
@@ -220,6 +221,14 @@ def test_what_conv_cfg_does_not_reach_keeps_a_bias():
     convs = [m for m in backbone.modules() if isinstance(m, nn.Conv2d)]
     plain = [conv for conv in convs if not isinstance(conv, PWSConv2d)]
     assert len(plain) >= 7 and all(conv.bias is not None for conv in plain)
+
+
+def test_convolutions_that_cannot_have_a_bias():
+    _, new, _ = variant('ddod/ddod_r50_fpn_1x_coco.py')
+    head = MODELS.build(new.bbox_head)
+    assert any(isinstance(m, DeformConv2d) for m in head.modules())
+    assert any(isinstance(m, PWSConv2d) for m in head.modules())
+    assert new.bbox_head.norm_cfg == dict(type='NoNorm')
 
 
 def test_ssd_of_mmdetection(program, tmp_path, capsys):

@@ -164,7 +164,7 @@ def _lacks_bias(part: dict) -> bool:
         isinstance(m, ConvModule)
         and m.norm_name == 'no_norm'
         and not isinstance(m.conv, ReparamConv2d)
-        and m.conv.bias is None
+        and getattr(m.conv, 'bias', None) is None  # a DCN of version 1 never has one
         for m in module.modules()
     )
 
