@@ -3,6 +3,7 @@
 Version guards, safe checkpoints, and MMDetection's programs run in place.
 """
 
+import argparse
 import codecs
 import difflib
 import json
@@ -439,22 +440,36 @@ def run_mmdet_tool(name: str) -> None:
         )
     mmengine.runner.Runner = PWSRunner
     mmengine.config.DictAction = ConfigOptions
+    show_usage = argparse.ArgumentParser.error
+
+    def stop_at_arguments(parser: argparse.ArgumentParser, message: str) -> None:
+        _tell_launcher(f'{parser.prog}: error: {message}')
+        show_usage(parser, message)
+
     try:
+        argparse.ArgumentParser.error = stop_at_arguments
         runpy.run_path(str(program), run_name='__main__')
     except Exception as e:
-        if os.environ.get('PWS_DEBUG') or _has_begun(e):
-            raise
         # as the last lines of a traceback, which is what logs are searched for
         text = ''.join(traceback.format_exception_only(e)).rstrip()
+        if os.environ.get('PWS_DEBUG') or _has_begun(e):
+            _tell_launcher(text)
+            raise
         if config := _config_of(e):
             text = f'ValueError: {config} cannot be read: {text}'
         text = f'{name} stops; PWS_DEBUG=1 shows where:\n{text}'
         print(text, file=sys.stderr)
-        # Under torch.distributed.run: where tools/launch.py finds it to show it last.
-        if path := os.environ.get('TORCHELASTIC_ERROR_FILE'):
-            error = dict(message=text, timestamp=int(time.time()))
-            Path(path).write_text(json.dumps(error))
+        _tell_launcher(text)
         sys.exit(2)
+    finally:
+        argparse.ArgumentParser.error = show_usage
+
+
+def _tell_launcher(text: str) -> None:
+    """Under torch.distributed.run, leave an error for tools/launch.py to show last."""
+    if path := os.environ.get('TORCHELASTIC_ERROR_FILE'):
+        error = dict(message=text, timestamp=int(time.time()))
+        Path(path).write_text(json.dumps(error))
 
 
 def _has_begun(error: Exception) -> bool:

@@ -22,6 +22,9 @@ from mmengine.registry import init_default_scope
 from torch import nn
 
 from pws_mmdet import fuse_pws
+
+if not hasattr(torch.library, 'custom_op'):
+    pytest.skip('the export needs torch 2.7', allow_module_level=True)
 from pws_mmdet.deploy import TRANSLATIONS, DeployedDetector
 from pws_mmdet.deploy.operators import aligned_rois, nms_mask
 
@@ -673,3 +676,19 @@ def test_a_missing_package_is_named_first(name, program, tmp_path, monkeypatch, 
     error = error_of(program, monkeypatch, capsys, 'no.py', 'no.pth', 'out.onnx')
     assert f'importing {name} failed' in error
     assert "pip install -e '.[onnx]'" in error
+
+
+def test_a_torch_that_is_too_old_is_named_first(
+    run, program, tmp_path, monkeypatch, capsys
+):
+    code = (
+        'import torch, pws_mmdet\n'
+        'del torch.library.custom_op\n'
+        'import pws_mmdet.deploy\n'
+    )
+    process = run(sys.executable, '-W', 'ignore', '-c', code, check=False)
+    last = process.stdout.splitlines()[-1]
+    assert last.startswith('ImportError: pws_mmdet.deploy needs torch>=2.4')
+    monkeypatch.setattr(torch, '__version__', '2.1.2+cu121')
+    error = error_of(program, monkeypatch, capsys, 'no.py', 'no.pth', 'out.onnx')
+    assert error.endswith('The export needs torch>=2.7, not 2.1.2+cu121')

@@ -127,7 +127,7 @@ def test_a_dead_worker_ends_the_run(run, root, digits, tmp_path):
     )
     assert process.returncode != 0
     assert 'Traceback' in process.stdout
-    assert 'ArithmeticError: worker one died' in process.stdout
+    assert process.stdout.splitlines()[-1] == 'ArithmeticError: worker one died'
 
 
 def test_an_error_before_training_is_the_last_on_the_screen(run, root, tmp_path):
@@ -143,6 +143,16 @@ def test_an_error_before_training_is_the_last_on_the_screen(run, root, tmp_path)
     last = process.stdout[stopped:]
     assert 'FileNotFoundError: ' in last and 'nowhere' in last
     assert 'Traceback' not in last and 'torch' not in last
+
+
+def test_a_wrong_option_is_the_last_on_the_screen(run, root):
+    launch = root / 'tools/dist_train.sh'
+    process = run(launch, root / SSD, 2, '--cfg-options', 'typo', check=False)
+    assert process.returncode == 2
+    last = process.stdout.splitlines()[-1]
+    assert last == (
+        "train.py: error: argument --cfg-options: must be KEY=VALUE ..., got 'typo'"
+    )
 
 
 def test_port_and_nodes_are_passed_on(run, root, tmp_path):

@@ -10,6 +10,12 @@ import torch
 from mmcv.ops import nms, roi_align
 from torch import Tensor
 
+if not hasattr(torch.library, 'custom_op'):
+    raise ImportError(
+        'pws_mmdet.deploy needs torch>=2.4, and the export to ONNX torch>=2.7, but '
+        f'torch {torch.__version__} is installed'
+    )
+
 
 @torch.library.custom_op('pws_mmdet::nms_mask', mutates_args=())
 def nms_mask(boxes: Tensor, scores: Tensor, iou_threshold: float, limit: int) -> Tensor:

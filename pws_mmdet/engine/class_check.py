@@ -121,21 +121,32 @@ def check_num_classes(
 def check_same_classes(train: Dataset, val: Dataset) -> None:
     """Check that a label means the same class in training and validation.
 
+    Other names are a warning: another dataset may name the same class otherwise.
+
     Raises:
-        ValueError: If not: every result of the validation would be wrong.
+        ValueError: If a class has another label in the validation: its results would
+            be wrong.
     """
     sets = [[*base_datasets(dataset)] for dataset in (train, val)]
     if any(base.return_classes for bases in sets for base in bases):
         return  # the classes are prompts
     for first in sets[0][:1]:
         for second in sets[1]:
-            names = [base.metainfo.get('classes') or () for base in (first, second)]
-            pairs = enumerate(zip(*names, strict=False))
-            for i, (ours, theirs) in pairs:
-                if ours != theirs:
-                    raise ValueError(
-                        f'The label {i} is {ours!r} in the training and {theirs!r} in '
-                        f'the validation ({second.ann_file}): the classes of metainfo '
-                        "must have one order, which the 'categories' of both files "
-                        'must have, too'
-                    )
+            ours, theirs = (
+                [*(base.metainfo.get('classes') or ())] for base in (first, second)
+            )
+            pairs = enumerate(zip(ours, theirs, strict=False))
+            other = [(i, a, b) for i, (a, b) in pairs if a != b]
+            if not other:
+                continue
+            label, ours_is, theirs_is = other[0]
+            text = (
+                f'The label {label} is {ours_is!r} in the training and {theirs_is!r} '
+                f'in the validation ({second.ann_file})'
+            )
+            if any(a in theirs or b in ours for _, a, b in other):
+                raise ValueError(
+                    f'{text}: the classes of metainfo must have one order, which the '
+                    "'categories' of both files must have, too"
+                )
+            warn(f'{text}. If these are different classes, the results are wrong.')

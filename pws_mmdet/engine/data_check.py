@@ -166,7 +166,8 @@ def _missing_of_dataset(cfg: Mapping | None, option: str) -> Iterator[tuple[str,
         return
     pipeline = cfg.get('pipeline') or []
     options = [part for part in (cfg, *pipeline) if isinstance(part, Mapping)]
-    if any(part.get('backend_args') for part in options):
+    remote = ('backend_args', 'file_client_args')
+    if any(part.get(name) for part in options for name in remote):
         return
     if not is_of_host(cls.load_data_list):  # what it reads, only its author knows
         return

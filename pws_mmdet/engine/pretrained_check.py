@@ -5,7 +5,11 @@ import os.path as osp
 from mmengine.runner import Runner
 
 from ..compat import INSTALL_PRETRAIN
+from ..config import type_name
 from .checkpoint_hook import find_checkpoints
+
+# Of init_cfg, those that read `checkpoint` as a file; '' is Swin's without a type.
+TYPES = ('Pretrained', 'PretrainedInit', 'PWSPretrained', 'PWSPretrainedInit', '')
 
 
 def check_pretrained(runner: Runner) -> None:
@@ -25,7 +29,9 @@ def check_pretrained(runner: Runner) -> None:
             init_cfgs = [init_cfgs]
         for init_cfg in init_cfgs:
             path = init_cfg.get('checkpoint')
-            if not path or '://' in path or osp.isfile(osp.expanduser(path)):
+            if type_name(init_cfg) not in TYPES or not path:
+                continue
+            if '://' in path or osp.isfile(osp.expanduser(path)):
                 continue
             if not resumes:
                 raise FileNotFoundError(_describe_ways_on(runner, name, path))

@@ -33,6 +33,11 @@ from .fuse_hook import FusePWSHook
 from .pretrained_check import check_pretrained
 from .share_filters_hook import ShareFiltersHook
 
+# The default hooks of MMEngine's runner, by name, and those of ours
+MMENGINE_HOOKS = (
+    *('runtime_info', 'timer', 'sampler_seed', 'logger', 'param_scheduler'),
+    'checkpoint',
+)
 DEFAULT_HOOKS = dict(
     data_check=DataCheckHook,
     share_filters=ShareFiltersHook,
@@ -58,7 +63,9 @@ class PWSRunner(Runner):
 
     Beside MMEngine's it has default hooks of its own. ``default_hooks.NAME=None``
     switches one off, ``default_hooks.NAME=dict(...)`` gives it arguments, and one of
-    the same type in ``custom_hooks`` takes its place:
+    the same type in ``custom_hooks`` takes its place. MMEngine's own runner does not
+    know the names: it stops at ``NAME=None`` with an AssertionError. Without
+    ``checkpoint`` no checkpoints are written, as in MMEngine.
 
     ================= ========================= =====================================
     ``checkpoint``    WholeCheckpointHook       keep the old file until the new is whole
@@ -154,9 +161,18 @@ class PWSRunner(Runner):
     def register_default_hooks(self, hooks: dict | None = None) -> None:
         hooks = dict(hooks or {})
         ours = [cls for name, cls in DEFAULT_HOOKS.items() if name not in hooks]
-        for name in DEFAULT_HOOKS:
-            if name in hooks and hooks[name] is None:
+        known = {*MMENGINE_HOOKS, *DEFAULT_HOOKS}
+        for name in [n for n, hook in hooks.items() if hook is None]:
+            if name not in MMENGINE_HOOKS:  # for which MMEngine's assertion fails
                 del hooks[name]
+            if name not in known:
+                self.logger.warning(
+                    f'default_hooks.{name}=None switches off no default hook. They '
+                    f'are {", ".join(sorted(known))}.'
+                )
+        for name, cls in DEFAULT_HOOKS.items():
+            if isinstance(hooks.get(name), dict):
+                hooks[name] = {'type': cls, **hooks[name]}
         super().register_default_hooks(hooks)
         for cls in ours:
             if not any(isinstance(hook, cls) for hook in self.hooks):

@@ -80,14 +80,18 @@ def test_prompts_are_no_classes(panoptic_fpn):
     check_same_classes(dataset('b', 'a'), prompts)
 
 
-def test_training_and_validation_number_classes_alike():
+def test_training_and_validation_number_classes_alike(messages):
     train = RepeatDataset(dataset('a', 'b'), 2, lazy_init=True)
     check_same_classes(train, dataset('a', 'b'))
     check_same_classes(train, [1, 2])
     with pytest.raises(ValueError, match="label 0 is 'a' in the training and 'b' in"):
         check_same_classes(train, dataset('b', 'a'))
-    with pytest.raises(ValueError, match="label 1 is 'b' in the training and 'c' in"):
-        check_same_classes(train, ConcatDataset([dataset('a', 'c')], lazy_init=True))
+    with pytest.raises(ValueError, match="label 0 is 'a' in the training and 'b' in"):
+        check_same_classes(train, ConcatDataset([dataset('b')], lazy_init=True))
+    assert not messages
+    check_same_classes(train, dataset('a', 'c'))  # another dataset's name of it
+    (text,) = messages
+    assert "The label 1 is 'b' in the training and 'c' in the validation" in text
     check_same_classes(train, Subset(dataset('b', 'a'), [0]))  # may be anything
 
 

@@ -196,6 +196,7 @@ def test_what_others_read_is_left_alone(workplace):
     datasets = [
         dict(here, backend_args=dict(backend='petrel')),
         dict(here, pipeline=[dict(type='LoadImageFromFile', backend_args=dict(a=1))]),
+        dict(here, pipeline=[dict(type='LoadImageFromFile', file_client_args=here)]),
         dict(here, data_root='s3://bucket', data_prefix=dict(img='train/')),
         dict(here, type='CocoCaptionDataset'),
         dict(here, type='unknown'),

@@ -7,6 +7,7 @@ from mmdet.models import SemiBaseDetector
 from mmengine.config import Config
 from mmengine.evaluator import BaseMetric
 from mmengine.model import BaseModel, BaseModule, BaseTTAModel
+from mmengine.registry import WEIGHT_INITIALIZERS
 from torch import nn
 from torch.utils.data import Dataset
 
@@ -88,6 +89,24 @@ def test_weights_that_exist_are_loaded(runner, tmp_path):
     trainer.train()
     assert trainer.iter == 1
     assert all(p.abs().max() == 0 for p in model.parameters())
+
+
+@WEIGHT_INITIALIZERS.register_module()
+class FromStore:
+    """Reads ``checkpoint`` as a name of its own."""
+
+    def __init__(self, checkpoint):
+        self.checkpoint = checkpoint
+
+    def __call__(self, module):
+        module.loaded = self.checkpoint
+
+
+def test_what_others_load_is_left_alone(runner):
+    model = Net()
+    model.backbone = Backbone(dict(type='FromStore', checkpoint='my weights'))
+    runner(model).train()
+    assert model.backbone.loaded == 'my weights'
 
 
 @pytest.mark.parametrize('load_from', [True, False], ids=['named', 'the latest'])
@@ -191,8 +210,18 @@ def test_each_behaviour_is_a_default_hook(runner, name):
     assert hook.priority == 77
 
 
+def test_other_hooks_of_a_config_may_be_switched_off(runner, messages):
+    """MMDetection's configs have ``visualization``, which MMEngine does not bring."""
+    trainer = runner(Net(), default_hooks=dict(visualization=None, timer=None))
+    assert 'IterTimerHook' not in types(trainer)
+    (text,) = messages
+    assert 'default_hooks.visualization=None switches off no default hook' in text
+    assert 'divergence' in text and 'timer' in text
+
+
 def test_a_hook_of_the_config_takes_the_place_of_the_default(runner):
     for options in (
+        dict(default_hooks=dict(divergence=dict(interval=7))),
         dict(default_hooks=dict(mine=dict(type='DivergenceHook', interval=7))),
         dict(custom_hooks=[dict(type='DivergenceHook', interval=7)]),
         dict(custom_hooks=[DivergenceHook(interval=7)]),
