@@ -91,6 +91,20 @@ def meta_of(checkpoint: Any) -> Mapping:
     return meta if isinstance(meta, Mapping) else {}
 
 
+def classes_of(checkpoint: Any) -> tuple[str, ...]:
+    """The names of the classes that a checkpoint was trained on, if it has them.
+
+    MMDetection 2 wrote them as ``CLASSES``, beside what is ``dataset_meta`` now.
+    """
+    meta = meta_of(checkpoint)
+    inner = meta.get('dataset_meta')
+    for known in (inner if isinstance(inner, Mapping) else {}, meta):
+        names = known.get('classes', known.get('CLASSES'))
+        if isinstance(names, (list, tuple)) and all(isinstance(n, str) for n in names):
+            return tuple(names)
+    return ()
+
+
 def check_finite(
     weights: Mapping[str, torch.Tensor],
     source: str | Path,

@@ -150,3 +150,36 @@ def check_same_classes(train: Dataset, val: Dataset) -> None:
                     "'categories' of both files must have, too"
                 )
             warn(f'{text}. If these are different classes, the results are wrong.')
+
+
+def check_trained_classes(dataset: Dataset, trained: Sequence[str]) -> None:
+    """Check that the labels of a dataset mean what they mean to a trained network.
+
+    A network may be tested on a dataset with other classes: where only some of them
+    have another label, this warns.
+
+    Args:
+        dataset: As of :func:`check_classes`.
+        trained: The names of the classes, in the order of the network's labels.
+
+    Raises:
+        ValueError: If the classes are the same ones in another order.
+    """
+    for base in base_datasets(dataset):
+        classes = base.metainfo.get('classes') or ()
+        places = {name: label for label, name in enumerate(trained)}
+        moved = [c for i, c in enumerate(classes) if places.get(c, i) != i]
+        if not moved or base.return_classes:
+            continue
+        text = (
+            f'it was trained with other labels for {some(moved)} than those of '
+            f'{base.ann_file}, where the label {classes.index(moved[0])} is '
+            f'{moved[0]!r} (in the checkpoint it is {places[moved[0]]}): right '
+            'detections count as wrong ones'
+        )
+        if set(classes) == set(trained):
+            raise ValueError(
+                f'{text}. Give metainfo, and the categories of the file, the order of '
+                'the checkpoint'
+            )
+        warn(f'The checkpoint: {text}.')

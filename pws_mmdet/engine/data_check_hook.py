@@ -7,8 +7,13 @@ from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 from mmengine.runner import BaseLoop, Runner
 
+from ..convert.checkpoint import classes_of
 from .annotation_check import checked_annotations
-from .class_check import check_num_classes, check_same_classes
+from .class_check import (
+    check_num_classes,
+    check_same_classes,
+    check_trained_classes,
+)
 from .data_check import check_data
 from .dataset_check import check_dataset
 from .truth_check import check_truth
@@ -21,6 +26,7 @@ class DataCheckHook(Hook):
     * Missing files and folders stop a training or a test before anything is read.
     * Broken annotations, missing images and an empty training set stop it before the
       first step.
+    * Weights that were trained with the classes in another order stop a test.
 
     :class:`PWSRunner` calls it while it builds its loops, for which MMEngine has no
     hooks. In other runners it does nothing.
@@ -63,6 +69,16 @@ class DataCheckHook(Hook):
             is_coco = any(isinstance(metric, CocoMetric) for metric in metrics)
             check_num_classes(dataset, runner.model, ['many'] if is_coco else [])
         check_truth(loop.evaluator)
+
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        """Check that the labels of a checkpoint are those of what it is tested on."""
+        loops = [runner._val_loop, runner._test_loop]
+        if isinstance(runner._train_loop, BaseLoop):
+            # Weights to start from may be of other classes: the head learns them.
+            loops = [runner._train_loop] if runner._resume else []
+        for loop in loops:
+            if isinstance(loop, BaseLoop):
+                check_trained_classes(loop.dataloader.dataset, classes_of(checkpoint))
 
 
 def _describe_empty(loader: Any) -> str:

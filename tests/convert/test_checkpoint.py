@@ -14,6 +14,7 @@ from pws_mmdet.convert.checkpoint import (
     check_finite,
     check_kind,
     check_out,
+    classes_of,
     load_weights,
     publish_checkpoint,
     write_checkpoint,
@@ -84,6 +85,21 @@ def test_a_failure_leaves_nothing_behind(tmp_path):
     with pytest.raises(AttributeError):
         write_checkpoint(dict(f=lambda: None), out)  # cannot be pickled
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    'meta, names',
+    [
+        (dict(dataset_meta=dict(classes=['a', 'b'])), ('a', 'b')),
+        (dict(dataset_meta=dict(CLASSES=('a',))), ('a',)),
+        (dict(CLASSES=('a',)), ('a',)),  # MMDetection 2
+        (dict(dataset_meta=dict(classes=None)), ()),
+        (dict(dataset_meta=3, CLASSES='ab'), ()),
+        (None, ()),
+    ],
+)
+def test_the_classes_of_a_checkpoint(meta, names):
+    assert classes_of(dict(state_dict={}, meta=meta)) == names
 
 
 def test_check_finite():

@@ -15,7 +15,11 @@ from torch import nn
 from torch.utils.data import Subset
 
 from pws_mmdet.engine.annotation_check import checked_annotations
-from pws_mmdet.engine.class_check import check_num_classes, check_same_classes
+from pws_mmdet.engine.class_check import (
+    check_num_classes,
+    check_same_classes,
+    check_trained_classes,
+)
 from pws_mmdet.engine.dataset_check import check_dataset
 
 
@@ -93,6 +97,21 @@ def test_training_and_validation_number_classes_alike(messages):
     (text,) = messages
     assert "The label 1 is 'b' in the training and 'c' in the validation" in text
     check_same_classes(train, Subset(dataset('b', 'a'), [0]))  # may be anything
+
+
+def test_a_checkpoint_of_the_same_classes_in_another_order(messages):
+    tested = ConcatDataset([dataset('a', 'b', 'c', ann_file='x.json')], lazy_init=True)
+    for trained in ((), ('a', 'b', 'c'), ('a',), ('a', 'b', 'c', 'd'), ('e', 'f')):
+        check_trained_classes(tested, trained)
+    assert not messages
+    with pytest.raises(
+        ValueError, match=r"x\.json, where the label 0 is 'a'.* it is 1"
+    ):
+        check_trained_classes(tested, ('c', 'a', 'b'))
+    check_trained_classes(tested, ('d', 'a', 'c'))  # of another dataset
+    assert 'other labels for a than those of x.json' in messages.pop()
+    prompts = dataset('a', 'b', return_classes=True)
+    check_trained_classes(prompts, ('b', 'a'))
 
 
 def test_valid_panoptic_data_pass(tmp_path, panoptic_config, monkeypatch, messages):

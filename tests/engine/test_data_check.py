@@ -10,14 +10,16 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+import torch
 from conftest import ROOT
 from mmcv.transforms import BaseTransform, LoadImageFromFile
 from mmdet.datasets import CocoDataset
 from mmdet.evaluation import CocoMetric
-from mmdet.registry import DATASETS, METRICS, TRANSFORMS
+from mmdet.registry import DATASETS, METRICS, MODELS, TRANSFORMS
 from mmengine.config import Config
 
 from pws_mmdet import PWSRunner
+from pws_mmdet.config import without_pretrained
 from pws_mmdet.engine import data_check
 from pws_mmdet.engine.data_check import DOWNLOAD, check_data
 from pws_mmdet.engine.dataset_check import check_dataset, check_images
@@ -605,6 +607,27 @@ def test_categories_in_another_order_than_the_classes(drawn, split):
     runner.model.train_step = None
     with pytest.raises(ValueError, match='label 0 is .* in the training and .* in the'):
         runner.train()
+
+
+@pytest.mark.parametrize('way', ['test', 'val', 'resume', 'load_from'])
+def test_a_checkpoint_that_learned_the_classes_in_another_order(drawn, way):
+    """Its detections would count as those of other classes."""
+    cfg = load(DIGITS_CONFIG)
+    classes = tuple(reversed(cfg.metainfo['classes']))
+    path = drawn / 'checkpoint.pth'
+    meta = dict(dataset_meta=dict(classes=list(classes)), epoch=0, iter=0)
+    weights = MODELS.build(without_pretrained(cfg.model)).state_dict()
+    torch.save(dict(state_dict=weights, meta=meta, message_hub={}), path)
+    cfg.load_from, cfg.resume = str(path), way == 'resume'
+    runner = runner_of(cfg, drawn)
+    run = {'test': runner.test, 'val': runner.val}.get(way, runner.train)
+    if way == 'load_from':  # the head learns the order of the training
+        runner.model.train_step = None
+        with pytest.raises(TypeError, match='NoneType'):
+            run()
+        return
+    with pytest.raises(ValueError, match='checkpoint.pth cannot be .* other labels'):
+        run()
 
 
 def test_classes_of_a_text(drawn):
