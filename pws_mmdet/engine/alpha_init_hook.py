@@ -32,26 +32,13 @@ class PWSAlphaInitHook(Hook):
     whose filters are those of a trained one is its copy, as in the teacher of
     semi-supervised training (SoftTeacher), and gets the same alpha.
 
-    alpha stays within 1/4 and 4. A step of SGD changes alpha, relative to its size,
-    by a part that grows with 1 / alpha². Where images are not normalized (YOLOX), the
-    first layer would get 0.02, and the first step would change it by more than its
-    size. With the bound, the next layers take the rest.
+    alpha stays within 1/4 and 4 (``bound``). Where images are not normalized, as in
+    YOLOX, the first layer would get an alpha of 0.02, and the first step of SGD would
+    change it by more than its size. With the bound, the next layers take the rest.
 
-    Outputs of variance 2 in every layer come with large gradients in a deep network,
-    and no norm layer shrinks the steps: clip gradients. Measured on YOLOX-tiny without
-    norm layers (74 PWS layers, 128 x 128, batches of 4 images of COCO, SGD):
-
-    * With normalized images, the gradient of the first step has a norm of 196 and 152
-      (two seeds). With BN it is 247. With alpha = 1 it is 0.7 and 0.9, because next to
-      nothing reaches the heads (outputs of their convolutions have standard deviations
-      down to 0.001), and the loss stays where it is.
-    * At a learning rate of 3e-4, one of the two seeds diverged within 25 steps, and
-      neither with gradients clipped at 35. At 1e-2, after 60 steps of warm-up, a
-      training clipped at 35 diverged. Two clipped at 10 did not, but their losses
-      rose: a network as deep needs a lower rate.
-    * To leave out the second convolutions of the residual blocks, too, changed little:
-      norms of 130 and 183, and the same seed diverged. So ``exclude`` names ResNet's
-      alone.
+    Outputs of variance 2 in every layer of a deep network come with large gradients,
+    and no norm layer makes the steps smaller: clip gradients, as with
+    ``optim_wrapper.clip_grad.max_norm=10``. docs/inside.md has the measurements.
 
     Args:
         exclude: Regular expressions, searched in the names of the layers, of
