@@ -45,12 +45,15 @@ NAMES = {
     'open-mmlab://': 'get_external_models',
     'mmcls://': 'get_mmcls_models',
 }
-_torch_load = torch.load  # safe_loading puts another in its place
-# torch.load(weights_only=True) takes what is allow-listed by name
+_torch_load = torch.load  # kept here, because safe_loading replaces it for a while
+# Since 2.6 torch.load(weights_only=True) takes a list of (object, name) to allow.
 HAS_ALLOW_LIST = Version(torch.__version__).release >= (2, 6)
 
-# torch.compiler.is_compiling is new in 2.3. torch.compile knows both functions.
-is_compiling = getattr(torch.compiler, 'is_compiling', torch._utils.is_compiling)
+# torch.compiler.is_compiling is new in 2.3; torch 2.1 and 2.2 have the private one.
+if hasattr(torch.compiler, 'is_compiling'):
+    is_compiling = torch.compiler.is_compiling
+else:
+    is_compiling = torch._utils.is_compiling
 
 
 def tree_leaves(tree: Any) -> list[Any]:
@@ -92,7 +95,7 @@ def check_versions() -> None:
         except AssertionError as e:  # how mmdet rejects an mmcv or mmengine
             raise ImportError(f'{e} For example: {INSTALL}') from e
         if Version(module.__version__) < Version(minimum):
-            # mmcv's operators are compiled for one torch
+            # A new torch needs MMCV again, because its operators are compiled for one.
             first = "pip install 'torch>=2.1' && " if name == 'torch' else ''
             raise ImportError(
                 f'pws_mmdet needs {name}>={minimum}, but {module.__version__} is '
@@ -196,7 +199,7 @@ def safe_loading() -> Iterator[None]:
     load = loader.load_checkpoint
 
     def load_checkpoint(filename: str, *args: Any, **kwargs: Any) -> Any:
-        # CheckpointLoader's loaders call torch.load, each in its way.
+        # Replace torch.load: the loaders of all schemes end in it.
         torch_load, torch.load = torch.load, _load_data_alone
         try:
             return load(filename, *args, **kwargs)
@@ -256,7 +259,7 @@ class _Unpickler(pickle.Unpickler):
         from torch._weights_only_unpickler import _get_allowed_globals
 
         allowed = {**_get_allowed_globals(), **_allowed_besides_tensors()}
-        allowed['_codecs.encode'] = codecs.encode  # how protocol 2 has bytes
+        allowed['_codecs.encode'] = codecs.encode  # protocol 2 stores bytes so
         key = f'{module}.{name}'.replace('__builtin__.', 'builtins.')  # Python 2's
         if key not in allowed:
             raise pickle.UnpicklingError(f'{key} is not allowed')
@@ -304,7 +307,7 @@ def load_local_checkpoint(filename: str, map_location: Any = None) -> Any:
             'Unpickling such things can run any code. If you trust the file, load it '
             'with torch.load(..., weights_only=False) and save its state_dict alone.'
         ) from None
-    except Exception as e:  # what is no checkpoint fails in any way
+    except Exception as e:  # a file that is no checkpoint may raise anything
         raise DamagedCheckpointError(
             f'{filename} is not a readable checkpoint; is it truncated? ({e})'
         ) from e
@@ -351,7 +354,7 @@ def _describe_unknown(filename: str, names: Iterable[str]) -> str:
     return f'{scheme}:// has no weights named {name!r}.{meant}'
 
 
-# torch forgets the operators that are declared here with this object.
+# Keep the object: torch forgets the operators when it is deleted.
 _torchvision_operators: torch.library.Library | None = None
 
 
@@ -430,7 +433,7 @@ def run_mmdet_tool(name: str) -> None:
     from .engine import PWSRunner
 
     package = Path(mmdet.__file__).parent
-    # a wheel of mmdet, a checkout of it
+    # The first path is that of a wheel of mmdet, the second that of a checkout.
     candidates = [package / '.mim' / 'tools' / name, package.parent / 'tools' / name]
     program = next((path for path in candidates if path.is_file()), None)
     if program is None:
@@ -450,7 +453,7 @@ def run_mmdet_tool(name: str) -> None:
         argparse.ArgumentParser.error = stop_at_arguments
         runpy.run_path(str(program), run_name='__main__')
     except Exception as e:
-        # as the last lines of a traceback, which is what logs are searched for
+        # In the form of a traceback's last lines: people search logs for that.
         text = ''.join(traceback.format_exception_only(e)).rstrip()
         if os.environ.get('PWS_DEBUG') or _has_begun(e):
             _tell_launcher(text)

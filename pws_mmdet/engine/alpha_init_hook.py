@@ -4,6 +4,7 @@ import math
 import os.path
 import re
 from collections.abc import Sequence
+from numbers import Real
 
 import torch
 from mmengine.dist import all_reduce
@@ -59,7 +60,7 @@ class PWSAlphaInitHook(Hook):
         exclude: Sequence[str] = (r'layer\d+\.\d+\.conv[23]$',),
         bound: float = 4.0,
     ) -> None:
-        is_number = isinstance(bound, (int, float)) and not isinstance(bound, bool)
+        is_number = isinstance(bound, Real) and not isinstance(bound, bool)
         if not (is_number and bound >= 1):
             raise ValueError(f'bound must be a number of at least 1, got {bound!r}')
         self.bound = bound
@@ -105,40 +106,14 @@ class PWSAlphaInitHook(Hook):
     def _initialize(
         self, runner: Runner, layers: dict[str, PWSConv2d], data_batch: dict
     ) -> None:
-        variance: dict[PWSConv2d, float] = {}
-
-        def set_alpha(conv: PWSConv2d, args: tuple, kwargs: dict, y: Tensor):
-            if conv in variance or y.numel() == 0:  # no RoI was sampled
-                return None
-            variance[conv] = y.float().var(unbiased=False).item()
-            if not 0 < variance[conv] < math.inf:
-                variance[conv] = 0.0
-                return None
-            conv.alpha.fill_(self._bounded(math.sqrt(2 / variance[conv])))
-            return conv(*args, **kwargs)
-
-        model = unwrap_model(runner.model)
         teachers = _frozen_copies(_pws_layers(runner), layers)
-        handles = [
-            conv.register_forward_hook(set_alpha, with_kwargs=True)
-            for conv in layers.values()
-        ]
-        try:
-            with torch.no_grad(), training_context(runner):
-                for conv in layers.values():
-                    conv.alpha.fill_(1)
-                data = model.data_preprocessor(copy.deepcopy(data_batch), True)
-                model._run_forward(data, mode='loss')
-        finally:
-            for handle in handles:
-                handle.remove()
-
+        found = self._variances(runner, layers, data_batch)
         # After the pass, and not in it: a process may have had no RoI for a head.
         votes = torch.zeros(2, len(layers), dtype=torch.float64)
         for i, conv in enumerate(layers.values()):
-            if variance.get(conv):
-                votes[:, i] = torch.tensor((variance[conv], 1.0))
-        votes = votes.to(next(model.parameters()).device)
+            if found.get(conv):
+                votes[:, i] = torch.tensor((found[conv], 1.0))
+        votes = votes.to(next(runner.model.parameters()).device)
         all_reduce(votes)
         without, beyond = [], []
         for (name, conv), (total, count) in zip(
@@ -154,9 +129,46 @@ class PWSAlphaInitHook(Hook):
                 without.append(name)
         for copy_, source in teachers.items():
             copy_.alpha.data.copy_(source.alpha)
+        self._report(len(layers) - len(without), without, beyond)
+
+    def _variances(
+        self, runner: Runner, layers: dict[str, PWSConv2d], data_batch: dict
+    ) -> dict[PWSConv2d, float]:
+        """Var[Y] of each layer at alpha = 1, in a pass that sets one after the other.
+
+        0 stands for a variance that is of no use; layers without outputs are left out.
+        """
+        variance: dict[PWSConv2d, float] = {}
+
+        def set_alpha(conv: PWSConv2d, args: tuple, kwargs: dict, y: Tensor):
+            if conv in variance or y.numel() == 0:  # no RoI was sampled
+                return None
+            variance[conv] = y.float().var(unbiased=False).item()
+            if not 0 < variance[conv] < math.inf:
+                variance[conv] = 0.0
+                return None
+            conv.alpha.fill_(self._bounded(math.sqrt(2 / variance[conv])))
+            return conv(*args, **kwargs)
+
+        model = unwrap_model(runner.model)
+        handles = [
+            conv.register_forward_hook(set_alpha, with_kwargs=True)
+            for conv in layers.values()
+        ]
+        try:
+            with torch.no_grad(), training_context(runner):
+                for conv in layers.values():
+                    conv.alpha.fill_(1)
+                data = model.data_preprocessor(copy.deepcopy(data_batch), True)
+                model._run_forward(data, mode='loss')
+        finally:
+            for handle in handles:
+                handle.remove()
+        return variance
+
+    def _report(self, number: int, without: list[str], beyond: list[str]) -> None:
         print_log(
-            f'PWSAlphaInitHook set the alpha of {len(layers) - len(without)} layers',
-            logger='current',
+            f'PWSAlphaInitHook set the alpha of {number} layers', logger='current'
         )
         if without:
             print_log(

@@ -74,7 +74,7 @@ class _RemoveLater:
 
     def finish(self) -> None:
         for path, inode in self.doomed:
-            # or it is the new one by now
+            # The new checkpoint may have reused this path: delete only the old file.
             if os.path.isfile(path) and os.stat(path).st_ino == inode:
                 self.backend.remove(path)
 
@@ -94,7 +94,7 @@ class WholeCheckpointHook(CheckpointHook):
 
     def __init__(self, *args, **kwargs) -> None:
         known = [*inspect.signature(CheckpointHook).parameters]
-        known = [*known[:-1], 'save_param_scheduler']  # instead of **kwargs
+        known = [*known[:-1], 'save_param_scheduler']  # in the place of **kwargs
         unknown = [name for name in kwargs if name not in known]
         if unknown:
             raise TypeError(

@@ -149,7 +149,7 @@ def _missing_of_dataset(cfg: Mapping | None, option: str) -> Iterator[tuple[str,
         return
     kind = cfg.get('type')
     cls = DATASETS.get(kind) if isinstance(kind, str) else kind
-    # a wrapper of a user's own may leave out what it likes
+    # A user's own wrapper may leave files out, so it is not looked into.
     if not inspect.isclass(cls) or is_of_host(cls):
         yield from _missing_of_dataset(cfg.get('dataset'), f'{option}.dataset')
         for i, inner in enumerate(cfg.get('datasets') or []):
@@ -169,7 +169,7 @@ def _missing_of_dataset(cfg: Mapping | None, option: str) -> Iterator[tuple[str,
     remote = ('backend_args', 'file_client_args')
     if any(part.get(name) for part in options for name in remote):
         return
-    if not is_of_host(cls.load_data_list):  # what it reads, only its author knows
+    if not is_of_host(cls.load_data_list):  # its author alone knows what it reads
         return
 
     def resolve(path: str) -> str:
@@ -271,7 +271,7 @@ def _missing_cifar10(cfg: Mapping, option: str) -> Iterator[tuple[str, str]]:
         yield osp.join(folder, ''), f'{option}.{key}'
 
 
-@functools.cache  # of all runs of a program
+@functools.cache  # ask once, not once for each run of a program
 def _answers(url: str) -> bool:
     try:
         request = urllib.request.Request(url, method='HEAD')
@@ -289,7 +289,7 @@ def _missing_of_evaluator(cfg, option: str) -> Iterator[tuple[str, str]]:
         kind = cfg.get('type')
         cls = METRICS.get(kind) if isinstance(kind, str) else kind
         if not inspect.isclass(cls) or not is_of_host(cls.__init__):
-            return  # what it takes for ann_file, only its author knows
+            return  # its author alone knows what ann_file is
         path = cfg.get('ann_file')
         if isinstance(path, str) and not _is_there(path):
             yield path, f'{option}.ann_file'

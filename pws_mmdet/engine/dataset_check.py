@@ -30,7 +30,7 @@ from .class_check import check_classes, check_num_classes
 from .data_check import describe_missing, is_of_host, some, ways_to_get
 from .suspicious_data import base_datasets, image_size, size_fault
 
-# Of each dataset, so many images are opened for their size
+# The number of images of a dataset whose sizes are looked at
 SAMPLED_IMAGES = 200
 # Seconds for finding empty files in one folder; a network drive may be slow
 LISTING_TIME = 10

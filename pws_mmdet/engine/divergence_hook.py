@@ -222,7 +222,7 @@ class DivergenceHook(Hook):
                 data = model.data_preprocessor(self.batch, False)
                 model._run_forward(data, mode='tensor')
         except Exception:
-            pass  # what can be made of NaN may fail in many ways; see how far it came
+            pass  # NaN may end the pass anywhere; the layers before that are recorded
         first = self.first or {}
         for name, variance in recorder.finish().items():
             usual = first.get(name, math.inf)
@@ -244,11 +244,12 @@ class _Replacement:
     def __init__(
         self, hook: DivergenceHook, runner: Runner, model: nn.Module, name: str
     ) -> None:
-        # takes two seconds to import; an optimizer's first step does it, too
+        # Imported here, because it takes two seconds. An optimizer's first step
+        # imports it, too.
         from torch._dynamo import disable
 
         self.hook, self.runner, self.model, self.name = hook, runner, model, name
-        # else the forward pass that it may make would be compiled
+        # The check may make a forward pass, which must not be compiled.
         self.check = disable(self._check)
         self.has_own = name in vars(model)
         self.method = getattr(model, name)
@@ -330,7 +331,7 @@ class _OutputRecorder:
 
     def _see(self, name: str) -> Callable:
         def see(module: nn.Module, args: tuple, output: Tensor) -> None:
-            if is_compiling():  # it would stay in what is compiled for ever
+            if is_compiling():  # compiled code would keep the hook for ever
                 return
             self.outputs.setdefault(name, Moments()).add(output)
 
@@ -373,7 +374,8 @@ def _all_finite(tensors: Mapping[str, Any]) -> bool:
     ]
     if not floats:
         return True
-    # 15 times as fast as a look at each; a norm may overflow where no value does
+    # 15 times as fast as isfinite of each. A norm may overflow where no value does,
+    # so the caller looks again.
     norms = torch._foreach_norm(floats)
     norms = torch.stack([n.float().to(norms[0].device) for n in norms])
     return bool(norms.isfinite().all())

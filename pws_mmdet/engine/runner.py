@@ -81,9 +81,8 @@ class PWSRunner(Runner):
     """
 
     def __init__(self, *args, **kwargs) -> None:
-        self._replaceable: list[
-            Hook
-        ] = []  # default hooks that the config does not name
+        # Default hooks that the config does not name
+        self._replaceable: list[Hook] = []
         super().__init__(*args, **kwargs)
 
     def setup_env(self, env_cfg: dict) -> None:
@@ -100,7 +99,7 @@ class PWSRunner(Runner):
     def wrap_model(self, model_wrapper_cfg: dict | None, model: nn.Module) -> nn.Module:
         on_cpu = self.distributed and get_device() == 'cpu'
         if model_wrapper_cfg is None and on_cpu and not is_model_wrapper(model):
-            # MMEngine's default, but for the device
+            # MMEngine's default, except that it names no GPU
             model_wrapper_cfg = dict(
                 type='MMDistributedDataParallel',
                 device_ids=None,
@@ -243,7 +242,7 @@ class PWSRunner(Runner):
         return checkpoint
 
     def call_hook(self, fn_name: str, **kwargs) -> None:
-        # the last moment before the weights are in the model
+        # MMEngine calls this hook just before it puts the weights into the model.
         if fn_name == 'after_load_checkpoint':
             self._check_checkpoint(kwargs['checkpoint'])
         elif fn_name == 'before_train':

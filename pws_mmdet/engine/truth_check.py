@@ -112,7 +112,8 @@ def _check_annotation(
     keys += ['bbox'] if metrics - {'segm'} else []
     if fault := fault_of_numbers(annotation, keys):
         raise _Unfit(fault)
-    # pycocotools notes the id in an array of floats, where 0 is: found by none
+    # pycocotools writes the id of a match into an array of floats. A 0 there means
+    # that no detection matched.
     try:
         number = np.float64(i)
     except (OverflowError, TypeError, ValueError):

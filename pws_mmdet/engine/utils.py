@@ -42,6 +42,6 @@ def learning_rate(runner: Runner) -> float:
 
 def base_learning_rate(runner: Runner) -> float:
     """Return the learning rate without what warm-up has taken from it."""
-    # Of several groups, the last has MMEngine's own rate.
+    # MMEngine appends a group without parameters, which has the config's own rate.
     group = optim_wrappers(runner)[0].param_groups[-1]
     return float(max(group['lr'], group.get('initial_lr', 0)))

@@ -203,7 +203,7 @@ class _Watch:
 
     def _see_pass(self, index: int):
         def see(conv: nn.Module, args: tuple, kwargs: dict, output: Tensor) -> None:
-            if is_compiling():  # it would stay in what is compiled for ever
+            if is_compiling():  # compiled code would keep the hook for ever
                 return
             # no validation, nor the pass that checkpointing will repeat
             if torch.is_grad_enabled():

@@ -1,4 +1,5 @@
 import sys
+from numbers import Real
 
 import torch
 from mmengine.registry import MODELS
@@ -33,14 +34,16 @@ class AnySizeInstanceNorm2d(nn.InstanceNorm2d):
         **kwargs,
     ) -> None:
         check_integers(1, num_features=num_features)
-        if not (isinstance(eps, (int, float)) and 0 <= eps <= sys.float_info.max):
+        if not (isinstance(eps, Real) and 0 <= eps <= sys.float_info.max):
             raise ValueError(f'eps must be finite and not negative, got {eps!r}')
-        is_share = isinstance(momentum, (int, float)) and 0 <= momentum <= 1
-        if momentum is not None and not is_share:  # None is torch's, too
+        is_share = isinstance(momentum, Real) and 0 <= momentum <= 1
+        if momentum is not None and not is_share:  # torch takes None, too
             raise ValueError(f'momentum must be from 0 to 1, got {momentum!r}')
         check_flags(affine=affine, track_running_stats=track_running_stats)
+        if momentum is not None:
+            momentum = float(momentum)
         super().__init__(
-            num_features, eps, momentum, affine, track_running_stats, **kwargs
+            num_features, float(eps), momentum, affine, track_running_stats, **kwargs
         )
 
     def forward(self, x: Tensor) -> Tensor:

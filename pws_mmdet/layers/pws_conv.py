@@ -1,4 +1,5 @@
 import sys
+from numbers import Real
 
 from mmengine.registry import MODELS
 from torch import Tensor, fx, nn
@@ -67,9 +68,9 @@ class PWSConv2d(ReparamConv2d):
         check_flags(relative_gamma=relative_gamma, scale=scale)
         if alpha not in ALPHA_MODES:
             raise ValueError(f'alpha must be one of {ALPHA_MODES}, got {alpha!r}')
-        if isinstance(gamma, bool) or not isinstance(gamma, (int, float)):
+        if isinstance(gamma, bool) or not isinstance(gamma, Real):
             raise ValueError(f'gamma must be a positive number, got {gamma!r}')
-        if not 0 < gamma <= sys.float_info.max:  # an integer may be larger
+        if not 0 < gamma <= sys.float_info.max:  # integers may be larger
             raise ValueError(f'gamma must be positive and finite, got {gamma}')
         # nn.Conv2d calls reset_parameters before alpha can exist
         super().__init__(*args, **kwargs)
@@ -81,7 +82,7 @@ class PWSConv2d(ReparamConv2d):
                 f'kernel_size={self.kernel_size}, in_channels={self.in_channels}, '
                 f'groups={self.groups}'
             )
-        self.gamma = gamma * 2 / n if relative_gamma else float(gamma)
+        self.gamma = float(gamma) * (2 / n if relative_gamma else 1)
         self.scale = scale
         self.alpha_mode = alpha
         per_layer = alpha == 'layer'

@@ -106,7 +106,7 @@ class ReparamConv2d(nn.Conv2d):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        # nn.Conv2d finds most of it in its first forward pass
+        # nn.Conv2d would find most of these faults in its first forward pass only.
         check_integers(1, in_channels=in_channels, out_channels=out_channels)
         check_integers(0, groups=groups)
         sizes = dict(kernel_size=kernel_size, stride=stride, dilation=dilation)
@@ -114,7 +114,7 @@ class ReparamConv2d(nn.Conv2d):
         if not isinstance(padding, str):
             check_integers(0, pairs=True, padding=padding)
         check_flags(beta=beta)
-        if not isinstance(padding_mode, str):  # of a string, nn.Conv2d says it
+        if not isinstance(padding_mode, str):  # nn.Conv2d itself refuses a wrong string
             raise ValueError(f'padding_mode must be a string, got {padding_mode!r}')
         if dtype not in (None, *DTYPES):
             raise ValueError(f'dtype must be one of {DTYPES}, got {dtype!r}')
@@ -154,8 +154,9 @@ class ReparamConv2d(nn.Conv2d):
         others = self._parameters.keys() - {'weight', 'bias'}
         if self.deployed and any(prefix + name in state_dict for name in others):
             raise ValueError(
-                f'{prefix[:-1]} has become a plain convolution (switch_to_deploy), and '
-                f'these weights are of the {type(self).__name__} that it was'
+                f'{prefix[:-1] or "the layer"} has become a plain convolution '
+                '(switch_to_deploy), and these weights are of the '
+                f'{type(self).__name__} that it was'
             )
         weight = state_dict.get(prefix + 'weight')
         shape = getattr(weight, 'shape', self.weight.shape)
@@ -189,13 +190,13 @@ class ReparamConv2d(nn.Conv2d):
             )
         for hook in self._forward_pre_hooks.values():
             if makes_parameter(hook):
-                # Until then, the parameter is that of the last forward pass.
+                # The hook computes the parameter; it is that of the last pass so far.
                 hook(self, ())
-        # on the meta device no random numbers are drawn
+        # On the meta device: elsewhere nn.Conv2d would draw random numbers.
         plain = conv_like(self, bias=self.bias is not None, device='meta')
-        # bias_orig, where it is pruned
+        # By parts of names: a pruned bias is the parameter bias_orig.
         trained = [name for name, p in self.named_parameters() if p.requires_grad]
-        filters = torch.empty_like(self.weight)  # channels_last, if it is
+        filters = torch.empty_like(self.weight)  # keeps channels_last
         filters.copy_(self.weight if self.deployed else self.standardized_weight())
         plain.weight = nn.Parameter(filters, any('bias' not in n for n in trained))
         if self.bias is not None:

@@ -49,15 +49,16 @@ def filters_of(conv: nn.Conv2d, compute: Callable[[], Tensor]) -> Tensor:
     gradients are told apart. Inside of a region that is computed again in the
     backward pass (checkpointing), everything is computed, and then again.
     """
-    # the first: a compiler sees that itself, and cannot look into the store
+    # is_compiling() comes first: torch.compile cannot trace a look into the store, and
+    # finds repeated filters itself.
     if is_compiling() or (store := _store.get()) is None:
         return compute()
     if saves_tensors_by_hooks():
         return compute()
-    # private, in torch 2.1 to 2.15: in a backward pass
+    # Not -1 in a backward pass. The function is private; in torch 2.1 to 2.15.
     if torch._C._current_graph_task_id() != -1:
         return compute()
-    # those of parametrizations, which are modules of the layer, too
+    # Parametrizations are modules of the layer: their parameters count, too.
     parameters = [p for m in conv.modules() for p in m._parameters.values()]
     # Whoever changes a parameter in place raises its version.
     versions = [

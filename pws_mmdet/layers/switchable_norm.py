@@ -1,4 +1,5 @@
 import sys
+from numbers import Real
 
 import torch
 from mmengine.registry import MODELS
@@ -50,13 +51,13 @@ class SwitchableNorm2d(nn.Module):
     ) -> None:
         super().__init__()
         check_integers(1, num_features=num_features)
-        if not (isinstance(eps, (int, float)) and 0 <= eps <= sys.float_info.max):
+        if not (isinstance(eps, Real) and 0 <= eps <= sys.float_info.max):
             raise ValueError(f'eps must be finite and not negative, got {eps!r}')
-        if not (isinstance(momentum, (int, float)) and 0 <= momentum <= 1):
+        if not (isinstance(momentum, Real) and 0 <= momentum <= 1):
             raise ValueError(f'momentum must be from 0 to 1, got {momentum!r}')
         self.num_features = num_features
-        self.eps = eps
-        self.momentum = momentum
+        self.eps = float(eps)
+        self.momentum = float(momentum)
         self.weight = nn.Parameter(torch.ones(num_features))
         self.bias = nn.Parameter(torch.zeros(num_features))
         self.mean_weight = nn.Parameter(torch.ones(3))

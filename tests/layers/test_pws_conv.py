@@ -5,7 +5,9 @@ import math
 import pickle
 import subprocess
 import sys
+from fractions import Fraction
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -128,6 +130,15 @@ def test_state_dict_keys():
 def test_beta_is_there_even_where_blocks_pass_no_bias():
     assert PWSConv2d(4, 6, 3, bias=False).bias.shape == (6,)
     assert PWSConv2d(4, 6, 3, bias=True, beta=False).bias is None
+
+
+@pytest.mark.parametrize('number', [np.float32, np.float64, Fraction])
+def test_gamma_may_be_any_real_number(number):
+    x = torch.randn(2, 8, 5, 5)
+    for relative in (False, True):
+        conv = PWSConv2d(8, 4, 3, gamma=number(0.125), relative_gamma=relative)
+        assert conv.gamma == (0.125 * 2 / 72 if relative else 0.125)
+        conv(x)
 
 
 def test_relative_gamma_is_a_fraction_of_the_he_variance():
