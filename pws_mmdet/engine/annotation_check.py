@@ -19,11 +19,17 @@ from mmdet.datasets import CocoDataset, XMLDataset
 from mmdet.datasets.api_wrappers import COCO
 from mmengine.logging import print_log
 
+from .data_check import is_of_host
+
 # Pixels: the mask of a polygon that reaches further fills the memory
 FAR = 1e7
 # How pycocotools writes numbers: 5 bits a character, of which all but a number's last
 # are marked by the sixth
 RLE_TEXT = re.compile(r'([P-o]{0,6}[0-O])*')
+# By kind of entry, what MMDetection reads of it; () stands for all
+READ = dict(
+    images=('file_name', 'height', 'width'), categories=('name',), annotations=()
+)
 READING_ERRORS = (
     *(AssertionError, AttributeError, IndexError, KeyError),
     *(OverflowError, TypeError, ValueError),
@@ -50,11 +56,14 @@ class CheckedCOCO(COCO):
             super().createIndex()
         except READING_ERRORS as e:
             raise ValueError(find_fault(self.dataset) or repr(e)) from None
-        for kind in ('images', 'categories', 'annotations'):
+        for kind, keys in READ.items():
             by_id = {}
             for entry in self.dataset.get(kind) or ():
                 first = by_id.setdefault(entry['id'], entry)
-                if first is not entry and first != entry:
+                if first is not entry and any(
+                    first.get(key) != entry.get(key)
+                    for key in keys or {**first, **entry}
+                ):
                     raise ValueError(_given_twice(kind, entry['id']))
 
 
@@ -116,7 +125,10 @@ def _checked(load_data_list: Callable) -> Callable:
                 raise ValueError(_unusable(self.ann_file, fault))
             if is_stock and (odd := describe_oddities(content)):
                 warn(f'{self.ann_file}: {odd}')
-            if content.get('annotations'):  # else no object can get a wrong label
+            # A class of the user's may give out labels itself, and without objects
+            # there are none.
+            labels = (type(self).load_data_list, type(self).parse_data_info)
+            if content.get('annotations') and all(map(is_of_host, labels)):
                 names = {c['id']: c['name'] for c in content['categories']}
                 self.file_classes = tuple(names[i] for i in self.cat_ids)
         return records

@@ -200,10 +200,13 @@ def _missing_of_voc(
         return
     ids = list_from_file(ann_file)
     for is_read, (name, default, suffix) in zip(reads, XML_FILES, strict=True):
-        subfolder = osp.join(folder, cfg.get(name, default))
-        missing = describe_missing(subfolder, {f'{i}{suffix}' for i in ids})
-        if is_read and missing:
-            yield missing, f'{option}.{name}'
+        names = defaultdict(set)
+        for i in ids if is_read else ():  # a name may have folders in it
+            path = osp.join(folder, cfg.get(name, default), f'{i}{suffix}')
+            names[osp.dirname(path)].add(osp.basename(path))
+        for subfolder in names:
+            if missing := describe_missing(subfolder, names[subfolder]):
+                yield missing, f'{option}.{name}'
 
 
 def _reads_images(pipeline: Sequence) -> bool:

@@ -189,6 +189,9 @@ FINE = dict(
         [dict(id=8, name='other'), dict(id=9, name='other')]
     ),
     same_image_again=lambda c: c['images'].append(dict(c['images'][0])),
+    same_image_of_another_date=lambda c: c['images'].append(
+        {**c['images'][0], 'date_captured': 'today'}
+    ),
     float_width=change('images', 0, width=64.0),
     crowd=annotation(iscrowd=1),
     true_crowd=annotation(iscrowd=True),
@@ -442,6 +445,33 @@ def test_ruined(folder, case):
     spoiled(folder, spoil)
     with pytest.raises(ValueError, match=rf'file\.json.*{message}'):
         check(folder)
+
+
+class OwnLabels(CocoDataset):
+    """Numbers the classes as metainfo does."""
+
+    def parse_data_info(self, raw_data_info):
+        record = super().parse_data_info(raw_data_info)
+        names = [c['name'] for c in self.coco.load_cats(self.cat_ids)]
+        for instance in record['instances']:
+            name = names[instance['bbox_label']]
+            instance['bbox_label'] = self.metainfo['classes'].index(name)
+        return record
+
+
+def test_a_dataset_may_number_the_classes_itself(folder):
+    content = spoiled(folder, RUINED['other_order'][0])
+    with checked_annotations():
+        train = build(folder, cls=OwnLabels)
+    check_dataset(train)
+    for i, image in enumerate(content['images']):
+        ids = [
+            a['category_id'] for a in content['annotations'] if a['image_id'] == i + 1
+        ]
+        assert image['id'] == i + 1
+        assert train[i]['data_samples'].gt_instances.labels.tolist() == [
+            n - 1 for n in ids
+        ]
 
 
 @pytest.mark.parametrize('case', ['other_order', 'missing_class'])

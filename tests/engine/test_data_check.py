@@ -173,6 +173,20 @@ def test_one_file_of_voc_is_missing(voc, name):
     assert f'data/VOCdevkit/VOC2007/{folder}/: 1 of 3 files, {name}  (' in message
 
 
+def test_names_in_a_list_of_voc_may_have_folders(voc):
+    year = voc / 'VOC2007'
+    for folder, suffix in (('Annotations', 'xml'), ('JPEGImages', 'jpg')):
+        (year / folder / 'more').mkdir()
+        path = year / folder / f'000002.{suffix}'
+        path.rename(path.parent / 'more' / path.name)
+    for path in (year / 'ImageSets/Main').iterdir():
+        path.write_text(path.read_text().replace('000002', 'more/000002'))
+    check_data(load(VOC_CONFIG))
+    (year / 'JPEGImages/more/000002.jpg').unlink()
+    message = message_of(check_data, load(VOC_CONFIG))
+    assert 'VOC2007/JPEGImages/more/: 1 of 1 files, 000002.jpg  (' in message
+
+
 def test_wrapped_data_sets_and_lists_of_evaluators(coco):
     cfg = load(COCO_CONFIG)
     dataset = copy.deepcopy(cfg.train_dataloader.dataset)
