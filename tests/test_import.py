@@ -29,6 +29,19 @@ REGISTRIES = {
     'mmengine.runner.checkpoint.CheckpointLoader._schemes',
     'torch.fx._symbolic_trace._wrapped_fns_to_patch',
 }
+try:
+    import mmdet
+except RuntimeError:
+    # It imports mmpretrain, and that a torchvision for another torch, which fails.
+    # pws_mmdet declares the operators that torchvision describes.
+    REGISTRIES |= {
+        'torch._jit_internal._overloaded_method_class_fileno',
+        'torch._jit_internal._overloaded_methods',
+        'torch.library._defs',
+        'torch.library._impls',
+        'torch.library._keep_alive',
+        'torch.ops._dir',
+    }
 
 
 def shallow(value):
