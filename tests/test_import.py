@@ -30,10 +30,12 @@ REGISTRIES = {
     'torch.fx._symbolic_trace._wrapped_fns_to_patch',
 }
 try:
-    import mmdet
+    import torchvision
+except ImportError:
+    pass
 except RuntimeError:
-    # It imports mmpretrain, and that a torchvision for another torch, which fails.
-    # pws_mmdet declares the operators that torchvision describes.
+    # It was compiled for another torch. MMDetection imports it where mmpretrain is
+    # installed, so pws_mmdet declares the operators that it describes.
     REGISTRIES |= {
         'torch._jit_internal._overloaded_method_class_fileno',
         'torch._jit_internal._overloaded_methods',
