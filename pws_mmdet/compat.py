@@ -138,11 +138,13 @@ def _allowed_besides_tensors() -> dict[str, Any]:
     numpy_core = np._core if Version(np.__version__).major >= 2 else np.core
     classes = [HistoryBuffer, OneCycleParamScheduler, ConfigDict]
     # What torch 2.6 and later take by themselves; MultiStepLR keeps a Counter.
-    classes += [Counter, set, bytearray, complex]
+    classes += [Counter, set, frozenset, bytearray, complex]
     classes += [torch.device, torch.Size, slice, np.ndarray, np.dtype]
     classes += {type(np.dtype(t)) for t in (*np.typecodes['AllInteger'], *'efdFD?US')}
     allowed = {f'{c.__module__}.{c.__qualname__}': c for c in classes}
     allowed['builtins.getattr'] = _getattr_of_mmengine
+    for module in ('pathlib', 'pathlib._local'):  # the latter in Python 3.13
+        allowed[f'{module}.PosixPath'] = allowed[f'{module}.WindowsPath'] = Path
     for core in ('numpy._core', 'numpy.core'):  # numpy 2, numpy 1
         for name in ('_reconstruct', 'scalar'):
             function = getattr(numpy_core.multiarray, name)

@@ -1,6 +1,7 @@
 """What MMEngine and MMDetection write into a checkpoint is loaded as data alone."""
 
 from collections import OrderedDict
+from pathlib import Path
 
 import mmdet.engine  # noqa: F401 which registers its schedulers
 import numpy as np
@@ -97,6 +98,8 @@ def test_metainfo_of_all_kinds(reload):
         dataset_meta=config.metainfo,
         of_a_dict=OrderedDict(x=np.float32(1)),
         sets={1, 2},
+        root=Path('data/coco'),
+        frozen=frozenset('ab'),
         arrays=[np.array(['a', 'bc']), np.ones(2, bool), np.int64(2)],
         size=torch.Size([1, 2]),
         dtype=torch.float16,
@@ -105,7 +108,8 @@ def test_metainfo_of_all_kinds(reload):
     loaded = reload(dict(meta=meta, state_dict={}))['meta']
     assert type(loaded['dataset_meta']) is ConfigDict
     assert loaded['dataset_meta'].nested.x[0].y == 1
-    assert loaded['sets'] == meta['sets'] and loaded['size'] == meta['size']
+    for key in ('sets', 'root', 'frozen', 'size'):
+        assert loaded[key] == meta[key]
 
 
 def test_message_hub(reload):
