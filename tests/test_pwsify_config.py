@@ -15,6 +15,7 @@ from torch import nn
 from pws_mmdet import PWSConv2d, describe_model
 from pws_mmdet.analysis.composition import NORM
 from pws_mmdet.convert.norm_free_config import (
+    bn_eps_of,
     changes_of,
     norm_free_model,
 )
@@ -212,6 +213,23 @@ def test_how_the_weights_were_trained_is_said():
         _, new, notes = variant(config, init_cfg=init_cfg, **backbone)
         expected = {'type': 'PWSPretrained', 'checkpoint': 'x.pth', **expected}
         assert new.backbone.init_cfg == expected and not notes
+
+
+def test_the_eps_of_bn_is_known_where_no_weights_are_named(program, tmp_path):
+    """Whole YOLOX checkpoints are converted with it."""
+    out = tmp_path / 'yolox.py'
+    program.pwsify('mmdet::yolox/yolox_tiny_8xb8-300e_coco.py', out)
+    model = Config.fromfile(out).model
+    assert bn_eps_of(model) == 1e-3
+    assert model.bbox_head.norm_cfg == dict(type='NoNorm', eps=1e-3)
+    model.backbone.init_cfg = dict(type='PWSPretrained', bn_eps=1e-2)
+    assert bn_eps_of(model) == 1e-2
+    for norm_cfg in (dict(type='GN', num_groups=2, eps=1e-3), dict(type='BN')):
+        config = 'retinanet/retinanet_r50_fpn_1x_coco.py'
+        old, _, _ = variant(config, init_cfg=None)
+        old.neck.norm_cfg = norm_cfg
+        new, _ = norm_free_model(old, dict(type='PWS'), dict(type='PWS'))
+        assert bn_eps_of(new) == 1e-5 and new.neck.norm_cfg == dict(type='NoNorm')
 
 
 def test_what_conv_cfg_does_not_reach_keeps_a_bias():

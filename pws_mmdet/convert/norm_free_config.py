@@ -71,6 +71,24 @@ def changes_of(old: Any, new: Any) -> dict:
     return changes
 
 
+def bn_eps_of(model: dict) -> float:
+    """The eps of the BN layers that a model had, as its norm-free config tells.
+
+    Args:
+        model: Of a config, such as :func:`norm_free_model` makes it.
+
+    Returns:
+        That of the backbone's pretrained weights or else of a ``NoNorm``; 1e-5, which
+        is torch's, if the config has neither.
+    """
+    backbone = model.get('backbone')
+    start = backbone.get('init_cfg') if isinstance(backbone, Mapping) else None
+    if type_name(start) == 'PWSPretrained':
+        return start.get('bn_eps', BN_EPS)
+    parts = [part for _, part in _parts(model) if type_name(part) == 'NoNorm']
+    return next((part['eps'] for part in parts if 'eps' in part), BN_EPS)
+
+
 def _parts(cfg: Any, name: str = '') -> Iterator[tuple[str, dict]]:
     """The dicts below a model that name a class, with their places in it."""
     if isinstance(cfg, dict):
@@ -117,7 +135,9 @@ def _change(part: dict, conv_cfg: dict) -> str:
         return note
     part['type'] = OURS.get(kind, part['type'])
     if norm_cfg is not None:
-        part['norm_cfg'] = dict(NO_NORM)
+        # An eps means nothing to NoNorm. It tells bn_to_pws.py that of a checkpoint.
+        eps = _eps_of(norm_cfg)
+        part['norm_cfg'] = dict(NO_NORM) if eps == BN_EPS else dict(NO_NORM, eps=eps)
         if _lacks_bias(part) and not _lacks_bias({**part, 'norm_cfg': None}):
             part['norm_cfg'] = None
     return note
@@ -130,8 +150,7 @@ def _start(part: dict, norm_cfg: Mapping | None, conv_ws: Mapping | None) -> str
     for init in inits:
         if type_name(init) not in ('Pretrained', 'PretrainedInit'):
             continue
-        norm = registered(norm_cfg) if norm_cfg else _BatchNorm
-        if not (inspect.isclass(norm) and issubclass(norm, _BatchNorm)):
+        if norm_cfg and not _is_bn(norm_cfg):
             part['init_cfg'] = None
             if part.get('frozen_stages', -1) >= 0:
                 part['frozen_stages'] = -1
@@ -142,12 +161,20 @@ def _start(part: dict, norm_cfg: Mapping | None, conv_ws: Mapping | None) -> str
                 "init_cfg=dict(type='PWSPretrained', checkpoint='torchvision://...')"
             )
         init['type'] = 'PWSPretrained'
-        eps = norm_cfg.get('eps', BN_EPS) if norm_cfg else BN_EPS
-        if eps != BN_EPS:
+        if (eps := _eps_of(norm_cfg)) != BN_EPS:
             init['bn_eps'] = eps
         if conv_ws is not None:
             init['conv_ws'] = True
     return ''
+
+
+def _is_bn(norm_cfg: Mapping | None) -> bool:
+    norm = registered(norm_cfg)
+    return inspect.isclass(norm) and issubclass(norm, _BatchNorm)
+
+
+def _eps_of(norm_cfg: Mapping | None) -> float:
+    return norm_cfg.get('eps', BN_EPS) if _is_bn(norm_cfg) else BN_EPS
 
 
 def _lacks_bias(part: dict) -> bool:

@@ -35,6 +35,7 @@ from pws_mmdet.convert.checkpoint import (
 )
 from pws_mmdet.convert.equalize import MAX_SCALE
 from pws_mmdet.convert.from_bn import UNALIGNED
+from pws_mmdet.convert.norm_free_config import bn_eps_of
 from pws_mmdet.convert.pictures import dict_at, find_pictures, load_pictures
 from pws_mmdet.convert.pretrained import BN_EPS, load_bn_weights
 
@@ -89,7 +90,7 @@ def convert(
     paths = find_pictures(calibrate, num_images, seed) if calibrate else []
 
     start = dict_at(cfg, 'model', 'backbone', 'init_cfg') or {}
-    bn_eps = start.get('bn_eps', BN_EPS) if bn_eps is None else bn_eps
+    bn_eps = bn_eps_of(cfg.model) if bn_eps is None else bn_eps
     conv_ws = start.get('conv_ws', False) if conv_ws is None else conv_ws
     cfg.model = without_pretrained(cfg.model)
     model = build_model(config, cfg).to(device)
@@ -184,8 +185,8 @@ def main() -> None:
         type=float,
         metavar='EPS',
         help='of the BN layers, which CHECKPOINT does not tell; YOLOX, EfficientNet '
-        "and MobileNetV3 have 1e-3 (default: bn_eps of the backbone's init_cfg in "
-        f'CONFIG, or else {BN_EPS:g})',
+        'and MobileNetV3 have 1e-3 (default: that of CONFIG, if pwsify_config.py wrote '
+        f'it, or else {BN_EPS:g})',
     )
     parser.add_argument(
         '--conv-ws',
