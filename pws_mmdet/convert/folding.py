@@ -15,9 +15,9 @@ import torch
 from mmcv.cnn.bricks.conv_ws import ConvAWS2d, ConvWS2d
 from torch import Tensor, fx, nn
 
-from ..layers.reparam_conv import ReparamConv2d
+from ..layers.reparam_conv import ReparamConv2d, conv_like
 from ..layers.standardize import standardize_as_mmcv
-from .fuse import conv_like, to_conv2d
+from .fuse import to_conv2d
 
 EFFICIENT = 'mmengine.model.efficient_conv_bn_eval'
 # They return the convolution with BN in it. (MMCV's package holds a function of the

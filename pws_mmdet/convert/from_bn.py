@@ -17,7 +17,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from ..compat import tree_leaves
 from ..layers import PWSConv2d
-from ..layers.reparam_conv import ReparamConv2d
+from ..layers.reparam_conv import ReparamConv2d, conv_like
 from .calibrate import (
     ConvertedLayer,
     Layer,
@@ -27,7 +27,6 @@ from .calibrate import (
 )
 from .equalize import MAX_SCALE, tensors_in
 from .folding import plain_like
-from .fuse import conv_like
 
 # These heads see a network's proposals: the converted network has others.
 UNALIGNED = (r'(^|\.)roi_head\.',)

@@ -11,7 +11,6 @@ from torch import nn
 
 from ..layers.observer import Observer
 from ..layers.reparam_conv import ReparamConv2d, makes_parameter, own_forward
-from ..layers.reparam_conv import conv_like as conv_like  # also found here
 
 Network = TypeVar('Network', bound=nn.Module)
 

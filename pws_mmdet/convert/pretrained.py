@@ -17,11 +17,12 @@ from torch import Tensor, nn
 
 from ..compat import load_checkpoint
 from ..layers import PWSConv2d
+from ..layers.reparam_conv import conv_like
 from ..layers.standardize import standardize_as_mmcv
 from .calibrate import ConvertedLayer, Layer, center_network
 from .checkpoint import check_finite, check_kind, first_of, weights_of
 from .from_bn import UNALIGNED, check_takes_filters, fold_bn, set_filters
-from .fuse import conv_like, read_past
+from .fuse import read_past
 
 CALIBRATE = (
     'python tools/model_converters/bn_to_pws.py CONFIG CHECKPOINT OUT.pth '

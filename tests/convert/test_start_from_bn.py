@@ -2,16 +2,21 @@
 
 import copy
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
+from mmdet.engine.hooks import MeanTeacherHook
 from mmdet.registry import MODELS
+from mmdet.testing import demo_mm_inputs
 from mmengine.config import Config
+from mmengine.optim import OptimWrapper
 from mmengine.utils import get_installed_path
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from pws_mmdet import PWSConv2d
+from pws_mmdet import PWSAlphaInitHook, PWSConv2d
 from pws_mmdet.convert import pretrained
 from pws_mmdet.convert.calibrate import ConvertedLayer
 from pws_mmdet.convert.norm_free_config import norm_free_model
@@ -134,4 +139,58 @@ def test_one_step(family, tmp_path, monkeypatch):
     assert len(learned) >= 0.7 * count
     assert all(grad.isfinite().all() and grad.any() for grad in learned)
     optimizer.step()
+    assert all(p.isfinite().all() for p in net.parameters())
+
+
+def test_soft_teacher(tmp_path):
+    """Student and teacher start from the same weights, and both branches train."""
+    name = 'soft-teacher_faster-rcnn_r50-caffe_fpn_180k_semi-0.1-coco.py'
+    model = Config.fromfile(CONFIGS / 'soft_teacher' / name).model
+    detector = model.detector
+    detector.backbone.update(depth=18, base_channels=8, stem_channels=8)
+    detector.neck.update(in_channels=[8, 16, 32, 64], out_channels=16)
+    detector.rpn_head.update(in_channels=16, feat_channels=16)
+    detector.roi_head.bbox_roi_extractor.out_channels = 16
+    detector.roi_head.bbox_head.update(in_channels=16, fc_out_channels=32)
+    bn = settle(
+        MODELS.build({**detector.backbone, 'init_cfg': None}), torch.randn(2, 3, 64, 64)
+    )
+    detector.backbone.init_cfg.checkpoint = path = str(tmp_path / 'bn.pth')
+    torch.save(bn.state_dict(), path)
+
+    variant, notes = norm_free_model(model, dict(type='PWS'), dict(type='PWS'))
+    assert not notes
+    net = MODELS.build(variant)
+    net.init_weights()
+    layers = dict(net.student.named_modules())
+    convs = {n: m for n, m in layers.items() if isinstance(m, PWSConv2d)}
+    assert len(convs) == 28  # an RPN takes no conv_cfg
+    assert not any(isinstance(m, _BatchNorm) for m in net.modules())
+    start = convs['backbone.layer4.1.conv2'].standardized_weight().detach()
+    wanted = bn.get_submodule('layer4.1.conv2').weight.detach()
+    wanted = wanted - wanted.mean((1, 2, 3), keepdim=True)
+    assert torch.corrcoef(torch.stack([start.flatten(), wanted.flatten()]))[0, 1] > 0.8
+
+    batches = [
+        demo_mm_inputs(1, [[3, 128, 128]], num_items=[3], num_classes=4)
+        for _ in range(3)
+    ]
+    branches = ('sup', 'unsup_teacher', 'unsup_student')
+    for batch in batches[1:]:
+        batch['data_samples'][0].set_metainfo(
+            dict(homography_matrix=np.eye(3, dtype=np.float32))
+        )
+    batch = {
+        key: dict(zip(branches, (b[key] for b in batches), strict=True))
+        for key in ('inputs', 'data_samples')
+    }
+    wrapper = OptimWrapper(torch.optim.SGD(net.student.parameters(), lr=1e-3))
+    runner = SimpleNamespace(model=net, optim_wrapper=wrapper, iter=0)
+    MeanTeacherHook().before_train(runner)
+    PWSAlphaInitHook().before_train_iter(runner, 0, batch)
+    for name, conv in convs.items():
+        teacher = net.teacher.get_submodule(name)
+        assert torch.equal(teacher.alpha, conv.alpha)
+    logs = net.train_step(batch, wrapper)
+    assert {'sup_loss_cls', 'unsup_loss_cls'} <= set(logs)
     assert all(p.isfinite().all() for p in net.parameters())
