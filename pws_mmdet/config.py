@@ -143,4 +143,5 @@ def _is_pretrained(cfg: Any) -> bool:
 
 
 def describe(error: Exception) -> str:
+    """The type and text of an error, in one short line."""
     return shorten(f'{type(error).__name__}: {error}', 400)

@@ -121,10 +121,9 @@ def check_finite(
     start = not_finite(unwrapped(model).state_dict()) if model is not None else {}
     bad = [*not_finite(weights, start)]
     if bad:
-        more = f' and {len(bad) - 3} more' if len(bad) > 3 else ''
         raise ValueError(
-            f'{source} has NaN or infinity in {", ".join(bad[:3])}{more}: its training '
-            'diverged, take an earlier checkpoint'
+            f'{source} has NaN or infinity in {first_of(bad)}: its training diverged, '
+            'take an earlier checkpoint'
         )
 
 
@@ -243,7 +242,8 @@ def unwrapped(model: nn.Module) -> nn.Module:
 def first_of(names: Sequence[str], count: int = 3) -> str:
     """Some names for a message."""
     more = len(names) - count
-    return ', '.join(names[:count]) + (f' and {more} more' if more > 0 else '')
+    text = ', '.join(map(str, names[:count]))
+    return f'{text} and {more} more' if more > 0 else text
 
 
 def check_out(out: str | Path, suffix: str) -> Path:

@@ -137,6 +137,7 @@ def _checked(load_data_list: Callable) -> Callable:
 
 
 def warn(text: str) -> None:
+    """Log a warning through MMEngine, for all who look at the log of a training."""
     print_log(text, logger='current', level=logging.WARNING)
 
 

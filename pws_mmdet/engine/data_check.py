@@ -8,7 +8,7 @@ import os.path as osp
 import re
 import urllib.request
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from mmengine.fileio import list_from_file
 from mmengine.utils import is_abs
 
 from ..config import type_name
+from ..convert.checkpoint import first_of
 
 DOWNLOAD = (
     f'python {Path(mmdet.__file__).parent}/.mim/tools/misc/download_dataset.py '
@@ -133,10 +134,6 @@ def check_data(
             + f'\n{ways_to_get(missing)}'
             f'If it lies elsewhere, {elsewhere}.'
         )
-
-
-def some(names: Sequence[str]) -> str:
-    return ', '.join(map(str, names[:3])) + ', ...' * (len(names) > 3)
 
 
 def is_of_host(part: Any) -> bool:
@@ -303,17 +300,23 @@ def _is_there(path: str) -> bool:
 
 
 def describe_missing(folder: str, names: set[str]) -> str | None:
+    """Say which files are not in a folder, or None.
+
+    Args:
+        folder: It need not be there.
+        names: Names of files in it, without folders.
+    """
     # One listing is faster than a question per file, above all over a network.
     there = os.listdir(folder or '.') if osp.isdir(folder or '.') else ()
     lacking = sorted(names.difference(there))
     if not lacking:
         return None
-    return (
-        f'{osp.join(folder, "")}: {len(lacking)} of {len(names)} files, {some(lacking)}'
-    )
+    counts = f'{len(lacking)} of {len(names)} files'
+    return f'{osp.join(folder, "")}: {counts}, {first_of(lacking)}'
 
 
-def ways_to_get(paths) -> str:
+def ways_to_get(paths: Iterable[str]) -> str:
+    """Say how to get the datasets that missing paths belong to."""
     ways = {}
     for path in paths:
         for pattern, text in WAYS.items():

@@ -33,12 +33,23 @@ class DataCheckHook(Hook):
     """
 
     def before_build(self, runner: Runner, cfgs: Mapping[str, Any]) -> None:
-        """Check the configs of loaders and evaluators, by their names in a config."""
+        """Check the configs of loaders and evaluators, by their names in a config.
+
+        Raises:
+            FileNotFoundError: If files or folders that they name are missing.
+        """
         check_data(cfgs)
 
     @contextmanager
     def building(self, train_loader: Any = None) -> Iterator[None]:
-        """Check the annotations that are read in this context."""
+        """Check the annotations that are read in this context.
+
+        Args:
+            train_loader: The config of the loader, if it is that of the training.
+
+        Raises:
+            ValueError: If they cannot be read, or the training set is empty.
+        """
         try:
             with checked_annotations():
                 yield
@@ -52,7 +63,13 @@ class DataCheckHook(Hook):
     def after_build(
         self, runner: Runner, loop: BaseLoop, train_loader: Any = None
     ) -> None:
-        """Check what a loop that was built is to read."""
+        """Check what a loop that was built is to read.
+
+        Raises:
+            FileNotFoundError: If images are missing or empty.
+            ValueError: If the training set is empty, or annotations, classes and
+                heads do not fit together.
+        """
         dataset = loop.dataloader.dataset
         if train_loader is not None:
             if hasattr(dataset, '__len__') and len(dataset) == 0:

@@ -19,6 +19,7 @@ from mmengine.dataset import BaseDataset
 from torch import nn
 from torch.utils.data import Dataset
 
+from ..convert.checkpoint import first_of
 from .annotation_check import (
     SHORT_MASK,
     Oddities,
@@ -27,7 +28,7 @@ from .annotation_check import (
     warn,
 )
 from .class_check import check_classes, check_num_classes
-from .data_check import describe_missing, is_of_host, some, ways_to_get
+from .data_check import describe_missing, is_of_host, ways_to_get
 from .suspicious_data import base_datasets, image_size, size_fault
 
 # The number of images of a dataset whose sizes are looked at
@@ -139,7 +140,7 @@ def _lacking_images(folders: dict[str, set]) -> Iterator[str]:
         elif empty := _empty_files(folder or '.', names):
             yield (
                 f'{osp.join(folder, "")}: {len(empty)} of {len(names)} files have 0 '
-                f'bytes, {some(empty)}'
+                f'bytes, {first_of(empty)}'
             )
 
 

@@ -17,7 +17,7 @@ from ..analysis.gamma import advise
 from ..analysis.statistics import Moments
 from ..arguments import check_integers
 from ..compat import is_compiling
-from ..convert.checkpoint import not_finite
+from ..convert.checkpoint import first_of, not_finite
 from ..layers.observer import Observer
 from .suspicious_data import describe_suspicious_data
 from .utils import (
@@ -169,8 +169,8 @@ class DivergenceHook(Hook):
         if not _all_finite(state):
             bad += not_finite(state)
         if _in_any_process(torch.tensor(bool(bad))):
-            few = ', '.join(bad[:3]) + (f' and {len(bad) - 3} more' * (len(bad) > 3))
-            reason = f'weights are not finite, {few or "in another process"}'
+            where = first_of(bad) or 'in another process'
+            reason = f'weights are not finite, {where}'
             self._stop_all(runner, iteration, reason)
 
     def _stop_all(self, runner: Runner, iteration: int, reason: str) -> None:

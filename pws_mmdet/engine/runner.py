@@ -61,6 +61,12 @@ class PWSRunner(Runner):
       If nothing is left to train, the validation that may have been cut off is made.
     * BN is folded rightly into PWS layers (:func:`patch_fuse_conv_bn`).
 
+    Raises:
+        RuntimeError: If there is no GPU and the launcher needs one.
+        FileNotFoundError: If pretrained weights or data are missing.
+        DamagedCheckpointError: If a checkpoint cannot be read.
+        ValueError: If a checkpoint, annotations or classes do not fit.
+
     Beside MMEngine's it has default hooks of its own. ``default_hooks.NAME=None``
     switches one off, ``default_hooks.NAME=dict(...)`` gives it arguments, and one of
     the same type in ``custom_hooks`` takes its place. MMEngine's own runner does not

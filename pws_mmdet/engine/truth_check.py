@@ -4,6 +4,7 @@ import numpy as np
 from mmdet.evaluation import CocoMetric
 from mmengine.evaluator import Evaluator
 
+from ..convert.checkpoint import first_of
 from .annotation_check import (
     SHORT_MASK,
     CheckedCOCO,
@@ -14,7 +15,6 @@ from .annotation_check import (
     warn,
 )
 from .class_check import fault_of_order
-from .data_check import some
 
 ID_0 = (
     'pycocotools takes the annotation id 0 for "not found": this object counts as '
@@ -61,7 +61,7 @@ def _check_truth(metric: CocoMetric, truth: CheckedCOCO) -> None:
             fault = (
                 f'has categories for {len(names)} of the {len(classes)} classes: '
                 f'{name} fails at a detection of the others. Add '
-                f"{some(classes[len(names) :])} to its 'categories'"
+                f"{first_of(classes[len(names) :])} to its 'categories'"
             )
         if fault:
             raise _Unfit(f'it {fault}')

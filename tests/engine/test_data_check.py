@@ -343,7 +343,9 @@ def test_pictures_that_the_annotations_name(coco):
     wrapped = dict(type='RepeatDataset', times=2, dataset=dataset)
     for cfg in (dataset, wrapped):
         message = message_of(check_images, DATASETS.build(cfg))
-        expected = f'data/coco/train2017/: 5 of 12 files, {", ".join(lost[:3])}, ...'
+        expected = (
+            f'data/coco/train2017/: 5 of 12 files, {", ".join(lost[:3])} and 2 more'
+        )
         assert expected in message
         assert f'{DOWNLOAD} coco2017 --save-dir data/coco\n' in message
     check_images(DATASETS.build(dict(dataset, indices=[5, 6])))

@@ -37,7 +37,7 @@ from torch import nn
 
 from pws_mmdet import fuse_pws
 from pws_mmdet.config import ConfigOptions, build_model, read_config
-from pws_mmdet.convert.checkpoint import check_finite, check_kind, check_out
+from pws_mmdet.convert.checkpoint import check_finite, check_kind, check_out, first_of
 from pws_mmdet.convert.checkpoint import load_weights as read_weights
 
 OPSET = 18
@@ -81,19 +81,14 @@ def load_weights(model: nn.Module, checkpoint: str | Path) -> None:
     try:
         result = model.load_state_dict(weights, strict=False)
     except RuntimeError as e:  # other shapes, a line each
-        problems = [_some([line.strip() for line in str(e).splitlines()[1:]])]
+        problems = [first_of([line.strip() for line in str(e).splitlines()[1:]])]
     else:
         if result.missing_keys:
-            problems.append(f'it lacks {_some(result.missing_keys)}')
+            problems.append(f'it lacks {first_of(result.missing_keys)}')
         if result.unexpected_keys:
-            problems.append(f'the model has no {_some(result.unexpected_keys)}')
+            problems.append(f'the model has no {first_of(result.unexpected_keys)}')
     if problems:
         raise ValueError(f'{checkpoint} does not fit the config: {"; ".join(problems)}')
-
-
-def _some(names: list[str]) -> str:
-    text = ', '.join(names[:3])
-    return text if len(names) <= 3 else f'{text} and {len(names) - 3} more'
 
 
 def export(
