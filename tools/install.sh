@@ -241,6 +241,8 @@ get_source() {
     pip download -q --no-deps --no-build-isolation --no-binary "${mmcv[0]}" \
         -d "$unpacked" "${mmcv[0]}==${mmcv[1]}"
     tar -xzf "$unpacked"/*mmcv-*.tar.gz -C "$unpacked" --strip-components 1
+    # torch knows which standard of C++ its headers need: C++20 since 2.15
+    sed -i "s/'-std=c++1[47]'//" "$unpacked/setup.py"
     py "$root/tools/unite_sources.py" "$unpacked" \
         --units "$((MAX_JOBS > 4 ? MAX_JOBS : 4))" >/dev/null ||
         say 'the sources cannot be united; each file is compiled by itself: 7 to 14 minutes'

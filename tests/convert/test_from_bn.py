@@ -591,7 +591,8 @@ def test_memory_does_not_grow_with_the_pictures():
             center_network(net, [Layer('0')], batches, progress=False)
         peaks[number] = living.peak
     assert peaks[8] < 1.05 * peaks[2]
-    assert 2 * n * n * 8 < peaks[2] < 16 * n * n * 8
+    most = 16 if torch.__version__ >= '2.2' else 20  # matrices; torch 2.1 needs more
+    assert 2 * n * n * 8 < peaks[2] < most * n * n * 8
 
 
 def test_resnet_and_detector():
