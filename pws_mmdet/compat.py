@@ -171,15 +171,24 @@ def load_more_checkpoints() -> None:
 
 
 def load_from_local(filename: str, map_location: Any = None) -> Any:
-    """MMEngine's loader of files, which also takes MMEngine's own records."""
+    """MMEngine's loader of files, which also takes MMEngine's own records.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        pickle.UnpicklingError: If it holds anything else, or is damaged. The type is
+            that of ``torch.load``: other people's code may catch it.
+    """
     import mmengine.runner.checkpoint as mmengine_checkpoint
 
     if not osp.isfile(osp.expanduser(filename)):
         raise FileNotFoundError(f'There is no checkpoint {filename}.')
     try:
         return mmengine_checkpoint.load_from_local(filename, map_location)
-    except pickle.UnpicklingError:
-        return load_local_checkpoint(filename, map_location)
+    except pickle.UnpicklingError as e:
+        try:
+            return load_local_checkpoint(filename, map_location)
+        except RuntimeError as reason:
+            raise pickle.UnpicklingError(str(reason)) from e
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 import functools
 import http.server
 import importlib
+import pickle
 import sys
 import threading
 import types
@@ -236,6 +237,17 @@ def test_outside_of_it_mmengine_loads_what_it_did(tmp_path, monkeypatch):
     load = functools.partial(torch.load, weights_only=False)  # as some people do
     monkeypatch.setattr(torch, 'load', load)
     assert CheckpointLoader.load_checkpoint(path)['path'] == tmp_path
+
+
+@pytest.mark.skipif(not compat.HAS_ALLOW_LIST, reason='torch loads anything')
+def test_outside_of_it_errors_have_the_type_that_they_had(tmp_path):
+    path = tmp_path / 'hostile.pth'
+    torch.save(Hostile(tmp_path / 'executed'), path)
+    with pytest.raises(pickle.UnpicklingError, match=r'hostile\.pth was not loaded: '):
+        CheckpointLoader.load_checkpoint(str(path))
+    assert not (tmp_path / 'executed').exists()
+    with pytest.raises(FileNotFoundError):
+        CheckpointLoader.load_checkpoint('none.pth')
 
 
 @pytest.fixture

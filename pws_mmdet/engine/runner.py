@@ -61,12 +61,6 @@ class PWSRunner(Runner):
       If nothing is left to train, the validation that may have been cut off is made.
     * BN is folded rightly into PWS layers (:func:`patch_fuse_conv_bn`).
 
-    Raises:
-        RuntimeError: If there is no GPU and the launcher needs one.
-        FileNotFoundError: If pretrained weights or data are missing.
-        DamagedCheckpointError: If a checkpoint cannot be read.
-        ValueError: If a checkpoint, annotations or classes do not fit.
-
     Beside MMEngine's it has default hooks of its own. ``default_hooks.NAME=None``
     switches one off, ``default_hooks.NAME=dict(...)`` gives it arguments, and one of
     the same type in ``custom_hooks`` takes its place. MMEngine's own runner does not
@@ -84,6 +78,12 @@ class PWSRunner(Runner):
 
     ``tools/train.py`` and ``tools/test.py`` put it in the place of
     ``mmengine.runner.Runner``; elsewhere ``runner_type='PWSRunner'`` selects it.
+
+    Raises:
+        RuntimeError: If there is no GPU and the launcher needs one.
+        FileNotFoundError: If pretrained weights or data are missing.
+        DamagedCheckpointError: If a checkpoint cannot be read.
+        ValueError: If a checkpoint, annotations or classes do not fit.
     """
 
     def __init__(self, *args, **kwargs) -> None:
