@@ -249,8 +249,9 @@ def test_convolutions_that_cannot_have_a_bias():
     assert new.bbox_head.norm_cfg == dict(type='NoNorm')
 
 
-def test_ssd_of_mmdetection(program, tmp_path, capsys):
-    program.pwsify('mmdet::ssd/ssd300_coco.py', tmp_path / 'ssd.py')
+@pytest.mark.parametrize('size', [300, 512])
+def test_ssd_of_mmdetection(program, tmp_path, capsys, size):
+    program.pwsify(f'mmdet::ssd/ssd{size}_coco.py', tmp_path / 'ssd.py')
     assert 'norm-free' in capsys.readouterr().out
     model = Config.fromfile(tmp_path / 'ssd.py').model
     assert model.backbone.type == 'PWSSSDVGG'

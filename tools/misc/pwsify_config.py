@@ -59,8 +59,8 @@ def pwsify(config: str, out: str) -> None:
         ) from e
     if not any(layer.kind == PWS for layer in composition.layers):
         raise ValueError(
-            f'{config}: no part of the model takes PWS convolutions. '
-            + ' '.join(f'{line}.' for line in notes)
+            f'{config}: no part of the model takes PWS convolutions.'
+            + ''.join(f' {line}.' for line in notes)
         )
     text = describe(cfg, model)
     absolute = base if '::' in base else str(Path(config).expanduser().absolute())
