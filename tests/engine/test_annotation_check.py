@@ -296,18 +296,18 @@ BROKEN_MASKS = dict(
     no_counts=segmentation(dict(size=[48, 64])),
     rle_of_another_size=segmentation(dict(size=[64, 48], counts=[PIXELS])),
     rle_text_of_another_size=segmentation(dict(TEXT, size=[64, 48])),
-    too_long=segmentation(dict(size=[48, 64], counts=[9, PIXELS])),
-    negative=segmentation(dict(size=[48, 64], counts=[PIXELS + 1, -1])),
-    no_rle=segmentation(dict(size=[48, 64], counts='é')),
-    half_a_number=segmentation(dict(size=[48, 64], counts='o')),
     size_of_one=segmentation(dict(size=[48], counts=[PIXELS])),
     size_of_texts=segmentation(dict(size=['48', '64'], counts=[PIXELS])),
 )
-# pycocotools ends the whole process at them, or fills the memory
+# pycocotools ends the whole process at them, fills the memory, or writes past its end
 DEADLY_MASKS = dict(
     nan=[[1, 2, 3, 4, 5, math.nan]],
     infinite=[[1, 2, 3, 4, 5, math.inf]],
     null=[[1, 2, 3, 4, 5, None]],
+    too_long=dict(size=[48, 64], counts=[9, PIXELS]),
+    negative=dict(size=[48, 64], counts=[PIXELS + 1, -1]),
+    no_rle=dict(size=[48, 64], counts='é'),
+    half_a_number=dict(size=[48, 64], counts='o'),
 )
 # MMDetection takes them and silently trains or evaluates on other objects
 RUINED = dict(
@@ -403,7 +403,7 @@ def test_broken_masks(folder, messages, case):
 @cases(DEADLY_MASKS)
 def test_masks_that_end_the_process(folder, case):
     spoiled(folder, segmentation(case))
-    with pytest.raises(ValueError, match=r'segmentation of an object of .* polygons'):
+    with pytest.raises(ValueError, match=r'segmentation of an object'):
         check(folder, True)
     check(folder)
 
