@@ -8,6 +8,8 @@ import sys
 import pytest
 import torch
 
+from pws_mmdet.compat import load_checkpoint
+
 pytestmark = pytest.mark.slow
 
 SSD = 'configs/mini/ssd96_vgg16_pws_digits.py'
@@ -51,7 +53,7 @@ def data(digits, tmp_path):
 
 
 def weights(path):
-    return torch.load(path, weights_only=True)['state_dict']
+    return load_checkpoint(str(path))['state_dict']
 
 
 @pytest.mark.parametrize('program', ['train', 'test'])
