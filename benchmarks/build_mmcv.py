@@ -86,6 +86,9 @@ def build(archive: Path, folder: Path, cuda: bool, jobs: int) -> None:
         with tarfile.open(archive) as tar:
             tar.extractall(work, filter='data')
         (source,) = Path(work).iterdir()
+        # torch knows which standard of C++ its headers need: C++20 since 2.15
+        setup = source / 'setup.py'
+        setup.write_text(re.sub(r"'-std=c\+\+1[47]'", '', setup.read_text()))
         env = dict(os.environ, MMCV_WITH_OPS='1', MAX_JOBS=str(jobs))
         if cuda:
             prune(source)

@@ -34,12 +34,12 @@ class PWSAlphaInitHook(Hook):
     semi-supervised training (SoftTeacher), and gets the same alpha.
 
     alpha stays within 1/4 and 4 (``bound``). Where images are not normalized, as in
-    YOLOX, the first layer would get an alpha of 0.02, and the first step of SGD would
+    YOLOX, the first layer would get a tiny alpha, and the first step of SGD would
     change it by more than its size. With the bound, the next layers take the rest.
 
     Outputs of variance 2 in every layer of a deep network come with large gradients,
     and no norm layer makes the steps smaller: clip gradients, as with
-    ``optim_wrapper.clip_grad.max_norm=10``. docs/inside.md has the measurements.
+    ``optim_wrapper.clip_grad.max_norm=10``. docs/inside.md says why.
 
     Args:
         exclude: Regular expressions, searched in the names of the layers, of
