@@ -277,10 +277,37 @@ class _Unpickler(pickle.Unpickler):
         return allowed[key]
 
 
+@contextmanager
+def _allow_mmengine_records() -> Iterator[None]:
+    """Extend torch's allow-list, and restore it afterwards.
+
+    The forks' MMEngine puts the whole of ``getattr`` on the list while it loads. A
+    list of two functions of one name uses either, so that one has to go.
+    """
+    ours = _allowed_besides_tensors()
+    theirs = torch.serialization.get_safe_globals()
+    torch.serialization.clear_safe_globals()
+    torch.serialization.add_safe_globals(
+        [value for value in theirs if _pickled_name(value) not in ours]
+        + [(value, name) for name, value in ours.items()]
+    )
+    try:
+        yield
+    finally:
+        torch.serialization.clear_safe_globals()
+        torch.serialization.add_safe_globals(theirs)
+
+
+def _pickled_name(allowed: Any) -> str:
+    """The name of an entry of torch's allow-list."""
+    if isinstance(allowed, tuple):
+        return allowed[1]
+    return f'{allowed.__module__}.{allowed.__qualname__}'
+
+
 def _load_data(file: Any, map_location: Any) -> Any:
     if HAS_ALLOW_LIST:
-        allowed = [(value, name) for name, value in _allowed_besides_tensors().items()]
-        with torch.serialization.safe_globals(allowed):
+        with _allow_mmengine_records():
             return _torch_load(file, map_location=map_location, weights_only=True)
     module = types.ModuleType('restricted_pickle')
     module.Unpickler = _Unpickler

@@ -7,6 +7,7 @@ import threading
 import types
 from collections import Counter
 
+import mmengine.runner.checkpoint as mmengine_checkpoint
 import numpy as np
 import pytest
 import torch
@@ -164,6 +165,27 @@ def test_getattr_reaches_the_statistics_only(tmp_path, owner, name):
         CheckpointLoader.load_checkpoint(path)
 
 
+@pytest.mark.skipif(not compat.HAS_ALLOW_LIST, reason='torch has no allow-list')
+def test_getattr_on_torchs_own_list_changes_nothing(tmp_path):
+    """The forks' MMEngine puts it there, and so may anybody."""
+
+    class Getattr:
+        def __reduce__(self):
+            return getattr, (HistoryBuffer, '__subclasses__')
+
+    path = str(tmp_path / 'getattr.pth')
+    torch.save(Getattr(), path)
+    entries = [getattr, HistoryBuffer, Counter, (Getattr, 'a.b')]
+    before = torch.serialization.get_safe_globals()
+    with torch.serialization.safe_globals(entries):
+        within = torch.serialization.get_safe_globals()
+        for _ in range(5):
+            with pytest.raises(RuntimeError, match='getattr.pth was not loaded'):
+                compat.load_local_checkpoint(path)
+        assert set(torch.serialization.get_safe_globals()) == set(within)
+    assert set(torch.serialization.get_safe_globals()) == set(before)
+
+
 @pytest.mark.usefixtures('way')
 def test_truncated(tmp_path):
     path = tmp_path / 'truncated.pth'
@@ -239,7 +261,10 @@ def test_outside_of_it_mmengine_loads_what_it_did(tmp_path, monkeypatch):
     assert CheckpointLoader.load_checkpoint(path)['path'] == tmp_path
 
 
-@pytest.mark.skipif(not compat.HAS_ALLOW_LIST, reason='torch loads anything')
+@pytest.mark.skipif(
+    not compat.HAS_ALLOW_LIST or hasattr(mmengine_checkpoint, '_safe_torch_load'),
+    reason='this torch, or the MMEngine of the forks, loads anything by itself',
+)
 def test_outside_of_it_errors_have_the_type_that_they_had(tmp_path):
     path = tmp_path / 'hostile.pth'
     torch.save(Hostile(tmp_path / 'executed'), path)
