@@ -104,7 +104,7 @@ def make_kinds() -> dict[str, Any]:
             super().reset_parameters()
             nn.init.kaiming_normal_(self.weight)
 
-        def standardized_weight(self) -> Tensor:
+        def effective_weight(self) -> Tensor:
             # sqrt(n Var + eps) = sqrt(n) sqrt(Var + eps / n), by the kernel that PWS
             # uses
             n = self.weight[0].numel()

@@ -1,7 +1,7 @@
 """Compare PWS with plain convolutions, norm layers and other convolutions that
 normalize their weights: speed and memory of training steps and of inference.
 
-All kinds take a step in each round, in an order that is drawn anew, on random pictures.
+All kinds take a step in each round, in an order that is drawn anew, on random images.
 A training step is forward, backward and SGD with momentum, at a learning rate of 0; of
 a detector also preprocessing, assignment and losses, with random objects. Inference is
 a forward pass in inference mode, of a detector without post-processing. All networks
@@ -49,7 +49,7 @@ from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
 import pws_mmdet
-from pws_mmdet.analysis.composition import find_dicts
+from pws_mmdet.analysis.model_summary import find_dicts
 from pws_mmdet.analysis.speed import (
     Contender,
     Detector,
@@ -57,15 +57,15 @@ from pws_mmdet.analysis.speed import (
     describe_machine,
     take_turns,
 )
-from pws_mmdet.arguments import positive
-from pws_mmdet.config import type_name, without_pretrained
-from pws_mmdet.files import put_in_page, write_whole
+from pws_mmdet.utils.arguments import positive
+from pws_mmdet.utils.config import type_name, without_pretrained
+from pws_mmdet.utils.files import put_in_page, write_whole
 from pws_mmdet.layers import ReparamConv2d
 
 ROOT = Path(__file__).resolve().parents[1]
 MIB = 2**20
 MIN_ROUNDS = 5
-NUM_BOXES = 7  # objects in a picture, as in COCO
+NUM_BOXES = 7  # objects in a image, as in COCO
 NO_NORM = dict(type='NoNorm')
 MODES = ['training', 'inference']
 
@@ -130,7 +130,7 @@ class Network(Contender):
     Args:
         name: Kind of the network.
         make: Makes it.
-        image_size: Height and width of the pictures in pixels.
+        image_size: Height and width of the images in pixels.
         input_shape: Of the network's input (N, C, H', W').
         inference: Measure forward passes only.
         fuse: Make PWS convolutions plain.
@@ -206,8 +206,8 @@ class Part:
         Args:
             name: Of the kind.
             kind: It.
-            batch_size: Number of pictures.
-            size: Height and width of the pictures in pixels.
+            batch_size: Number of images.
+            size: Height and width of the images in pixels.
             inference: It takes no training steps.
         """
         raise NotImplementedError
@@ -294,7 +294,7 @@ class DetectorPart(Part):
 def take_as_many_regions(model: ConfigDict) -> None:
     """Let the work of a two-stage detector not depend on what its weights propose.
 
-    All proposals of a picture remain, and those that match an object are the object's
+    All proposals of a image remain, and those that match an object are the object's
     own box only.
     """
     for proposals in (model.train_cfg.rpn_proposal, model.test_cfg.rpn):
@@ -397,7 +397,7 @@ def measure_floor(part: str, device: torch.device, seconds: float) -> dict[str, 
     convs = [m for m in contender.model.modules() if isinstance(m, ReparamConv2d)]
 
     def standardize() -> list[Tensor]:
-        return [conv.standardized_weight() for conv in convs]
+        return [conv.effective_weight() for conv in convs]
 
     def duplicate() -> list[Tensor]:
         return [torch.empty_like(conv.weight).copy_(conv.weight) for conv in convs]
@@ -438,8 +438,8 @@ def measure_profile(
 
     Args:
         part: Its name.
-        batch_size: Number of pictures.
-        size: Height and width of the pictures in pixels.
+        batch_size: Number of images.
+        size: Height and width of the images in pixels.
         warmup, seconds, *args: As of ``compare``.
 
     Returns:

@@ -1,6 +1,6 @@
 # Starts from the weights that everybody has, those of torchvision's ResNet-50, whose
 # blocks the backbone has here. As named, they are converted without data when the
-# training starts; better is to convert them once, on a few of its pictures:
+# training starts; better is to convert them once, on a few of its images:
 #   python tools/model_converters/bn_to_pws.py \
 #       configs/mask_rcnn_r50_fpn_pws_from_bn_1x.py torchvision://resnet50 \
 #       checkpoints/resnet50_pws_from_bn.pth --calibrate data/coco/train2017

@@ -12,7 +12,7 @@ load_more_checkpoints()
 allow_broken_torchvision()
 
 # Importing registers the types with MMEngine, and needs the checks before it.
-from .analysis import describe_model, suggest_gamma  # noqa: E402
+from .analysis import summarize_model, suggest_gamma  # noqa: E402
 from .convert import (  # noqa: E402
     PWSPretrainedInit,
     convert_to_pws,
@@ -20,7 +20,7 @@ from .convert import (  # noqa: E402
     patch_fuse_conv_bn,
 )
 from .engine import (  # noqa: E402
-    CompositionHook,
+    ModelSummaryHook,
     DataCheckHook,
     DivergenceError,
     DivergenceHook,
@@ -31,7 +31,7 @@ from .engine import (  # noqa: E402
     PWSRunner,
     ShareFiltersHook,
     VarianceMonitorHook,
-    WholeCheckpointHook,
+    AtomicCheckpointHook,
 )
 from .evaluation import FMeasureMetric  # noqa: E402
 from .layers import (  # noqa: E402
@@ -53,7 +53,7 @@ from .models import (  # noqa: E402
 )
 
 __all__ = [
-    'CompositionHook',
+    'ModelSummaryHook',
     'ConvPoolCNN',
     'DataCheckHook',
     'DivergenceError',
@@ -75,11 +75,11 @@ __all__ = [
     'ShareFiltersHook',
     'SwitchableNorm2d',
     'VarianceMonitorHook',
-    'WholeCheckpointHook',
+    'AtomicCheckpointHook',
     'WNConv2d',
     '__version__',
     'convert_to_pws',
-    'describe_model',
+    'summarize_model',
     'fuse_pws',
     'patch_fuse_conv_bn',
     'share_filters',

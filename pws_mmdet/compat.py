@@ -467,7 +467,7 @@ def run_mmdet_tool(name: str) -> None:
     import mmengine.config
     import mmengine.runner
 
-    from .config import ConfigOptions
+    from .utils.config import ConfigOptions
     from .engine import PWSRunner
 
     package = Path(mmdet.__file__).parent

@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from .files import write_whole
+from .utils.files import write_whole
 
 SCALES = ('full', 'mini')
 

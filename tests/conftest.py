@@ -116,7 +116,7 @@ def load_program():
 
 @pytest.fixture(scope='session')
 def digits(tmp_path_factory, load_program):
-    """A few pictures of digits in COCO's layout; the path of their folder."""
+    """A few images of digits in COCO's layout; the path of their folder."""
     folder = tmp_path_factory.mktemp('data') / 'digits'
     program = load_program('tools/dataset_converters/digits_to_coco.py')
     program.convert(folder, num_train=12, num_val=6, size=96)
@@ -125,11 +125,11 @@ def digits(tmp_path_factory, load_program):
 
 @pytest.fixture
 def coco_mini():
-    """The folder of a few pictures of COCO, in its own layout."""
+    """The folder of a few images of COCO, in its own layout."""
     folder = Path(os.environ.get('PWS_DATA_ROOT', 'data')).resolve() / 'coco_mini'
     if not folder.is_dir():
         pytest.skip(
-            f'the pictures of COCO are not in {folder} (PWS_DATA_ROOT names it)'
+            f'the images of COCO are not in {folder} (PWS_DATA_ROOT names it)'
         )
     return folder
 

@@ -193,9 +193,9 @@ def test_augmentation_of_cifar10():
     init_default_scope('mmpretrain')
     white = dict(img=np.full((32, 32, 3), 255, np.uint8), gt_label=3)
     train = Compose(cfg.train_dataloader.dataset.pipeline)
-    pictures = [train(dict(white))['inputs'] for _ in range(30)]
-    assert {tuple(picture.shape) for picture in pictures} == {(3, 32, 32)}
-    sides = [int(picture[0].any(0).sum()) for picture in pictures]
+    images = [train(dict(white))['inputs'] for _ in range(30)]
+    assert {tuple(image.shape) for image in images} == {(3, 32, 32)}
+    sides = [int(image[0].any(0).sum()) for image in images]
     assert min(sides) >= 28 and len(set(sides)) > 1
     ramp = np.arange(32, dtype=np.uint8)[None, :, None].repeat(32, 0).repeat(3, 2)
     slopes = {
@@ -213,12 +213,12 @@ def test_augmentation_of_cifar10():
     assert (test(dict(white))['inputs'] == 255).all()
 
 
-def test_pictures_of_imagenet(tmp_path):
+def test_images_of_imagenet(tmp_path):
     import cv2
 
     cfg = load('imagenet/resnet50_pws_in1k')
     init_default_scope('mmpretrain')
-    path = tmp_path / 'picture.jpg'
+    path = tmp_path / 'image.jpg'
     cv2.imwrite(str(path), np.full((300, 400, 3), (255, 0, 0), np.uint8))  # blue
     preprocess = MODELS.build(
         dict(type='ClsDataPreprocessor', **cfg.model.data_preprocessor)
@@ -241,7 +241,7 @@ def digits_folder(tmp_path_factory, load_program):
     return folder
 
 
-def test_pictures_of_digits(digits_folder):
+def test_images_of_digits(digits_folder):
     cfg = load('mini/resnet20_pws_digits')
     init_default_scope('mmpretrain')
     for loader, count in ((cfg.train_dataloader, 1297), (cfg.val_dataloader, 500)):
@@ -251,10 +251,10 @@ def test_pictures_of_digits(digits_folder):
         assert dataset[0]['inputs'].shape == (3, 16, 16)
         labels = dataset.get_gt_labels()
         assert np.bincount(labels).min() > count / 11
-    pictures = torch.stack([dataset[i]['inputs'] for i in range(count)]).float()
+    images = torch.stack([dataset[i]['inputs'] for i in range(count)]).float()
     statistics = cfg.model.data_preprocessor
-    assert pictures.mean().item() == pytest.approx(statistics.mean[0], abs=5)
-    assert pictures.std().item() == pytest.approx(statistics.std[0], abs=5)
+    assert images.mean().item() == pytest.approx(statistics.mean[0], abs=5)
+    assert images.std().item() == pytest.approx(statistics.std[0], abs=5)
 
 
 def test_classifier_makes_the_backbone_of_mask_rcnn(load_program):

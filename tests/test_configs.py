@@ -99,7 +99,7 @@ def test_builds_and_trains_a_step(name):
     inputs = demo_mm_inputs(
         2,
         [[3, size, size]] * 2,
-        num_items=[2, 0],  # one picture without ground truth
+        num_items=[2, 0],  # one image without ground truth
         num_classes=num_classes(cfg),
         with_mask='mask' in name,
     )
@@ -262,7 +262,7 @@ def test_settings_of_the_paper_on_voc(name):
     assert not cfg.auto_scale_lr.enable, 'the same learning rate for all batches'
     loader = cfg.train_dataloader
     assert loader.batch_size == 16
-    # batches of 2 would leave BN a last one of a single picture: 1 value at 1x1
+    # batches of 2 would leave BN a last one of a single image: 1 value at 1x1
     assert loader.drop_last
     assert loader.dataset.type == 'ConcatDataset', 'no repeated data set'
     for dataset, year in zip(loader.dataset.datasets, (2007, 2012), strict=True):

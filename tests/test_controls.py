@@ -160,5 +160,5 @@ def test_filters_start_with_the_same_variance(pws, control):
 def relative_variance(layer):
     """n Var[W] / 2 of a layer's filters: 1 is He's, for ReLU."""
     is_wn = isinstance(layer, WNConv2d)
-    filters = (layer.standardized_weight() if is_wn else layer.weight).detach()
+    filters = (layer.effective_weight() if is_wn else layer.weight).detach()
     return (filters.var() * filters[0].numel() / 2).item()

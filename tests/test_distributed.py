@@ -1,4 +1,4 @@
-"""Two processes compute what one computes on the same pictures.
+"""Two processes compute what one computes on the same images.
 
 Gradients of detectors are in test_matrix.py.
 """
@@ -32,7 +32,7 @@ def layers():
 def train(net, forward, x):
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9)
     for _ in range(5):
-        forward(x).square().mean().backward()  # a mean over pictures
+        forward(x).square().mean().backward()  # a mean over images
         optimizer.step()
         optimizer.zero_grad()
 

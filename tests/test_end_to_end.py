@@ -1,4 +1,4 @@
-"""From pictures to a COCO AP table."""
+"""From images to a COCO AP table."""
 
 import json
 import sys
@@ -22,8 +22,8 @@ HEADLINES = {
 
 
 @pytest.mark.parametrize('name', HEADLINES)
-def test_headline_configs_on_real_pictures(name, run, root, coco_mini, tmp_path):
-    """A few steps and pictures; --cfg-options is all that adapts the config."""
+def test_headline_configs_on_real_images(name, run, root, coco_mini, tmp_path):
+    """A few steps and images; --cfg-options is all that adapts the config."""
     config = root / f'configs/{name}.py'
     options = [
         f'{loader}_dataloader.dataset.data_root={coco_mini}/'
@@ -55,18 +55,18 @@ def test_headline_configs_on_real_pictures(name, run, root, coco_mini, tmp_path)
     checkpoint = tmp_path / f'work_dirs/{name}/epoch_1.pth'
     log = run(
         *(sys.executable, root / 'tools/test.py', config, checkpoint),
-        *('--show-dir', 'pictures', '--cfg-options', *options),
+        *('--show-dir', 'images', '--cfg-options', *options),
     ).stdout
     assert 'coco/bbox_mAP' in log
     assert ('coco/segm_mAP' in log) == name.startswith('mask_rcnn')
-    assert len(list(tmp_path.rglob('pictures/*.jpg'))) == 3
+    assert len(list(tmp_path.rglob('images/*.jpg'))) == 3
 
 
 def test_demo(run, root, tmp_path):
     """A norm-free Mask R-CNN learns to find and segment digits."""
     log = run(root / 'tools/demo.sh', timeout=2400).stdout
-    table, pictures = log.rsplit('pictures of detections', 1)
-    folder = tmp_path / pictures.split(': ', 1)[1].strip()
+    table, images = log.rsplit('images of detections', 1)
+    folder = tmp_path / images.split(': ', 1)[1].strip()
     assert len(list(folder.glob('*.png'))) == 100
     results = [
         json.loads(path.read_text())

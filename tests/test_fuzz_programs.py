@@ -62,7 +62,7 @@ LIKELY = dict(
     work_dirs=('work', 'bad'),
     record=('work', 'bad'),
     table='table1',
-    picture='.png',
+    image='.png',
     cfg_options=('=1', 'NoNorm'),
     shape=('1', '2', '33'),
 )
@@ -113,9 +113,9 @@ def write_inputs(folder):
     (folder / 'truncated.pth').write_bytes(whole[:-300])
     for suffix in ('py', 'pth', 'json', 'png'):
         (folder / f'empty.{suffix}').touch()
-    cv2.imwrite(str(folder / 'picture.png'), np.zeros((8, 8, 3), np.uint8))
-    for name in ('picture.py', 'picture.pth', 'picture.json'):
-        shutil.copy(folder / 'picture.png', folder / name)
+    cv2.imwrite(str(folder / 'image.png'), np.zeros((8, 8, 3), np.uint8))
+    for name in ('image.py', 'image.pth', 'image.json'):
+        shutil.copy(folder / 'image.png', folder / name)
     record = dict(
         run='a', outcome='finished', metrics={}, label='a', curve=[dict(epoch=1, x=1)]
     )
@@ -223,7 +223,7 @@ def try_program(inputs, load_program, monkeypatch, capsys):
         monkeypatch.setattr(logging, 'raiseExceptions', False)
         monkeypatch.setattr(subprocess, 'Popen', None)  # nothing is to be trained
         monkeypatch.setattr('pws_mmdet.tables.revision', lambda root: 'unknown')
-        if name == 'digits_to_imagefolder.py':  # 1797 pictures
+        if name == 'digits_to_imagefolder.py':  # 1797 images
             splits = dict(train=slice(0, 1), test=slice(1, 2))
             monkeypatch.setattr(program, 'SPLITS', splits)
         before = contents(inputs)
@@ -302,7 +302,7 @@ DETECTOR = [SSD, 'none.pth']
 # A right command line of each program, or one that fails late and cheaply
 RIGHT = {
     'audit': ['conv.py', '--no-macs'],
-    'conversion_loss': [SSD, SSD, 'none.pth', 'out.json', '--calibrate', 'pictures'],
+    'conversion_loss': [SSD, SSD, 'none.pth', 'out.json', '--calibrate', 'images'],
     'make_table': ['table1', '--scale', 'mini'],
     'plot_curves': ['record.json', '-o', 'out.png'],
     'plot_variance': ['work', '--figure', 'layers', '--table', 'out.csv'],
@@ -313,7 +313,7 @@ RIGHT = {
     'digits_to_imagefolder': ['new'],
     'pws_to_onnx': [*DETECTOR, 'out.onnx'],
     'run_table': ['table1', '--scale', 'mini'],
-    'pwsify_config': ['conv.py', 'out.py'],
+    'make_norm_free': ['conv.py', 'out.py'],
     'bn_to_pws': [*DETECTOR, 'out.pth'],
     'fuse_pws': [*DETECTOR, 'new'],
     'official_to_pws': ['weights.pth', 'out.pth'],

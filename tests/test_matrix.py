@@ -362,7 +362,7 @@ def test_a_step_is_that_of_plain_convolutions(case, half):
     model, _ = prepare(case)
     for name, conv in model.named_modules():
         if isinstance(conv, PWSConv2d):
-            outputs = (conv.standardized_weight(), conv.expanded_bias())
+            outputs = (conv.effective_weight(), conv.expanded_bias())
             grads = [wanted[f'{name}.{key}'] for key in ('weight', 'bias')]
             parameters = dict(conv.named_parameters(prefix=name))
             grads = torch.autograd.grad(outputs, [*parameters.values()], grads)
@@ -458,7 +458,7 @@ def test_pruned_weights_are_trained_as_masked_ones(case):
         conv = masked.get_submodule(name)
         conv.weight.data.mul_(mask)
         filters = fused.get_submodule(name).weight
-        torch.testing.assert_close(filters, conv.standardized_weight())
+        torch.testing.assert_close(filters, conv.effective_weight())
     losses = [loss_of(model, inputs) for model in (fused, pruned)]
     torch.testing.assert_close(*losses)
 

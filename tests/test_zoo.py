@@ -16,8 +16,8 @@ from mmengine.optim import OptimWrapper
 from mmengine.utils import get_installed_path
 from torch import Tensor
 
-from pws_mmdet import PWSAlphaInitHook, PWSConv2d, describe_model, fuse_pws
-from pws_mmdet.analysis.composition import NORM
+from pws_mmdet import PWSAlphaInitHook, PWSConv2d, summarize_model, fuse_pws
+from pws_mmdet.analysis.model_summary import NORM
 from pws_mmdet.convert.norm_free_config import norm_free_model
 
 ROW = re.compile(r'^\| (?P<name>[^|]+?) \| `(?P<config>\S+)` \| (?P<pws>\d+) \| ')
@@ -91,7 +91,7 @@ def test_detector(row):
     model = norm_free(config.strip('`'))
     model.init_weights()
     convs = {n: m for n, m in model.named_modules() if isinstance(m, PWSConv2d)}
-    layers = describe_model(model).layers
+    layers = summarize_model(model).layers
     assert len(convs) == int(pws)
     assert sum(layer.kind == NORM for layer in layers) == int(norms.split()[0])
 

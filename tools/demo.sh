@@ -15,9 +15,9 @@ processes=$("$python" -c 'import torch; print(min(torch.cuda.device_count() or 2
 
 rm -rf "$work_dir"
 "$tools/dist_train.sh" "$config" "$processes" --work-dir "$work_dir"
-# one process: of several, MMDetection lets only the first draw pictures
+# one process: of several, MMDetection lets only the first draw images
 "$python" "$tools/test.py" "$config" "$(cat "$work_dir/last_checkpoint")" \
-    --work-dir "$work_dir/test" --show-dir pictures
+    --work-dir "$work_dir/test" --show-dir images
 
 "$python" - "$work_dir/test" <<'PY'
 import glob
@@ -33,5 +33,5 @@ print('\n      ' + ''.join(f'{c.replace("mAP", "AP"):>8}' for c in columns))
 for name, metric in (('box', 'bbox'), ('mask', 'segm')):
     cells = (f'{values[f"coco/{metric}_{c}"]:8.3f}' for c in columns)
     print(f'{name:6}' + ''.join(cells))
-print(f'\npictures of detections, ground truth on the left: {folder}pictures/')
+print(f'\nimages of detections, ground truth on the left: {folder}images/')
 PY

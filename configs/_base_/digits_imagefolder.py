@@ -1,5 +1,5 @@
 # CIFAR-10's stand-in for a laptop, with the paper's settings but for its length:
-# the 16x16 pictures that tools/dataset_converters/digits_to_imagefolder.py writes
+# the 16x16 images that tools/dataset_converters/digits_to_imagefolder.py writes
 _base_ = 'cifar10.py'
 
 data_root = 'data/digits_imagefolder'

@@ -1,7 +1,7 @@
 # SSD320 from scratch on Pascal VOC, trained on 07+12 trainval and tested on 07 test,
 # as in Tables 1 and 2.
 #
-# 240 epochs of the 16,551 pictures, each once, without a warm-up. Table 1 has other
+# 240 epochs of the 16,551 images, each once, without a warm-up. Table 1 has other
 # batches, train_dataloader.batch_size=2 and the like, at the same learning rate.
 _base_ = 'ssd320_vgg16_1x.py'
 
@@ -31,7 +31,7 @@ model = dict(
 )
 
 train_dataloader = dict(
-    # BN cannot train on a last batch of one picture, one value per channel at 1x1
+    # BN cannot train on a last batch of one image, one value per channel at 1x1
     drop_last=True,
     dataset=dict(
         _delete_=True,

@@ -1,7 +1,7 @@
-from .composition import Composition, describe_model
+from .model_summary import Composition, summarize_model
 from .gamma import gamma_of_record, paper_gamma, suggest_gamma
-from .record import Layer, VarianceRecord, read_record
-from .statistics import STATISTICS, applied_filters
+from .variance_record import Layer, VarianceRecord, read_record
+from .variance import STATISTICS, applied_filters
 
 __all__ = [
     'Composition',
@@ -9,7 +9,7 @@ __all__ = [
     'STATISTICS',
     'VarianceRecord',
     'applied_filters',
-    'describe_model',
+    'summarize_model',
     'gamma_of_record',
     'paper_gamma',
     'read_record',

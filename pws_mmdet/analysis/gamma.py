@@ -6,7 +6,7 @@ import numpy as np
 from torch import nn
 
 from ..layers import PWSConv2d
-from .record import VarianceRecord
+from .variance_record import VarianceRecord
 
 # With gamma a fraction of the He variance 2 / n, the filters of a PWS layer never
 # move faster than those of a plain convolution at lr / fraction. This is the rate

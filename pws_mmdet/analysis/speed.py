@@ -31,13 +31,13 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.profiler import ProfilerActivity, profile
 
-from ..config import without_pretrained
+from ..utils.config import without_pretrained
 from ..convert import fuse_pws
 from ..engine import VarianceMonitorHook
 from ..layers import share_filters_of_heads
-from .composition import find_picture_size
+from .model_summary import find_image_size
 
-BOX_SIDES = (1 / 8, 1 / 2)  # over those of the picture
+BOX_SIDES = (1 / 8, 1 / 2)  # over those of the image
 PACKAGES = ('torch', 'mmcv', 'mmengine', 'mmdet', 'pws_mmdet')
 
 
@@ -49,8 +49,8 @@ class Contender:
 
     Args:
         name: What it is called in tables.
-        batch_size: Number of pictures in a step.
-        image_size: Height and width of the pictures in pixels.
+        batch_size: Number of images in a step.
+        image_size: Height and width of the images in pixels.
     """
 
     model: nn.Module | None
@@ -122,7 +122,7 @@ class Contender:
         return added + sum(t.nbytes for t in held if isinstance(t, Tensor))
 
     def ratio(self, first: 'Contender') -> float:
-        """Pictures per second over another's: median over the rounds."""
+        """Images per second over another's: median over the rounds."""
         if self.error is not None or first.error is not None:
             return math.nan
         rounds = zip(first.seconds, self.seconds, strict=True)
@@ -137,7 +137,7 @@ class Contender:
 
 
 class Detector(Contender):
-    """A config's detector with its optimizer, on random pictures.
+    """A config's detector with its optimizer, on random images.
 
     Weights start at random, without what init_cfg of type Pretrained would load,
     and the learning rate is 0, so that no step finds more to do than another.
@@ -145,8 +145,8 @@ class Detector(Contender):
     Args:
         name: What it is called in tables; the path of the config.
         cfg: The config.
-        batch_size: Number of pictures in a step, by default the config's.
-        image_size: Height and width of the pictures in pixels, by default what
+        batch_size: Number of images in a step, by default the config's.
+        image_size: Height and width of the images in pixels, by default what
             the config's training pipeline resizes to.
         inference: Measure forward passes of a test, without post-processing, and
             no training.
@@ -173,7 +173,7 @@ class Detector(Contender):
         batch_size = batch_size or cfg.get('train_dataloader', {}).get('batch_size')
         if batch_size is None:
             raise ValueError(f'{name} sets no batch size: give --batch-size')
-        image_size = image_size or find_picture_size(cfg, ['train_dataloader'])
+        image_size = image_size or find_image_size(cfg, ['train_dataloader'])
         if image_size is None:
             raise ValueError(
                 f'{name} has no Resize with a scale in its training pipeline: give '
@@ -194,13 +194,13 @@ class Detector(Contender):
         seed: int = 0,
         memory_format: torch.memory_format = torch.contiguous_format,
     ) -> None:
-        """Make the detector, its optimizer and its pictures.
+        """Make the detector, its optimizer and its images.
 
         Args:
             device: Where to take the steps.
-            num_boxes: Number of objects in each picture.
+            num_boxes: Number of objects in each image.
             amp: Train in mixed precision.
-            seed: Seed of weights and pictures.
+            seed: Seed of weights and images.
             memory_format: Of the weights.
         """
         init_default_scope(self.cfg.get('default_scope', 'mmdet'))
@@ -274,11 +274,11 @@ def make_batch(
     with_mask: bool,
     seed: int,
 ) -> dict[str, list]:
-    """Return random pictures (3, H, W) with random objects, as a loader gives them."""
+    """Return random images (3, H, W) with random objects, as a loader gives them."""
     rng = np.random.default_rng(seed)
     batch: dict[str, list] = dict(inputs=[], data_samples=[])
     for i in range(batch_size):
-        picture = rng.integers(256, size=(3, *image_size), dtype=np.uint8)
+        image = rng.integers(256, size=(3, *image_size), dtype=np.uint8)
         sides = rng.uniform(*BOX_SIDES, (num_boxes, 2))
         corners = rng.uniform(0, 1 - sides)
         scale = np.array([*image_size[::-1]] * 2)
@@ -301,7 +301,7 @@ def make_batch(
         sample = DetDataSample(
             gt_instances=objects, ignored_instances=objects[:0], metainfo=meta
         )
-        batch['inputs'].append(torch.from_numpy(picture))
+        batch['inputs'].append(torch.from_numpy(image))
         batch['data_samples'].append(sample)
     return batch
 

@@ -1,7 +1,7 @@
-from .folding import patch_fuse_conv_bn
-from .from_bn import convert_to_pws
+from .batch_norm import patch_fuse_conv_bn
+from .convert import convert_to_pws
 from .fuse import fuse_pws, to_conv2d
-from .plain_detector import fuse_detector
+from .fuse_detector import fuse_detector
 from .pretrained import PWSPretrainedInit, load_bn_weights
 
 __all__ = [

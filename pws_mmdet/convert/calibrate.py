@@ -56,9 +56,9 @@ class ConvertedLayer:
             zero-mean filters for the inputs that it gets; 'statistics': without
             data, from BN's running statistics; 'mean': without anything that tells
             the mean of its inputs; 'kept': not converted.
-        error: Root of the mean squared error of its outputs on calibration pictures
+        error: Root of the mean squared error of its outputs on calibration images
             that it was not fitted to, as a fraction of their standard deviation;
-            None without pictures.
+            None without images.
         reason: Why it was kept.
     """
 
@@ -166,7 +166,7 @@ def relu_moments(mean: Tensor, std: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def noise_for(model: nn.Module) -> Tensor:
-    """A picture of noise, (1, C, 64, 64), of as many channels as the network takes."""
+    """A image of noise, (1, C, 64, 64), of as many channels as the network takes."""
     convs = (m for m in model.modules() if isinstance(m, nn.Conv2d))
     first = next(convs, nn.Conv2d(3, 1, 1))
     generator = torch.Generator().manual_seed(0)
@@ -187,7 +187,7 @@ def equalize_by_statistics(
         model: Of plain convolutions with a bias, in evaluation mode.
         layers: Those whose channels may be scaled, by name. Their moments follow the
             scales.
-        forward: Calls the network with a picture.
+        forward: Calls the network with a image.
         max_scale: Bound of the scales.
 
     Returns:
@@ -360,10 +360,10 @@ def fit_filters(
 
     Minimizes E|y - w'x - b|^2 + r |w - w0|^2 subject to 1'w = 0, with w0 the
     original filters. r, as a fraction of the mean variance of the inputs, is the one
-    with which filters fitted to either half of the pictures do best on the other.
+    with which filters fitted to either half of the images do best on the other.
 
     Args:
-        halves: Moments of patches and outputs, of one half of the pictures each.
+        halves: Moments of patches and outputs, of one half of the images each.
         prior: The original filters, (groups, n, O / groups), fp64.
         ridges: Candidates for r; > 0.
 
@@ -373,7 +373,7 @@ def fit_filters(
     """
     halves = [half for half in halves if half.count]
     both = sum_of(halves).center()
-    if len(halves) == 1:  # a single picture
+    if len(halves) == 1:  # a single image
         w, b = both.solve(prior, max(ridges))
         return w, b, math.sqrt(both.error(w, b))
     a, b = (half.center() for half in halves)
@@ -451,8 +451,8 @@ def _inputs_of(batch: Any) -> Any:
     return batch.get('inputs', batch) if isinstance(batch, dict) else batch
 
 
-def pictures_in(batch: Any) -> int | None:
-    """How many pictures a batch has; None if it does not tell."""
+def images_in(batch: Any) -> int | None:
+    """How many images a batch has; None if it does not tell."""
     inputs = _inputs_of(batch)
     if isinstance(batch, dict) and isinstance(inputs, (list, tuple)):
         return len(inputs)
@@ -460,12 +460,12 @@ def pictures_in(batch: Any) -> int | None:
     return numbers.pop() if len(numbers) == 1 else None
 
 
-def first_picture(batch: Any) -> Any:
-    """A batch of the first picture of a batch, or the batch if it cannot be cut."""
+def first_image(batch: Any) -> Any:
+    """A batch of the first image of a batch, or the batch if it cannot be cut."""
     if isinstance(batch, Tensor) and batch.dim() == 4:
         return batch[:1]
     if isinstance(batch, dict) and 'inputs' in batch:
-        number = pictures_in(batch)
+        number = images_in(batch)
         parts = batch.values()
         if all(
             isinstance(x, (list, tuple, Tensor)) and len(x) == number for x in parts
@@ -479,7 +479,7 @@ def _check_finite(batches: Sequence[Any]) -> None:
         for x in tensors_in(_inputs_of(batch)):
             if not x.isfinite().all():
                 raise ValueError(
-                    'The calibration pictures have values that are not finite'
+                    'The calibration images have values that are not finite'
                 )
 
 
@@ -529,7 +529,7 @@ def _trace(
 
 
 class Calibration:
-    """Forward passes of a plain network, and of what it becomes, on the same pictures.
+    """Forward passes of a plain network, and of what it becomes, on the same images.
 
     Args:
         model: The network of plain convolutions, in evaluation mode.
@@ -552,8 +552,8 @@ class Calibration:
         self.forward = forward
         self.max_positions = max_positions
         self.generator = torch.Generator().manual_seed(seed)
-        self.pictures = [pictures_in(batch) for batch in batches]
-        self.offsets = [0, *accumulate(n or 0 for n in self.pictures)]
+        self.images = [images_in(batch) for batch in batches]
+        self.offsets = [0, *accumulate(n or 0 for n in self.images)]
 
     def equalize(
         self,
@@ -580,7 +580,7 @@ class Calibration:
         ]
         if not whole:
             return
-        for batch in (first_picture(whole[0]), whole[0]):
+        for batch in (first_image(whole[0]), whole[0]):
             finder = ChannelFinder(self.model, names, self.forward, batch, progress)
             if finder.reached() == everything:
                 break
@@ -623,7 +623,7 @@ class Calibration:
     def fit(
         self, name: str, calls: _Calls, converted: nn.Module, local: bool
     ) -> tuple[Filters, ConvertedLayer] | None:
-        """The best zero-mean filters of a layer, or None if it never saw a picture.
+        """The best zero-mean filters of a layer, or None if it never saw a image.
 
         Args:
             name: Of the layer.
@@ -691,14 +691,14 @@ class Calibration:
     def _in_second(
         self, batch: int, row: Tensor, rows: int, turn: int, turns: int
     ) -> Tensor:
-        """Whether rows of a layer's input belong to the second half of the pictures.
+        """Whether rows of a layer's input belong to the second half of the images.
 
-        The halves share no picture. Rows that are no pictures, such as those of
+        The halves share no image. Rows that are no images, such as those of
         proposals, go with their batch, every other one of those that reach the
-        layer, or, of a single batch, by their order, in which at most one picture
+        layer, or, of a single batch, by their order, in which at most one image
         comes to both halves.
         """
-        if rows == self.pictures[batch]:
+        if rows == self.images[batch]:
             return (row + self.offsets[batch]) % 2 == 1
         if turns == 1:
             return row >= rows // 2
@@ -758,7 +758,7 @@ def center_network(
         chosen = list(wanted.values())
         calls, reached = _trace(model, batches, forward, chosen, progress)
         if not calls:
-            raise ValueError('The calibration pictures reach no layer to be converted')
+            raise ValueError('The calibration images reach no layer to be converted')
         model = copy.deepcopy(model)
         calibration = Calibration(model, batches, forward, max_positions, seed)
         calibration.equalize(calls, scaled, reached, max_scale, progress)

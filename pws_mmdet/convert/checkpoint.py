@@ -14,7 +14,7 @@ from mmengine.model import BaseTTAModel, is_model_wrapper
 from torch import nn
 
 from ..compat import load_local_checkpoint
-from ..files import write_whole
+from ..utils.files import write_whole
 from ..layers import PWSConv2d, ReparamConv2d
 
 

@@ -12,7 +12,7 @@ from mmengine.config import ConfigDict
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ..config import registered, type_name, without_pretrained
+from ..utils.config import registered, type_name, without_pretrained
 from ..layers import ReparamConv2d
 from .pretrained import BN_EPS
 

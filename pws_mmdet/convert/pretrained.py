@@ -21,7 +21,7 @@ from ..layers.reparam_conv import conv_like
 from ..layers.standardize import standardize_as_mmcv
 from .calibrate import ConvertedLayer, Layer, center_network
 from .checkpoint import check_finite, check_kind, first_of, weights_of
-from .from_bn import UNALIGNED, check_takes_filters, fold_bn, set_filters
+from .convert import UNALIGNED, check_takes_filters, fold_bn, set_filters
 from .fuse import read_past
 
 CALIBRATE = (
@@ -146,7 +146,7 @@ def load_bn_weights(
             convolutions with a bias, with the BN that it lacks in them.
         weights: Of the network with BN, or without any norm, by the same names; BN's
             as torchvision, MMDetection and mmpretrain name it.
-        batches: Calibration pictures; None converts without data.
+        batches: Calibration images; None converts without data.
         bn_eps: The eps of its BN layers, which a checkpoint does not tell.
         conv_ws: Its convolutions with a PWS one in their place are MMCV's ConvWS, which
             a checkpoint does not tell either: they are standardized first.
@@ -159,7 +159,7 @@ def load_bn_weights(
     Raises:
         ValueError: If the weights do not fit the network, it is no network that they
             can be converted for, they have other norm layers than BN, which it lacks,
-            or the pictures reach no layer. The network keeps its own weights then.
+            or the images reach no layer. The network keeps its own weights then.
     """
     if is_pws(weights):
         raise ValueError('the weights are those of a network with PWS already')
@@ -304,7 +304,7 @@ class PWSPretrainedInit:
     A checkpoint of a network with PWS is loaded. One of the same network with BN, as
     everybody has them, is converted, without data; that loses accuracy which
     training has to bring back, and tools/model_converters/bn_to_pws.py, which looks
-    at a few pictures, loses far less.
+    at a few images, loses far less.
 
     Args:
         checkpoint: A path, or what MMEngine takes: 'torchvision://resnet50', a URL.

@@ -19,7 +19,7 @@ from mmdet.structures.bbox import get_box_tensor
 from mmengine.config import ConfigDict
 from torch import Tensor, nn
 
-from ..config import type_name
+from ..utils.config import type_name
 from .operators import aligned_rois, nms_mask
 
 OUTPUTS = ('boxes', 'scores', 'labels', 'masks')

@@ -19,23 +19,23 @@ if not hasattr(torch.library, 'custom_op'):
 
 @torch.library.custom_op('pws_mmdet::nms_mask', mutates_args=())
 def nms_mask(boxes: Tensor, scores: Tensor, iou_threshold: float, limit: int) -> Tensor:
-    """Non-maximum suppression of the boxes of each picture.
+    """Non-maximum suppression of the boxes of each image.
 
     Args:
         boxes: (N, K, 4), as (x1, y1, x2, y2).
         scores: (N, K); boxes with a score of 0 or less are no candidates.
         iou_threshold: Of two boxes that overlap by more, the better one stays.
-        limit: As many boxes are kept, the best ones, in a picture.
+        limit: As many boxes are kept, the best ones, in a image.
 
     Returns:
         Which boxes are kept: bool, (N, K).
     """
     kept = torch.zeros_like(scores, dtype=torch.bool)
-    for mask, picture_boxes, picture_scores in zip(kept, boxes, scores, strict=True):
-        (candidates,) = torch.where(picture_scores > 0)
+    for mask, image_boxes, image_scores in zip(kept, boxes, scores, strict=True):
+        (candidates,) = torch.where(image_scores > 0)
         if len(candidates):
             best = nms(
-                picture_boxes[candidates], picture_scores[candidates], iou_threshold
+                image_boxes[candidates], image_scores[candidates], iou_threshold
             )[1]
             mask[candidates[best[:limit]]] = True
     return kept
@@ -50,7 +50,7 @@ def _(boxes: Tensor, scores: Tensor, iou_threshold: float, limit: int) -> Tensor
 def aligned_rois(
     features: Tensor,
     boxes: Tensor,
-    pictures: Tensor,
+    images: Tensor,
     height: int,
     width: int,
     scale: float,
@@ -61,10 +61,10 @@ def aligned_rois(
 
     Args:
         features: (N, C, H, W).
-        boxes: (R, 4), as (x1, y1, x2, y2) in pixels of the picture.
-        pictures: The index of each box's picture, int64, (R,).
+        boxes: (R, 4), as (x1, y1, x2, y2) in pixels of the image.
+        images: The index of each box's image, int64, (R,).
         height, width: Size of the result.
-        scale: From pixels of the picture to those of ``features``.
+        scale: From pixels of the image to those of ``features``.
         sampling_ratio: Samples in a bin, each way; 0 takes as many as fit.
         aligned: Whether the center of a pixel is at 0.5. If not, it is at 0, and a box
             has at least one pixel of ``features`` each way.
@@ -72,7 +72,7 @@ def aligned_rois(
     Returns:
         (R, C, height, width).
     """
-    rois = torch.cat([pictures[:, None].to(boxes), boxes], dim=1)
+    rois = torch.cat([images[:, None].to(boxes), boxes], dim=1)
     # MMCV on a CPU reads other memory formats wrongly
     features = features.contiguous()
     return roi_align(
@@ -84,7 +84,7 @@ def aligned_rois(
 def _(
     features: Tensor,
     boxes: Tensor,
-    pictures: Tensor,
+    images: Tensor,
     height: int,
     width: int,
     scale: float,
@@ -103,7 +103,7 @@ def _nms_mask_in_onnx(boxes: Any, scores: Any, iou_threshold: float, limit: int)
         op.Constant(value_ints=[limit]),
         op.Constant(value_floats=[iou_threshold]),
         op.Constant(value_floats=[0.0]),
-    )  # (picture, class, box) of each
+    )  # (image, class, box) of each
     where = op.Gather(kept, op.Constant(value_ints=[0, 2]), axis=1)
     is_kept = op.Equal(
         op.Gather(kept, op.Constant(value_int=1), axis=1), op.Constant(value_int=0)
@@ -115,7 +115,7 @@ def _nms_mask_in_onnx(boxes: Any, scores: Any, iou_threshold: float, limit: int)
 def _aligned_rois_in_onnx(
     features: Any,
     boxes: Any,
-    pictures: Any,
+    images: Any,
     height: int,
     width: int,
     scale: float,
@@ -128,7 +128,7 @@ def _aligned_rois_in_onnx(
     return op.RoiAlign(
         features,
         boxes,
-        pictures,
+        images,
         coordinate_transformation_mode=mode,
         mode='avg',
         output_height=height,

@@ -1,17 +1,17 @@
-from .alpha_init_hook import PWSAlphaInitHook
-from .checkpoint_hook import WholeCheckpointHook
-from .composition_hook import CompositionHook
-from .data_check_hook import DataCheckHook
-from .divergence_hook import DivergenceError, DivergenceHook
-from .epoch_seed_hook import EpochSeedHook
-from .fuse_hook import FusePWSHook
+from .hooks.alpha_init import PWSAlphaInitHook
+from .hooks.checkpoint import AtomicCheckpointHook
+from .hooks.model_summary import ModelSummaryHook
+from .hooks.data_check import DataCheckHook
+from .hooks.divergence import DivergenceError, DivergenceHook
+from .hooks.epoch_seed import EpochSeedHook
+from .hooks.fuse import FusePWSHook
 from .optim import PWSOptimWrapperConstructor
 from .runner import PWSRunner
-from .share_filters_hook import ShareFiltersHook
-from .variance_hook import VarianceMonitorHook
+from .hooks.share_filters import ShareFiltersHook
+from .hooks.variance import VarianceMonitorHook
 
 __all__ = [
-    'CompositionHook',
+    'ModelSummaryHook',
     'DataCheckHook',
     'DivergenceError',
     'DivergenceHook',
@@ -22,5 +22,5 @@ __all__ = [
     'PWSRunner',
     'ShareFiltersHook',
     'VarianceMonitorHook',
-    'WholeCheckpointHook',
+    'AtomicCheckpointHook',
 ]

@@ -13,7 +13,7 @@ from mmengine.registry import HOOKS, RUNNERS
 from mmengine.runner import BaseLoop, Runner
 from torch import nn
 
-from ..arguments import check_names
+from ..utils.arguments import check_names
 from ..compat import DamagedCheckpointError, safe_loading
 from ..convert.checkpoint import (
     check_finite,
@@ -23,15 +23,15 @@ from ..convert.checkpoint import (
     warn_of_other_shapes,
     weights_of,
 )
-from ..convert.folding import patch_fuse_conv_bn
-from ..files import write_whole
-from .checkpoint_hook import WholeCheckpointHook, find_checkpoints, is_on_disk
-from .composition_hook import CompositionHook
-from .data_check_hook import DataCheckHook
-from .divergence_hook import DivergenceHook
-from .fuse_hook import FusePWSHook
-from .pretrained_check import check_pretrained
-from .share_filters_hook import ShareFiltersHook
+from ..convert.batch_norm import patch_fuse_conv_bn
+from ..utils.files import write_whole
+from .hooks.checkpoint import AtomicCheckpointHook, find_checkpoints, is_on_disk
+from .hooks.model_summary import ModelSummaryHook
+from .hooks.data_check import DataCheckHook
+from .hooks.divergence import DivergenceHook
+from .hooks.fuse import FusePWSHook
+from .checks.pretrained import check_pretrained
+from .hooks.share_filters import ShareFiltersHook
 
 # The default hooks of MMEngine's runner, by name, and those of ours
 MMENGINE_HOOKS = (
@@ -42,7 +42,7 @@ DEFAULT_HOOKS = dict(
     data_check=DataCheckHook,
     share_filters=ShareFiltersHook,
     fuse=FusePWSHook,
-    model_summary=CompositionHook,
+    model_summary=ModelSummaryHook,
     divergence=DivergenceHook,
 )
 
@@ -68,11 +68,11 @@ class PWSRunner(Runner):
     ``checkpoint`` no checkpoints are written, as in MMEngine.
 
     ================= ========================= =====================================
-    ``checkpoint``    WholeCheckpointHook       keep the old file until the new is whole
+    ``checkpoint``    AtomicCheckpointHook       keep the old file until the new is whole
     ``data_check``    DataCheckHook             missing and broken data stop a run early
     ``divergence``    DivergenceHook            stop a training that diverges
     ``fuse``          FusePWSHook               test on plain convolutions
-    ``model_summary`` CompositionHook           log what the model is made of
+    ``model_summary`` ModelSummaryHook           log what the model is made of
     ``share_filters`` ShareFiltersHook          filters of heads are computed once
     ================= ========================= =====================================
 
@@ -189,7 +189,7 @@ class PWSRunner(Runner):
             cls = hook.get('type')
             cls = HOOKS.get(cls) if isinstance(cls, str) else cls
             if cls is CheckpointHook:
-                cls = WholeCheckpointHook
+                cls = AtomicCheckpointHook
                 hook = {**hook, 'type': cls}
             if inspect.isclass(cls):
                 check_names(cls, set(hook) - {'type', 'priority', '_scope_'})

@@ -11,9 +11,9 @@ from mmengine.registry import METRICS
 class FMeasureMetric(BaseMetric):
     """F-measure of the detected boxes: Fig. 3 of the PWS paper.
 
-    The harmonic mean of precision and recall over all pictures and classes at
+    The harmonic mean of precision and recall over all images and classes at
     one threshold of the score and one of the IoU; the paper names neither. In
-    each picture the detections claim objects of their class in order of falling
+    each image the detections claim objects of their class in order of falling
     score: each the one it overlaps most among those still free, if by
     ``iou_thr`` or more. A detection that claims none is a false positive,
     unless ``iou_thr`` of its own area lies in an ignored object of its class
@@ -22,7 +22,7 @@ class FMeasureMetric(BaseMetric):
     Results are ``box/f_measure``, ``box/precision`` and ``box/recall``, each
     from 0 to 1, and 0 where there is nothing to divide by.
 
-    Detectors give boxes in pixels of the original pictures, so the ground truth
+    Detectors give boxes in pixels of the original images, so the ground truth
     has to be in them too: put ``LoadAnnotations`` after ``Resize`` in the
     pipeline, as all configs here and MMDetection's own do.
 
@@ -36,7 +36,7 @@ class FMeasureMetric(BaseMetric):
 
     Raises:
         ValueError: If a threshold is out of range, and in validation if the
-            pictures come without ground truth.
+            images come without ground truth.
     """
 
     default_prefix = 'box'
@@ -60,11 +60,11 @@ class FMeasureMetric(BaseMetric):
         self.class_agnostic = class_agnostic
 
     def process(self, data_batch: Any, data_samples: Sequence[dict]) -> None:
-        """Count the matches in each picture of a batch.
+        """Count the matches in each image of a batch.
 
         Args:
             data_batch: Not used.
-            data_samples: For each picture ``pred_instances`` of bboxes (N, 4) in
+            data_samples: For each image ``pred_instances`` of bboxes (N, 4) in
                 pixels (x1, y1, x2, y2), scores (N,) and labels (N,),
                 ``gt_instances`` of bboxes and labels, and optionally
                 ``ignored_instances`` of bboxes and labels.
@@ -72,10 +72,10 @@ class FMeasureMetric(BaseMetric):
         self.results.extend(self._count(sample) for sample in data_samples)
 
     def compute_metrics(self, results: list[tuple[int, int, int]]) -> dict[str, float]:
-        """Return the f-measure, precision and recall of all pictures together.
+        """Return the f-measure, precision and recall of all images together.
 
         Args:
-            results: Matches, detections and objects of each picture.
+            results: Matches, detections and objects of each image.
         """
         matches, detections, objects = map(sum, zip((0, 0, 0), *results, strict=True))
         return dict(
@@ -88,7 +88,7 @@ class FMeasureMetric(BaseMetric):
         gt = sample.get('gt_instances', {})
         if 'bboxes' not in gt or 'labels' not in gt:
             raise ValueError(
-                'FMeasureMetric needs the ground truth of each picture: put '
+                'FMeasureMetric needs the ground truth of each image: put '
                 "dict(type='LoadAnnotations', with_bbox=True) between Resize and "
                 'PackDetInputs in the pipeline of the val and test data'
             )

@@ -5,7 +5,7 @@ import torch
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
-from ..arguments import check_flags, check_integers
+from ..utils.arguments import check_flags, check_integers
 
 
 @MODELS.register_module(name=['AnySizeIN', 'AnySizeInstanceNorm2d'], force=True)

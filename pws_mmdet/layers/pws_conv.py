@@ -4,7 +4,7 @@ from numbers import Real
 from mmengine.registry import MODELS
 from torch import Tensor, fx, nn
 
-from ..arguments import check_flags, check_names
+from ..utils.arguments import check_flags, check_names
 from .reparam_conv import ReparamConv2d
 from .standardize import standardize_weight
 
@@ -101,7 +101,7 @@ class PWSConv2d(ReparamConv2d):
         if getattr(self, 'alpha', None) is not None:
             nn.init.ones_(self.alpha)
 
-    def standardized_weight(self) -> Tensor:
+    def effective_weight(self) -> Tensor:
         """The filters of the equivalent plain convolution, alpha included.
 
         Returns:

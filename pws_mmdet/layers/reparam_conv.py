@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
-from ..arguments import check_flags, check_integers
+from ..utils.arguments import check_flags, check_integers
 from .sharing import filters_of
 
 Convolution = TypeVar('Convolution', bound=nn.Conv2d)
@@ -66,7 +66,7 @@ class ReparamConv2d(nn.Conv2d):
     """A convolution that computes its filters from its parameters.
 
     The base of :class:`PWSConv2d` and :class:`WNConv2d`, which say how in
-    ``standardized_weight()``: the filters of the equivalent plain convolution,
+    ``effective_weight()``: the filters of the equivalent plain convolution,
     gain included, in shape and dtype of ``weight``. Nothing is cached between
     forward passes; see :func:`shared_filters` for several calls in one.
 
@@ -197,7 +197,7 @@ class ReparamConv2d(nn.Conv2d):
         # By parts of names: a pruned bias is the parameter bias_orig.
         trained = [name for name, p in self.named_parameters() if p.requires_grad]
         filters = torch.empty_like(self.weight)  # keeps channels_last
-        filters.copy_(self.weight if self.deployed else self.standardized_weight())
+        filters.copy_(self.weight if self.deployed else self.effective_weight())
         plain.weight = nn.Parameter(filters, any('bias' not in n for n in trained))
         if self.bias is not None:
             bias = self.expanded_bias().clone()
@@ -233,7 +233,7 @@ class ReparamConv2d(nn.Conv2d):
     def forward(self, x: Tensor) -> Tensor:
         if self.deployed:
             return self._conv_forward(x, self.weight, self.bias)
-        filters = filters_of(self, self.standardized_weight)
+        filters = filters_of(self, self.effective_weight)
         return self._conv_forward(x, filters, self.expanded_bias())
 
     def extra_options(self) -> str:

@@ -49,7 +49,7 @@ def standardize_weight(
     gain = w.new_ones(out_channels) if alpha is None else alpha.to(w.dtype)
     if scale:
         gain = gain * math.sqrt(2 / n)
-    # A batch of one "picture" whose channels are the filters, each of them a group:
+    # A batch of one "image" whose channels are the filters, each of them a group:
     # group norm is then exactly the formula, in one fused kernel each way. Batch
     # norm would be, too; on a CPU its kernel takes 2 to 4 times as long.
     w = F.group_norm(

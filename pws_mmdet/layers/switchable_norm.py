@@ -5,7 +5,7 @@ import torch
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
-from ..arguments import check_integers
+from ..utils.arguments import check_integers
 
 
 @MODELS.register_module(name=['SN', 'SwitchableNorm2d'], force=True)
@@ -15,8 +15,8 @@ class SwitchableNorm2d(nn.Module):
     .. math:: y = weight\, \frac{x - \sum_k w_k \mu_k}
               {\sqrt{\sum_k w'_k \sigma_k^2 + eps}} + bias
 
-    where k runs over the statistics of IN (a channel of a picture), LN (a
-    picture) and BN (a channel of the batch), w = softmax(mean_weight) and
+    where k runs over the statistics of IN (a channel of a image), LN (a
+    image) and BN (a channel of the batch), w = softmax(mean_weight) and
     w' = softmax(var_weight). They start at 1/3 each. Input and output are
     (N, num_features, H, W), from a batch of 1 and maps of 1x1 on. The
     statistics are computed in fp32 (fp64 for fp64 input), also under autocast
@@ -75,7 +75,7 @@ class SwitchableNorm2d(nn.Module):
         if dtype != torch.float64:
             x = x.float()
         var, mean = torch.var_mean(x, dim=(2, 3), unbiased=False)
-        picture_var, picture_mean = _merge(var, mean, dim=1)
+        image_var, image_mean = _merge(var, mean, dim=1)
         # An empty batch, as of a head without RoIs, has no statistics.
         if self.training and x.numel():
             batch_var, batch_mean = _merge(var, mean, dim=0)
@@ -87,8 +87,8 @@ class SwitchableNorm2d(nn.Module):
                     running.lerp_(batch[0].to(running.dtype), self.momentum)
         else:
             batch_var, batch_mean = self.running_var, self.running_mean
-        mean = _mix(self.mean_weight, mean, picture_mean, batch_mean)
-        var = _mix(self.var_weight, var, picture_var, batch_var)
+        mean = _mix(self.mean_weight, mean, image_mean, batch_mean)
+        var = _mix(self.var_weight, var, image_var, batch_var)
         scale = self.weight * (var + self.eps).rsqrt()
         shift = self.bias - mean * scale
         # the only pass over the map besides that of var_mean

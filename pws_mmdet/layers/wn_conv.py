@@ -3,7 +3,7 @@ import torch.nn.functional as F
 from mmengine.registry import MODELS
 from torch import Tensor, fx, nn
 
-from ..arguments import check_names
+from ..utils.arguments import check_names
 from .reparam_conv import ReparamConv2d
 
 G_MODES = ('fixed', 'trained')
@@ -83,7 +83,7 @@ class WNConv2d(ReparamConv2d):
         if getattr(self, 'g', None) is not None:
             nn.init.ones_(self.g)
 
-    def standardized_weight(self) -> Tensor:
+    def effective_weight(self) -> Tensor:
         """The filters of the equivalent plain convolution, g included.
 
         Returns:

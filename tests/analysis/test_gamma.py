@@ -9,7 +9,7 @@ from torch import nn
 from pws_mmdet import PWSConv2d, suggest_gamma
 from pws_mmdet.analysis import Layer, VarianceRecord, gamma_of_record
 from pws_mmdet.analysis.gamma import advise, paper_gamma
-from pws_mmdet.analysis.statistics import step_statistics
+from pws_mmdet.analysis.variance import step_statistics
 
 
 @pytest.mark.parametrize('shrunk', [1.0, 0.1, 1e-4])
@@ -19,16 +19,16 @@ def test_filters_never_move_faster_than_the_largest_rate(shrunk):
     conv = PWSConv2d(4, 8, 3, beta=False).double()
     conv.gamma = suggest_gamma(conv, lr, largest)
     conv.weight.data.mul_(shrunk)  # as weight decay does
-    filters = conv.standardized_weight().detach()
+    filters = conv.effective_weight().detach()
     g = 1e-6 * torch.randn_like(filters)
     # the step of a plain convolution, without what standardization takes from it:
     # the mean, and the direction that would only scale the filter
     g -= g.mean((1, 2, 3), keepdim=True)
     unit = filters / filters.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
     g -= unit * (g * unit).sum((1, 2, 3), keepdim=True)
-    (conv.standardized_weight() * g).sum().backward()
+    (conv.effective_weight() * g).sum().backward()
     conv.weight.data -= lr * conv.weight.grad
-    moved = filters - conv.standardized_weight().detach()
+    moved = filters - conv.effective_weight().detach()
     n = filters[0].numel()
     rates = moved.flatten(1).norm(dim=1) / g.flatten(1).norm(dim=1)
     assert (rates < largest * 1.001).all()

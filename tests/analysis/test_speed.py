@@ -18,7 +18,7 @@ CPU = torch.device('cpu')
 
 @pytest.fixture
 def build(root):
-    """Build the detector of a config for tiny pictures."""
+    """Build the detector of a config for tiny images."""
 
     def build_detector(name, seed=0, **kwargs):
         path = root / f'configs/mini/{name}_digits.py'
@@ -134,7 +134,7 @@ def test_inference_is_a_forward_pass_of_plain_convolutions(build, name):
         assert torch.equal(old, new) and new.grad is None
 
 
-def test_the_seed_decides_weights_and_pictures(build):
+def test_the_seed_decides_weights_and_images(build):
     def everything(seed):
         detector = build('ssd96_vgg16_pws', seed=seed)
         boxes = [s.gt_instances.bboxes for s in detector.batch['data_samples']]
@@ -184,7 +184,7 @@ class TestMemory:
         one = detector.measure_memory()
         # Weights and momenta, and the gradients that each step makes anew.
         assert one > 3 * weights
-        # Twice the pictures take twice the activations, and as much of the rest.
+        # Twice the images take twice the activations, and as much of the rest.
         for key, values in detector.batch.items():
             detector.batch[key] = values * 2
         two = detector.measure_memory()

@@ -9,8 +9,8 @@ from pws_mmdet.convert.calibrate import (
     Calibration,
     Layer,
     _trace,
-    first_picture,
-    pictures_in,
+    first_image,
+    images_in,
     run_model,
 )
 from pws_mmdet.convert.equalize import (
@@ -20,7 +20,7 @@ from pws_mmdet.convert.equalize import (
     least_used_direction,
     scale_channels,
 )
-from pws_mmdet.convert.from_bn import fold_batch_norm
+from pws_mmdet.convert.convert import fold_batch_norm
 
 
 class Net(nn.Module):
@@ -56,7 +56,7 @@ def test_channels_are_found_where_scaling_them_changes_nothing():
 
 
 @torch.no_grad()
-def test_a_bound_that_the_pictures_do_not_reach_is_found():
+def test_a_bound_that_the_images_do_not_reach_is_found():
     a, b = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 4, 3)
     x = 0.5 * torch.randn(2, 3, 16, 16)
     assert a(x).max() < 6
@@ -81,7 +81,7 @@ class SometimesTwoHeads(nn.Module):
 
 
 @torch.no_grad()
-def test_who_reads_is_not_told_by_pictures_that_do_not_reach_them():
+def test_who_reads_is_not_told_by_images_that_do_not_reach_them():
     common, rare = torch.rand(2, 2, 3, 8, 8)
     rare[1] += 9
     for batches in ([common], [common, rare], [rare]):
@@ -158,7 +158,7 @@ def test_a_channel_that_nobody_uses_takes_it_all():
     assert (least_used_direction([reader], max_scale=1) == 1).all()
 
 
-def test_a_single_picture_of_a_batch():
+def test_a_single_image_of_a_batch():
     x = torch.randn(3, 3, 8, 8)
     for batch, number in [
         (x, 3),
@@ -166,11 +166,11 @@ def test_a_single_picture_of_a_batch():
         (dict(inputs=list(x), data_samples=[1, 2, 3]), 3),
         (dict(inputs=[x[0], x[0, :, :4]], data_samples=[1, 2]), 2),
     ]:
-        assert pictures_in(batch) == number
-        one = first_picture(batch)
-        assert pictures_in(one) == 1
+        assert images_in(batch) == number
+        one = first_image(batch)
+        assert images_in(one) == 1
         if isinstance(batch, dict):
             assert {len(value) for value in one.values()} == {1}
     for batch in ((x, x[0]), dict(inputs=x, rescale=True), 'anything'):
-        assert first_picture(batch) is batch
-    assert pictures_in((x, 2)) == 3 and pictures_in('anything') is None
+        assert first_image(batch) is batch
+    assert images_in((x, 2)) == 3 and images_in('anything') is None

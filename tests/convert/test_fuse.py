@@ -367,7 +367,7 @@ def test_the_memory_format_is_kept(memory_format):
     conv = randomize(PWSConv2d(3, 4, 3)).to(memory_format=memory_format)
     plain = fuse_pws(conv)
     assert plain.weight.stride() == conv.weight.stride()
-    assert torch.equal(plain.weight, conv.standardized_weight())
+    assert torch.equal(plain.weight, conv.effective_weight())
 
 
 def test_a_weight_that_the_network_reads_itself_is_kept():
@@ -479,7 +479,7 @@ def test_a_convolution_with_a_bias_where_blocks_withhold_it():
 
 
 def small(name):
-    """A shipped detector, a big one with fewer channels, and the size of a picture."""
+    """A shipped detector, a big one with fewer channels, and the size of a image."""
     cfg = load_config(name)
     if 'ssd320' in name:
         halve(cfg)

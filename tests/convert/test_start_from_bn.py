@@ -166,7 +166,7 @@ def test_soft_teacher(tmp_path):
     convs = {n: m for n, m in layers.items() if isinstance(m, PWSConv2d)}
     assert len(convs) == 28  # an RPN takes no conv_cfg
     assert not any(isinstance(m, _BatchNorm) for m in net.modules())
-    start = convs['backbone.layer4.1.conv2'].standardized_weight().detach()
+    start = convs['backbone.layer4.1.conv2'].effective_weight().detach()
     wanted = bn.get_submodule('layer4.1.conv2').weight.detach()
     wanted = wanted - wanted.mean((1, 2, 3), keepdim=True)
     assert torch.corrcoef(torch.stack([start.flatten(), wanted.flatten()]))[0, 1] > 0.8

@@ -176,16 +176,16 @@ def test_a_training_says_what_it_is_made_of_and_is_watched(runner):
     trainer = runner(Net(), custom_hooks=[dict(type='DivergenceHook', interval=7)])
     trainer.train()
     hooks = {type(hook).__name__: hook for hook in trainer.hooks}
-    assert 'CompositionHook' in hooks and hooks['DivergenceHook'].interval == 7
+    assert 'ModelSummaryHook' in hooks and hooks['DivergenceHook'].interval == 7
     assert len(hooks) == len(trainer.hooks)
 
 
 HOOKS = dict(
-    checkpoint='WholeCheckpointHook',
+    checkpoint='AtomicCheckpointHook',
     data_check='DataCheckHook',
     divergence='DivergenceHook',
     fuse='FusePWSHook',
-    model_summary='CompositionHook',
+    model_summary='ModelSummaryHook',
     share_filters='ShareFiltersHook',
 )
 
@@ -260,11 +260,11 @@ def test_heads_of_several_levels_share_their_filters(runner):
         runner(model, default_hooks=dict(share_filters=share)).train()
         counts = []
         for twice in (model.head, model.other):
-            computed = mock.Mock(wraps=twice[0].standardized_weight)
-            twice[0].standardized_weight = computed
+            computed = mock.Mock(wraps=twice[0].effective_weight)
+            twice[0].effective_weight = computed
             twice(torch.ones(1, 2, 4, 4))
             counts.append(computed.call_count)
-            del twice[0].standardized_weight
+            del twice[0].effective_weight
         assert counts == expected
 
 

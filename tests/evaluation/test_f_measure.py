@@ -20,8 +20,8 @@ SHIFTED = (5, 0, 15, 10)  # IoU 1/3 with BOX, half of its area in BOX
 FAR = (50, 50, 60, 60)
 
 
-def picture(pred, gt, ignored=None):
-    """One picture as MMEngine's evaluator hands it over."""
+def image(pred, gt, ignored=None):
+    """One image as MMEngine's evaluator hands it over."""
 
     def pack(objects, *names):
         columns = zip(*objects, strict=True) if objects else [()] * len(names)
@@ -37,10 +37,10 @@ def picture(pred, gt, ignored=None):
     return sample
 
 
-def evaluate(*pictures, **kwargs):
+def evaluate(*images, **kwargs):
     metric = FMeasureMetric(**kwargs)
-    metric.process(None, pictures)
-    result = metric.evaluate(len(pictures))
+    metric.process(None, images)
+    result = metric.evaluate(len(images))
     return tuple(result[f'box/{key}'] for key in ('precision', 'recall', 'f_measure'))
 
 
@@ -68,18 +68,18 @@ def evaluate(*pictures, **kwargs):
         'two objects missed',
         'no detections',
         'no objects',
-        'empty picture',
+        'empty image',
     ],
 )
 def test_by_hand(pred, gt, expected):
-    assert evaluate(picture(pred, gt)) == pytest.approx(expected)
+    assert evaluate(image(pred, gt)) == pytest.approx(expected)
 
 
 def test_duplicates_are_false_positives():
     pred = [(BOX, 0, 0.9), (BOX, 0, 0.8), (BOX, 0, 0.7)]
-    assert evaluate(picture(pred, [(BOX, 0)])) == pytest.approx((1 / 3, 1, 1 / 2))
+    assert evaluate(image(pred, [(BOX, 0)])) == pytest.approx((1 / 3, 1, 1 / 2))
     # but two objects in one place are found by two detections
-    found = evaluate(picture(pred[:2], [(BOX, 0), (BOX, 0)]))
+    found = evaluate(image(pred[:2], [(BOX, 0), (BOX, 0)]))
     assert found == (1, 1, 1)
 
 
@@ -89,34 +89,34 @@ def test_the_higher_score_chooses_first():
     objects = [(left, 0), (right, 0)]
     # The middle one takes the left object, and nothing is left for the other.
     first = [(middle, 0, 0.9), (left, 0, 0.8)]
-    assert evaluate(picture(first, objects)) == (0.5, 0.5, 0.5)
+    assert evaluate(image(first, objects)) == (0.5, 0.5, 0.5)
     # The other way round it makes do with the right one.
     second = [(middle, 0, 0.8), (left, 0, 0.9)]
-    assert evaluate(picture(second, objects)) == (1, 1, 1)
+    assert evaluate(image(second, objects)) == (1, 1, 1)
 
 
 def test_thresholds():
-    sample = picture([(SHIFTED, 0, 0.3)], [(BOX, 0)])
+    sample = image([(SHIFTED, 0, 0.3)], [(BOX, 0)])
     assert evaluate(sample, score_thr=0.3, iou_thr=0.33) == (1, 1, 1)
     assert evaluate(sample, score_thr=0.3, iou_thr=0.34) == (0, 0, 0)
     assert evaluate(sample, score_thr=0.31, iou_thr=0.33) == (0, 0, 0)
 
 
 def test_class_agnostic():
-    sample = picture([(BOX, 0, 0.9), (FAR, 3, 0.9)], [(BOX, 1), (FAR, 2)])
+    sample = image([(BOX, 0, 0.9), (FAR, 3, 0.9)], [(BOX, 1), (FAR, 2)])
     assert evaluate(sample) == (0, 0, 0)
     assert evaluate(sample, class_agnostic=True) == (1, 1, 1)
 
 
-def test_pictures_are_counted_together():
-    # Means over pictures or classes would be 1/2 and 3/4.
-    first = picture([(BOX, 0, 0.9)], [(BOX, 0)])
-    second = picture([(FAR, 1, 0.9)] * 3, [(BOX, 1)] * 2)
+def test_images_are_counted_together():
+    # Means over images or classes would be 1/2 and 3/4.
+    first = image([(BOX, 0, 0.9)], [(BOX, 0)])
+    second = image([(FAR, 1, 0.9)] * 3, [(BOX, 1)] * 2)
     assert evaluate(first, second) == pytest.approx((1 / 4, 1 / 3, 2 / 7))
 
 
-def test_no_match_across_pictures():
-    first, second = picture([(BOX, 0, 0.9)], []), picture([], [(BOX, 0)])
+def test_no_match_across_images():
+    first, second = image([(BOX, 0, 0.9)], []), image([], [(BOX, 0)])
     assert evaluate(first, second) == (0, 0, 0)
 
 
@@ -124,19 +124,19 @@ class TestIgnored:
     def test_neither_counted_nor_punished(self):
         inside = (50, 50, 55, 55)
         pred = [(BOX, 0, 0.9), (FAR, 0, 0.9), (FAR, 0, 0.8), (inside, 0, 0.7)]
-        assert evaluate(picture(pred, [(BOX, 0)], [(FAR, 0)])) == (1, 1, 1)
-        assert evaluate(picture([], [], [(FAR, 0)])) == (0, 0, 0)
+        assert evaluate(image(pred, [(BOX, 0)], [(FAR, 0)])) == (1, 1, 1)
+        assert evaluate(image([], [], [(FAR, 0)])) == (0, 0, 0)
 
     def test_of_another_class_or_place_excuses_nothing(self):
         pred = [(BOX, 0, 0.9), (FAR, 0, 0.9)]
         expected = pytest.approx((1 / 2, 1, 2 / 3))
-        assert evaluate(picture(pred, [(BOX, 0)], [(FAR, 1)])) == expected
-        assert evaluate(picture(pred, [(BOX, 0)], [((80, 0, 90, 9), 0)])) == expected
-        sample = picture(pred, [(BOX, 0)], [(FAR, 1)])
+        assert evaluate(image(pred, [(BOX, 0)], [(FAR, 1)])) == expected
+        assert evaluate(image(pred, [(BOX, 0)], [((80, 0, 90, 9), 0)])) == expected
+        sample = image(pred, [(BOX, 0)], [(FAR, 1)])
         assert evaluate(sample, class_agnostic=True) == (1, 1, 1)
 
     def test_a_match_counts_in_it_too(self):
-        assert evaluate(picture([(BOX, 0, 0.9)], [(BOX, 0)], [(BOX, 0)])) == (1, 1, 1)
+        assert evaluate(image([(BOX, 0, 0.9)], [(BOX, 0)], [(BOX, 0)])) == (1, 1, 1)
 
 
 def iou(a, b):
@@ -148,10 +148,10 @@ def iou(a, b):
     return width * height / (area_a + area_b - width * height)
 
 
-def reference(pictures, iou_thr, score_thr):
-    """All detections of all pictures in one list, as VOC's evaluation goes."""
-    pool = [(s, i, box, c) for i, (p, _) in enumerate(pictures) for box, c, s in p]
-    truths = {(i, j): t for i, (_, gt) in enumerate(pictures) for j, t in enumerate(gt)}
+def reference(images, iou_thr, score_thr):
+    """All detections of all images in one list, as VOC's evaluation goes."""
+    pool = [(s, i, box, c) for i, (p, _) in enumerate(images) for box, c, s in p]
+    truths = {(i, j): t for i, (_, gt) in enumerate(images) for j, t in enumerate(gt)}
     objects, detections, matches = len(truths), 0, 0
     for score, i, box, label in sorted(pool, reverse=True):
         if score < score_thr:
@@ -180,7 +180,7 @@ box = st.builds(
 )
 label = st.integers(0, 1)
 detection = st.tuples(box, label, st.integers(0, 16))
-random_pictures = st.lists(
+random_images = st.lists(
     st.tuples(
         st.lists(detection, max_size=6, unique_by=lambda d: d[2]),
         st.lists(st.tuples(box, label), max_size=5),
@@ -191,22 +191,22 @@ random_pictures = st.lists(
 
 
 @given(
-    pictures=random_pictures,
+    images=random_images,
     iou_thr=st.sampled_from([0.25, 0.5, 0.75]),
     score_thr=st.sampled_from([0, 0.25, 0.5]),
     random=st.randoms(),
 )
 @settings(deadline=None, max_examples=60)
-def test_random_boxes(pictures, iou_thr, score_thr, random):
-    pictures = [([(b, c, s / 16) for b, c, s in p], gt) for p, gt in pictures]
+def test_random_boxes(images, iou_thr, score_thr, random):
+    images = [([(b, c, s / 16) for b, c, s in p], gt) for p, gt in images]
     thresholds = dict(iou_thr=iou_thr, score_thr=score_thr)
-    result = evaluate(*(picture(*p) for p in pictures), **thresholds)
-    assert result == pytest.approx(reference(pictures, **thresholds))
+    result = evaluate(*(image(*p) for p in images), **thresholds)
+    assert result == pytest.approx(reference(images, **thresholds))
 
-    # The order of pictures and of detections does not matter.
-    shuffled = [(random.sample(p, len(p)), gt) for p, gt in pictures]
+    # The order of images and of detections does not matter.
+    shuffled = [(random.sample(p, len(p)), gt) for p, gt in images]
     random.shuffle(shuffled)
-    assert evaluate(*(picture(*p) for p in shuffled), **thresholds) == result
+    assert evaluate(*(image(*p) for p in shuffled), **thresholds) == result
 
 
 @pytest.mark.parametrize(
@@ -226,14 +226,14 @@ def test_bad_thresholds(kwargs):
         FMeasureMetric(**kwargs)
 
 
-def test_pictures_that_pad_a_distributed_run_do_not_count():
+def test_images_that_pad_a_distributed_run_do_not_count():
     metric = METRICS.build(dict(type='FMeasureMetric'))
-    metric.process(None, [picture([(BOX, 0, 0.9)], [(BOX, 0)])])
-    metric.process(None, [picture([(FAR, 0, 0.9)], [(BOX, 0)])])
+    metric.process(None, [image([(BOX, 0, 0.9)], [(BOX, 0)])])
+    metric.process(None, [image([(FAR, 0, 0.9)], [(BOX, 0)])])
     assert metric.evaluate(1)['box/f_measure'] == 1
 
 
-def test_no_pictures():
+def test_no_images():
     assert evaluate() == (0, 0, 0)
 
 
@@ -276,7 +276,7 @@ def validate(cfg, annotations, evaluator):
 
 
 def test_with_pipeline_preprocessor_and_evaluator(data):
-    """Resized pictures, a crowd, and CocoMetric beside."""
+    """Resized images, a crowd, and CocoMetric beside."""
     cfg, annotations = data
     evaluator = [cfg.val_evaluator, dict(type='FMeasureMetric')]
     result = validate(cfg, annotations, evaluator)

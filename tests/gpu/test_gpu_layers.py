@@ -143,9 +143,9 @@ def test_shared_filters_are_computed_once(device, monkeypatch):
     head = Head(layer)
     wanted = results(head, x)
     calls = []
-    compute = layer.standardized_weight
+    compute = layer.effective_weight
     monkeypatch.setattr(
-        layer, 'standardized_weight', lambda: calls.append(0) or compute()
+        layer, 'effective_weight', lambda: calls.append(0) or compute()
     )
     made = results(share_filters(head), x)
     assert len(calls) == 1

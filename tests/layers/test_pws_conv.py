@@ -371,7 +371,7 @@ def test_standardized_weight_makes_the_equivalent_convolution():
     for alpha in ('channel', 'layer', 'fixed'):
         conv = randomize(PWSConv2d(4, 6, 3, alpha=alpha))
         plain = nn.Conv2d(4, 6, 3)
-        plain.weight.data.copy_(conv.standardized_weight())
+        plain.weight.data.copy_(conv.effective_weight())
         plain.bias.data.copy_(conv.expanded_bias())
         x = torch.randn(2, 4, 5, 5)
         torch.testing.assert_close(plain(x), conv(x))
@@ -380,7 +380,7 @@ def test_standardized_weight_makes_the_equivalent_convolution():
 def test_formula_has_one_place():
     conv = randomize(PWSConv2d(4, 6, 3, gamma=1e-2, scale=False))
     expected = standardize_weight(conv.weight, conv.alpha, 1e-2, False)
-    assert torch.equal(conv.standardized_weight(), expected)
+    assert torch.equal(conv.effective_weight(), expected)
 
 
 def test_repr_names_what_differs():

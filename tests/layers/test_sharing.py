@@ -362,7 +362,7 @@ def test_compiled():
 def worker(rank):
     torch.manual_seed(0)
     head, x = Head(), maps()
-    own = [2 * m[rank : rank + 1] for m in x]  # half of the pictures each
+    own = [2 * m[rank : rank + 1] for m in x]  # half of the images each
     wrapped = DistributedDataParallel(share_filters(head))
     y = wrapped(own)
     torch.cat([out.flatten() for out in y]).sum().backward()

@@ -110,7 +110,7 @@ def test_running_statistics_are_those_of_bn():
     )
 
 
-def test_eval_changes_no_buffer_and_sees_each_picture_alone():
+def test_eval_changes_no_buffer_and_sees_each_image_alone():
     norm = randomize(SwitchableNorm2d(4)).eval()
     before = copy.deepcopy(norm.state_dict())
     x = torch.randn(3, 4, 5, 6)
@@ -127,7 +127,7 @@ def test_invariant_to_scale_and_shift():
     torch.testing.assert_close(norm(100 * x - 7), norm(x))
 
 
-def test_in_and_bn_are_one_for_one_picture():
+def test_in_and_bn_are_one_for_one_image():
     norm = randomize(SwitchableNorm2d(4))
     swapped = copy.deepcopy(norm)
     for weight in (swapped.mean_weight, swapped.var_weight):

@@ -132,7 +132,7 @@ def test_is_a_convolution_with_the_normalized_filters(kwargs):
     x = torch.randn(2, 4, 7, 8, dtype=torch.float64)
     torch.testing.assert_close(conv(x), plain(x))
     # what takes the place of the layer in a deployed network
-    torch.testing.assert_close(conv.standardized_weight(), plain.weight)
+    torch.testing.assert_close(conv.effective_weight(), plain.weight)
     if conv.bias is None:
         assert conv.expanded_bias() is None
     else:

@@ -36,14 +36,14 @@ from torch import nn
 
 import pws_mmdet
 from pws_mmdet.analysis.speed import describe_machine
-from pws_mmdet.arguments import positive
+from pws_mmdet.utils.arguments import positive
 from pws_mmdet.compat import load_local_checkpoint
-from pws_mmdet.config import ConfigOptions, build_model, read_config
+from pws_mmdet.utils.config import ConfigOptions, build_model, read_config
 from pws_mmdet.convert.checkpoint import weights_of, write_checkpoint
-from pws_mmdet.convert.from_bn import fold_batch_norm
-from pws_mmdet.convert.pictures import dict_at, find_pictures, load_pictures
+from pws_mmdet.convert.convert import fold_batch_norm
+from pws_mmdet.convert.images import dict_at, find_images, load_images
 from pws_mmdet.engine import DivergenceError, PWSRunner
-from pws_mmdet.files import put_in_page, write_whole
+from pws_mmdet.utils.files import put_in_page, write_whole
 
 WITHOUT_DATA = {
     'no-data-plain': dict(max_scale=1.0),
@@ -82,7 +82,7 @@ def convert(level: str, model: nn.Module, batches: Sequence[Any]) -> nn.Module:
     Args:
         level: The way.
         model: The network with BN.
-        batches: Of pictures; those without data use none.
+        batches: Of images; those without data use none.
     """
     if level == 'BN':
         return model
@@ -167,7 +167,7 @@ def known(metrics: dict[str, Any]) -> dict[str, float]:
 def cases(
     levels: Sequence[str], numbers: Sequence[int], seeds: Sequence[int]
 ) -> Iterator[tuple[str, int | None, int]]:
-    """Levels, numbers of pictures, and the seeds of their choice and of trainings."""
+    """Levels, numbers of images, and the seeds of their choice and of trainings."""
     for level in levels:
         fits = level in FITS
         # one number is enough to compare ways
@@ -187,7 +187,7 @@ def measure(args: argparse.Namespace, save: Callable[[dict], None]) -> dict[str,
             data = dict_at(one, f'{loop}_dataloader', 'dataset')
             if 'pipeline' not in (data or {}):
                 raise ValueError(f'{name} has no data with a pipeline to {loop} on')
-    find_pictures(args.calibrate, max(args.num_images), 0)
+    find_images(args.calibrate, max(args.num_images), 0)
     model = build_model(args.bn_config, bn_cfg)
     weights = weights_of(load_local_checkpoint(args.checkpoint, map_location='cpu'))
     try:
@@ -209,14 +209,14 @@ def measure(args: argparse.Namespace, save: Callable[[dict], None]) -> dict[str,
             has_bn = level == 'BN'
             batches = []
             if number is not None:
-                paths = find_pictures(args.calibrate, number, seed)
-                batches = load_pictures(cfg, paths, args.batch_size)
+                paths = find_images(args.calibrate, number, seed)
+                batches = load_images(cfg, paths, args.batch_size)
             start = time.perf_counter()
             converted = convert(level, model, batches)
             seconds = time.perf_counter() - start
             row = dict(
                 level=level,
-                pictures=number,
+                images=number,
                 seed=seed,
                 seconds=round(seconds, 1),
                 converted=laboratory.test(converted, has_bn),
@@ -236,10 +236,10 @@ def to_markdown(record: dict[str, Any]) -> str:
     rows = record['rows']
     epochs = record['epochs']
     after = f'{epochs} epoch{"s" if epochs > 1 else ""} at'
-    head = ['', 'pictures', 'converted', *(f'{after} {lr:g}' for lr in record['lrs'])]
+    head = ['', 'images', 'converted', *(f'{after} {lr:g}' for lr in record['lrs'])]
     lines = [f'| {" | ".join(head)} |', '|---' * len(head) + '|']
-    for level, number in dict.fromkeys((r['level'], r['pictures']) for r in rows):
-        same = [r for r in rows if (r['level'], r['pictures']) == (level, number)]
+    for level, number in dict.fromkeys((r['level'], r['images']) for r in rows):
+        same = [r for r in rows if (r['level'], r['images']) == (level, number)]
         columns = [[r['converted'] for r in same]]
         if level == 'BN':
             columns = [columns[0][:1]]  # which no seed changes
@@ -294,7 +294,7 @@ def main() -> None:
         nargs='+',
         type=int,
         default=[0],
-        help='of the choice of pictures and of the trainings',
+        help='of the choice of images and of the trainings',
     )
     parser.add_argument('--epochs', type=whole, default=1, help='of each training')
     parser.add_argument('--lrs', nargs='+', type=positive(float), default=[1e-4, 1e-3])

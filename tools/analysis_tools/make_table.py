@@ -17,7 +17,7 @@ from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 
 from pws_mmdet import tables
-from pws_mmdet.files import put_in_page, write_whole
+from pws_mmdet.utils.files import put_in_page, write_whole
 
 ROOT = Path(__file__).resolve().parents[2]
 MARK = ' ¹'

@@ -21,7 +21,7 @@ import matplotlib
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from pws_mmdet.files import write_whole
+from pws_mmdet.utils.files import write_whole
 
 SUFFIXES = ('.png', '.svg')
 # of Okabe and Ito, to be told apart whatever one's colour vision; yellow, which is
@@ -235,8 +235,8 @@ def plot(
     return figure
 
 
-def picture_path(text: str) -> Path:
-    """Return the path of a picture that is to be written, for argparse."""
+def image_path(text: str) -> Path:
+    """Return the path of a image that is to be written, for argparse."""
     path = Path(text)
     if path.suffix not in SUFFIXES:
         raise argparse.ArgumentTypeError(f'{path} must end in {" or ".join(SUFFIXES)}')
@@ -265,9 +265,9 @@ def main() -> None:
         '--out',
         action='append',
         required=True,
-        type=picture_path,
+        type=image_path,
         metavar='FILE',
-        help='picture to write, .png or .svg; may be given repeatedly',
+        help='image to write, .png or .svg; may be given repeatedly',
     )
     parser.add_argument(
         '--metric', default='box/f_measure', help='(default: box/f_measure)'

@@ -44,7 +44,7 @@ from matplotlib.ticker import MaxNLocator
 from plot_curves import line_style, picture_path, save
 
 from pws_mmdet.analysis import VarianceRecord, read_record
-from pws_mmdet.files import write_whole
+from pws_mmdet.utils.files import write_whole
 
 # the statistics of each figure; those that follow the first of 1a are its band
 FIGURES = {

@@ -40,7 +40,7 @@ from plot_variance import (
 )
 
 from pws_mmdet.analysis import VarianceRecord, read_record
-from pws_mmdet.files import write_whole
+from pws_mmdet.utils.files import write_whole
 
 try:
     import plotly.graph_objects as go
@@ -168,7 +168,7 @@ def read(label: str, work_dir: Path, folder: Path | None, pictures: int) -> Trai
     is_logged = bool(steps) or isinstance(record, str)
     if not is_logged:  # it ended before its first log
         steps, loss, lr = (v.tolist() for v in (record.steps, record.loss, record.lr))
-    found = find_pictures(work_dir, folder)
+    found = find_images(work_dir, folder)
     chosen = found[max(0, len(found) - pictures) :]
     return Training(
         label,
@@ -205,7 +205,7 @@ def finite(value: float | None) -> float:
     return value if value is not None and math.isfinite(value) else math.nan
 
 
-def find_pictures(work_dir: Path, folder: Path | None = None) -> list[Path]:
+def find_images(work_dir: Path, folder: Path | None = None) -> list[Path]:
     """Return the pictures that MMDetection drew, later steps last.
 
     They are below the folders that MMEngine names by the time: in

@@ -32,7 +32,7 @@ from pws_mmdet.analysis.gamma import (
     LARGEST_STEP,
     pws_convs,
 )
-from pws_mmdet.config import ConfigOptions, read_config
+from pws_mmdet.utils.config import ConfigOptions, read_config
 
 WATCHED = 10  # a step of so many is
 LEAST, MOST = 1e-12, 1e6  # of what is given; their squares are numbers of float32

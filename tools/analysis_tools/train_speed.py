@@ -2,7 +2,7 @@
 
 Table 1 of the PWS paper gives the images per second that each normalization
 trains. A step here is preprocessing, forward, backward and optimizer step, as
-the config sets them, on random pictures with random objects: no data set is
+the config sets them, on random images with random objects: no data set is
 needed, and loading data is not part of it. The configs take a step in each round,
 in an order that is drawn anew (A B B A ...), so that what else happens on the
 machine hits all alike. Name a config twice to see how far apart equal ones come out.
@@ -45,8 +45,8 @@ from pws_mmdet.analysis.speed import (
     describe_machine,
     take_turns,
 )
-from pws_mmdet.config import ConfigOptions, read_config, type_name
-from pws_mmdet.files import write_whole
+from pws_mmdet.utils.config import ConfigOptions, read_config, type_name
+from pws_mmdet.utils.files import write_whole
 
 MIB = 2**20
 THREADS_PER_CORE = 16  # of some 10,000 PyTorch's library crashes
@@ -115,7 +115,7 @@ def load(path: str, options: dict, *args, **kwargs) -> Detector:
     cfg = read_config(path, options)
     if type_name(cfg.model).endswith('Classifier'):
         raise ValueError(
-            f'{path} is a classifier, and train_speed.py makes pictures for detectors'
+            f'{path} is a classifier, and train_speed.py makes images for detectors'
         )
     if not isinstance(cfg.get('train_dataloader', {}), dict):
         raise ValueError(f'{path}: train_dataloader must be a dict')
@@ -135,10 +135,10 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument('configs', nargs='+', metavar='CONFIG', help='config file')
     for option, default, text in [
-        ('--batch-size', None, "pictures in a step (default: the config's)"),
+        ('--batch-size', None, "images in a step (default: the config's)"),
         ('--steps', 30, 'measured steps (default: 30)'),
         ('--warmup', 5, 'steps before the measured ones (default: 5)'),
-        ('--num-boxes', 7, 'objects in a picture (default: 7, as in COCO)'),
+        ('--num-boxes', 7, 'objects in a image (default: 7, as in COCO)'),
         ('--threads', None, "threads on the CPU (default: PyTorch's)"),
     ]:
         parser.add_argument(option, type=positive_integer, default=default, help=text)
@@ -147,7 +147,7 @@ def make_parser() -> argparse.ArgumentParser:
         type=positive_integer,
         nargs=2,
         metavar=('H', 'W'),
-        help='height and width of the pictures in pixels (default: the scale of '
+        help='height and width of the images in pixels (default: the scale of '
         "Resize in the config's training pipeline)",
     )
     parser.add_argument(
@@ -159,7 +159,7 @@ def make_parser() -> argparse.ArgumentParser:
         '--amp', action='store_true', help='train in mixed precision; GPU only'
     )
     parser.add_argument(
-        '--seed', type=int, default=0, help='seed of weights and pictures (default: 0)'
+        '--seed', type=int, default=0, help='seed of weights and images (default: 0)'
     )
     what = parser.add_mutually_exclusive_group()
     what.add_argument(

@@ -1,4 +1,4 @@
-"""Write scikit-learn's handwritten digits as a folder of pictures per class.
+"""Write scikit-learn's handwritten digits as a folder of images per class.
 
 The layout is that of mmpretrain's CustomDataset, train/0 to test/9. The 1797 real
 digits ship with scikit-learn, so nothing is downloaded.
@@ -39,7 +39,7 @@ def convert(
     Args:
         out_dir: Directory to write ``train`` and ``test`` into. It appears or
             changes only once all is written.
-        size: Side of the square pictures in pixels, from 8 to 4096. The digits
+        size: Side of the square images in pixels, from 8 to 4096. The digits
             have 8x8 pixels and are scaled bilinearly.
         force: Replace the splits in an ``out_dir`` that is not empty. Other files
             in there are kept.
@@ -47,7 +47,7 @@ def convert(
             both drawn with its index as the seed. Else they are grey on black.
 
     Returns:
-        The number of pictures in each split.
+        The number of images in each split.
 
     Raises:
         ValueError: If ``size`` is too small or too large.
@@ -82,14 +82,14 @@ def convert(
 def draw_textured(alpha: np.ndarray, seed: int) -> np.ndarray:
     """Paint a digit, given as a matte from 0 to 1, on a texture."""
     rng = np.random.default_rng(seed)
-    picture = draw_background(len(alpha), rng)
-    paint(picture, alpha, rng)
-    return picture
+    image = draw_background(len(alpha), rng)
+    paint(image, alpha, rng)
+    return image
 
 
-def write(path: Path, picture: np.ndarray) -> None:
+def write(path: Path, image: np.ndarray) -> None:
     """Write levels from 0 to 255."""
-    if not cv2.imwrite(str(path), picture.round().astype(np.uint8)):
+    if not cv2.imwrite(str(path), image.round().astype(np.uint8)):
         raise OSError(f'could not write {path}')
 
 
@@ -99,7 +99,7 @@ def main() -> None:
     )
     parser.add_argument('out_dir', help='directory to write the data set into')
     parser.add_argument(
-        '--size', type=int, default=16, help='side of the square pictures in pixels'
+        '--size', type=int, default=16, help='side of the square images in pixels'
     )
     parser.add_argument(
         '--textured',
@@ -119,7 +119,7 @@ def main() -> None:
         parser.error(str(error))
     counts = convert(**vars(args))
     for split, count in counts.items():
-        print(f'{split}: {count} pictures')
+        print(f'{split}: {count} images')
     print(f'written to {args.out_dir}')
 
 

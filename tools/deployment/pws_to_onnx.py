@@ -36,7 +36,7 @@ from packaging.version import Version
 from torch import nn
 
 from pws_mmdet import fuse_pws
-from pws_mmdet.config import ConfigOptions, build_model, read_config
+from pws_mmdet.utils.config import ConfigOptions, build_model, read_config
 from pws_mmdet.convert.checkpoint import check_finite, check_kind, check_out, first_of
 from pws_mmdet.convert.checkpoint import load_weights as read_weights
 

@@ -101,7 +101,7 @@ class Program:
         """
         from mmengine.config import Config
 
-        from pws_mmdet.engine.data_check import check_data
+        from pws_mmdet.engine.checks.data import check_data
 
         with warnings.catch_warnings():  # MMEngine's use of pkg_resources, each time
             warnings.simplefilter('ignore')
@@ -278,7 +278,7 @@ def begin_attempt(work_dir: Path, attempt: dict) -> list[dict]:
         What differs among the attempts that the training goes on from and this one,
         in their order. Attempts that left no checkpoint are not among them.
     """
-    from pws_mmdet.engine.checkpoint_hook import find_checkpoints
+    from pws_mmdet.engine.hooks.checkpoint import find_checkpoints
 
     path = work_dir / 'attempts.json'
     checkpoint = next((p.name for p in find_checkpoints(work_dir)), None)

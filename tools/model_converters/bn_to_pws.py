@@ -20,7 +20,7 @@ from torch import nn
 
 import pws_mmdet  # noqa: F401
 from pws_mmdet.compat import load_checkpoint
-from pws_mmdet.config import (
+from pws_mmdet.utils.config import (
     ConfigOptions,
     build_model,
     describe,
@@ -34,9 +34,9 @@ from pws_mmdet.convert.checkpoint import (
     write_checkpoint,
 )
 from pws_mmdet.convert.equalize import MAX_SCALE
-from pws_mmdet.convert.from_bn import UNALIGNED
+from pws_mmdet.convert.convert import UNALIGNED
 from pws_mmdet.convert.norm_free_config import bn_eps_of
-from pws_mmdet.convert.pictures import dict_at, find_pictures, load_pictures
+from pws_mmdet.convert.images import dict_at, find_images, load_images
 from pws_mmdet.convert.pretrained import BN_EPS, load_bn_weights
 
 
@@ -59,7 +59,7 @@ def convert(
 
     Raises:
         FileExistsError: If OUT exists.
-        FileNotFoundError: If the config, checkpoint or pictures do not.
+        FileNotFoundError: If the config, checkpoint or images do not.
         OSError: If OUT cannot be written, or the checkpoint not be downloaded.
         RuntimeError: If the checkpoint is damaged or holds more than data.
         ValueError: If something does not fit.
@@ -83,11 +83,11 @@ def convert(
     if calibrate and 'pipeline' not in (test_set or {}):
         raise ValueError(
             f'{config} has no test_dataloader with a dataset, whose pipeline the '
-            'calibration pictures pass'
+            'calibration images pass'
         )
     init_default_scope(cfg.get('default_scope', 'mmdet'))
     content = load_checkpoint(str(checkpoint))
-    paths = find_pictures(calibrate, num_images, seed) if calibrate else []
+    paths = find_images(calibrate, num_images, seed) if calibrate else []
 
     start = dict_at(cfg, 'model', 'backbone', 'init_cfg') or {}
     bn_eps = bn_eps_of(cfg.model) if bn_eps is None else bn_eps
@@ -111,7 +111,7 @@ def convert(
         unaligned=unaligned,
     )
     if paths:
-        batches = load_pictures(cfg, paths, batch_size)
+        batches = load_images(cfg, paths, batch_size)
         if target is not model:
             preprocess = model.data_preprocessor
             batches = [preprocess(batch, False)['inputs'] for batch in batches]
@@ -131,10 +131,10 @@ def convert(
     print(
         f'written: {out}, {len(report)} convolutions of the {part}, '
         + (
-            f'fitted to {len(paths)} pictures, median relative error '
+            f'fitted to {len(paths)} images, median relative error '
             f'{statistics.median(errors):.3f}'
             if errors
-            else 'WITHOUT pictures: --calibrate loses far less'
+            else 'WITHOUT images: --calibrate loses far less'
         )
     )
     if unused:
@@ -166,12 +166,12 @@ def main() -> None:
     parser.add_argument(
         '--calibrate',
         metavar='FOLDER_OR_CONFIG',
-        help='pictures: of a folder, or of the training set of a config. Without '
+        help='images: of a folder, or of the training set of a config. Without '
         'them, the network is converted from its statistics alone, and loses more',
     )
     parser.add_argument('--num-images', type=int, default=32, metavar='N')
     parser.add_argument('--batch-size', type=int, default=4, metavar='N')
-    parser.add_argument('--seed', type=int, default=0, help='of the choice of pictures')
+    parser.add_argument('--seed', type=int, default=0, help='of the choice of images')
     parser.add_argument(
         '--max-scale',
         type=float,
@@ -185,7 +185,7 @@ def main() -> None:
         type=float,
         metavar='EPS',
         help='of the BN layers, which CHECKPOINT does not tell; YOLOX, EfficientNet '
-        'and MobileNetV3 have 1e-3 (default: that of CONFIG, if pwsify_config.py wrote '
+        'and MobileNetV3 have 1e-3 (default: that of CONFIG, if make_norm_free.py wrote '
         f'it, or else {BN_EPS:g})',
     )
     parser.add_argument(

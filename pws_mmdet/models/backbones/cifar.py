@@ -7,7 +7,7 @@ from mmengine.model import BaseModule
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
-from ...config import registered
+from ...utils.config import registered
 from .pws_resnet import PWSResNet
 
 PLAIN = (nn.Conv2d, mmcv.cnn.Conv2d)
@@ -15,7 +15,7 @@ PLAIN = (nn.Conv2d, mmcv.cnn.Conv2d)
 
 @MODELS.register_module(force=True)
 class PWSCifarResNet(PWSResNet):
-    """ResNet for pictures of 32x32: depth 6m + 2, three stages of m basic blocks.
+    """ResNet for images of 32x32: depth 6m + 2, three stages of m basic blocks.
 
     A stem of 3x3 and stride 1 without pooling, then stages of ``base_channels``
     times 1, 2 and 4. The output is one map (N, 4 base_channels, H / 4, W / 4),
@@ -108,7 +108,7 @@ class ConvPoolCNN(BaseModule):
         width: Multiplier of all channels, for small networks.
         conv_cfg: As of :class:`PWSCifarResNet`.
         norm_cfg: Norm layers after each convolution; None for none.
-        in_channels: Channels of the pictures.
+        in_channels: Channels of the images.
         init_cfg: Initialization. The default is Kaiming normal (fan_in) for
             plain convolutions and does not touch those that compute their filters.
 

@@ -7,7 +7,7 @@ from mmdet.models.layers import ResLayer
 from mmengine.registry import MODELS
 from torch import Tensor
 
-from ...config import registered
+from ...utils.config import registered
 from ...layers.no_norm import NoNorm
 
 NO_NORM = dict(type='NoNorm')

@@ -19,7 +19,7 @@ class PWSVGG(BaseModule):
         conv_cfg: Convolution layers, PWS by default; None for plain ones.
         norm_cfg: Norm layers after each convolution; None for none.
         stem_conv_cfg: The first convolution, if another one: see :class:`PWSResNet`.
-        in_channels: Channels of the pictures.
+        in_channels: Channels of the images.
         init_cfg: Initialization. The default is Kaiming normal (fan_in) for
             plain convolutions and does not touch PWS ones.
 

@@ -5,7 +5,7 @@ from mmdet.models.dense_heads import SSDHead
 from mmengine.registry import MODELS
 from torch import nn
 
-from ...config import registered
+from ...utils.config import registered
 from ...layers import PWSConv2d
 
 

@@ -1,0 +1,153 @@
+"""Tests of what benchmarks/gpu.sh runs, without a GPU."""
+
+import io
+import json
+import os
+import subprocess
+import sys
+import zipfile
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+
+@pytest.fixture(scope='module')
+def program(root, load_program):
+    sys.path.insert(0, str(root / 'benchmarks'))  # it imports speed.py
+    yield load_program('benchmarks/gpu.py')
+    sys.path.remove(str(root / 'benchmarks'))
+
+
+@pytest.fixture(scope='module')
+def images(tmp_path_factory):
+    """A zip file of noise in CIFAR-10's layout."""
+    path = tmp_path_factory.mktemp('images') / 'images.zip'
+    rng = np.random.default_rng(0)
+    with zipfile.ZipFile(path, 'w') as archive:
+        for split, count in (('train', 24), ('test', 4)):
+            for label in range(10):
+                for i in range(count):
+                    content = io.BytesIO()
+                    noise = rng.integers(256, size=(32, 32, 3), dtype=np.uint8)
+                    Image.fromarray(noise).save(content, 'jpeg')
+                    archive.writestr(
+                        f'{split}/class{label}/{i:04}.jpg', content.getvalue()
+                    )
+    return path
+
+
+@pytest.mark.slow
+def test_all_of_it_on_a_cpu(root, images, tmp_path):
+    out = tmp_path / 'out'
+    process = subprocess.run(
+        [root / 'benchmarks/gpu.sh', '--cpu', '--data', images, out],
+        capture_output=True,
+        text=True,
+        env=dict(os.environ, PYTHON=sys.executable),
+    )
+    assert process.returncode == 0, process.stdout + process.stderr
+    assert 'failed' not in process.stdout, process.stdout
+    report = json.loads((out / 'gpu.json').read_text())
+    assert [part['part'] for part in report['speed']] == [
+        'ResNet-50',
+        'VGG-16-SSD320',
+        'Mask R-CNN',
+    ]
+    for part in report['speed']:
+        assert not part['not_measured']
+        assert not any(row['error'] for row in part['results'])
+        assert {row['inference'] for row in part['results']} == {False, True}
+    assert {row['kind'] for row in report['cifar']} == {'PWS', 'BN', 'GN'}
+    assert ' passed' in report['notes']['tests']
+    assert 'failed' not in report['notes']['tests']
+    text = (out / 'gpu.md').read_text()
+    assert text in process.stdout
+    assert 'ScaledWS' in text and 'fused inference' in text and 'CIFAR-10' in text
+    assert len([*out.iterdir()]) <= 8
+
+
+def test_scaled_weight_standardization(program):
+    from mmengine.registry import MODELS
+
+    cfg = program.make_kinds()['ScaledWS'].conv_cfg
+    conv = MODELS.build(dict(cfg, in_channels=6, out_channels=4, kernel_size=3))
+    with torch.no_grad():
+        conv.gain.uniform_(0.5, 2)
+    made = conv.effective_weight().flatten(1)
+    w = conv.weight.flatten(1).double()
+    n = w.shape[1]
+    deviation = w - w.mean(1, keepdim=True)
+    wanted = deviation / (n * w.var(1, correction=0) + 1e-4).sqrt()[:, None]
+    torch.testing.assert_close(made.double(), conv.gain[:, None] * wanted)
+
+
+def test_a_part_of_the_images(program, images, tmp_path):
+    program.pack(images, tmp_path / 'part.zip', 120)
+    for split, count in (('train', 120), ('test', 20)):
+        made, labels = program.read_images(tmp_path / 'part.zip', split, bytes)
+        assert len(made) == count and set(labels) == set(range(10))
+        whole = program.read_images(images, split, bytes)[0]
+        assert set(made) < set(whole)
+    with pytest.raises(ValueError, match='has no val/CLASS'):
+        program.read_images(images, 'val', bytes)
+
+
+def test_a_run_that_was_cut_off_is_reported(program, tmp_path, capsys):
+    """Parts that are missing or broken are left out, of the tables, too."""
+    (tmp_path / 'broken.json').write_text('{')
+    machine = dict(gpu='A GPU', date='2026-01-01', versions=dict(torch='2'))
+    row = dict(
+        part='ResNet-50',
+        batch_size=2,
+        image_size=[8, 8],
+        setting='AMP',
+        inference=False,
+        error=None,
+        images_per_second=10.0,
+        peak_mib=512.0,
+        speed=dict(plain=0.5, BN=2.0),
+    )
+    failed = dict(row, error='OutOfMemoryError: too much')
+    rows = [dict(row, kind='plain'), dict(row, kind='PWS'), dict(failed, kind='BN')]
+    part = dict(part='ResNet-50', machine=machine, results=rows)
+    part['not_measured'] = [[2, 'fp32', True]]
+    (tmp_path / 'speed.json').write_text(json.dumps(part))
+    out = tmp_path / 'gpu.json'
+    parts = [tmp_path / name for name in ('speed.json', 'broken.json', 'none.json')]
+    program.make_report(parts, out, tmp_path / 'gpu.md', ['tests=all'])
+    assert json.loads(out.read_text())['speed'] == [part]
+    text = (tmp_path / 'gpu.md').read_text()
+    assert '| PWS | 10.0 (0.500) |' in text
+    assert '| BN | OutOfMemoryError |' in text
+    assert '2 images, fp32, inference' in text
+    assert 'A GPU' in text
+    assert 'broken.json is left out' in capsys.readouterr().err
+
+
+def test_bindings_of_operators_that_go_are_dropped(load_program):
+    program = load_program('benchmarks/build_mmcv.py')
+    code = """#include "a.hpp"
+void NMSLauncher(Tensor a);
+Tensor nms_cuda(Tensor a) { if (a) { return NMSLauncher(a); } }
+Tensor nms_impl(Tensor a);
+REGISTER_DEVICE_IMPL(nms_impl, CUDA, nms_cuda);
+typedef enum { SUM = 0, MEAN = 1 } reduce_t;
+void knn_cuda(int b) {
+  KNNLauncher(b);
+};
+REGISTER_DEVICE_IMPL(knn_forward_impl, CUDA,
+                     knn_cuda);
+"""
+    made = program.prune_bindings(code)
+    assert 'knn' not in made and 'KNN' not in made
+    kept = [line for line in code.splitlines() if not {'knn', 'KNN'} & {*line.split()}]
+    for line in kept[:6]:
+        assert line in made
+
+
+def test_published_tables_are_those_of_the_measurements(program, root):
+    report = json.loads((root / 'docs/benchmarks/gpu/h200.json').read_text())
+    page = (root / 'docs/benchmarks-gpu.md').read_text()
+    assert page.endswith(f'## Tables\n\n{program.to_markdown(report)}')

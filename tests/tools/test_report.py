@@ -1,0 +1,438 @@
+"""Tests of tools/analysis_tools/report.py."""
+
+import base64
+import json
+import math
+import re
+import shutil
+import subprocess
+import sys
+from html.parser import HTMLParser
+
+import cv2
+import numpy as np
+import pytest
+
+from pws_mmdet.analysis import STATISTICS
+from pws_mmdet.analysis.variance_record import Layer, write_header, write_step
+
+pytest.importorskip('plotly', reason='the extra `report` is not installed')
+
+NAN = math.nan
+NAMES = ('backbone.a', 'backbone.b', 'backbone.c', 'head.d')
+MAP = 'coco/bbox_mAP'
+FIGURES = ('1a', '1b', '2a', '2b', 'eq6', 'layers')
+
+
+@pytest.fixture(scope='module')
+def program(root, load_program):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(root / 'tools/analysis_tools')
+        return load_program('tools/analysis_tools/report.py')
+
+
+def write_log(work_dir, *entries, name='20260101_000000'):
+    path = work_dir / name / 'vis_data' / 'scalars.json'
+    path.parent.mkdir(parents=True)
+    path.write_text(''.join(json.dumps(entry) + '\n' for entry in entries))
+
+
+def train(step, loss=2.0, lr=0.1):
+    return dict(lr=lr, loss=loss, time=0.5, epoch=1, iter=step, step=step)
+
+
+def val(epoch, **metrics):
+    return dict(metrics, time=0.1, step=epoch)
+
+
+def write_record(work_dir, steps, names=NAMES, **statistics):
+    """Write a record; statistics are (S, L) or what broadcasts to it, else all 1."""
+    shape = len(steps), len(names)
+    values = {name: np.ones(shape) for name in STATISTICS}
+    for name, value in statistics.items():
+        values[name] = np.broadcast_to(value, shape)
+    path = work_dir / '20260101_000000' / 'variance.jsonl'
+    layer = dict(type='Conv2d', n=9, filters=4, gamma=0.0, frozen=False)
+    write_header(path, [Layer(name=name, **layer) for name in names])
+    for i, step in enumerate(steps):
+        write_step(path, step, 0.1, 1.0, {k: v[i] for k, v in values.items()})
+
+
+@pytest.fixture
+def work_dirs(tmp_path):
+    """A training that finished, and one that diverged; both with records."""
+    pws, normal = tmp_path / 'PWS', tmp_path / 'Normal'
+    write_log(
+        pws,
+        train(10, 3.0, 0.01),
+        train(20, 2.0),
+        val(1, **{MAP: 0.2, f'{MAP}_s': -1.0}),
+        train(30, 1.5),
+        val(2, **{MAP: 0.31, f'{MAP}_s': -1.0, 'box/f_measure': 0.4}),
+    )
+    write_log(normal, train(10, 50.0), train(20, NAN), train(30, NAN))
+    shift = np.array([[1], [2], [3], [4]]) * [1, 2, 3, 4]
+    write_record(pws, (1, 10, 20, 30), shift=1e-9 * shift, var_w_min=shift / 10)
+    write_record(
+        normal,
+        (1, 10, 20),
+        shift=[[1, 10, 100, 1000], [2, 20, 200, 2000], [NAN] * 4],
+        var_w_min=0.5,
+        var_ratio_max=1.25,
+    )
+    return pws, normal
+
+
+class Page(HTMLParser):
+    """What a page holds: its text, its headings, what it loads, its figures."""
+
+    def __init__(self, html):
+        super().__init__()
+        self.loads, self.text, self.headings, self.tags = [], '', [], []
+        self.images = re.findall('data:image/jpeg;base64,([^"]*)"', html)
+        self.figures = {}
+        self.feed(html)
+
+    def handle_starttag(self, tag, attrs):
+        attrs = dict(attrs)
+        self.tags.append(tag)
+        self.loads += [attrs[key] for key in ('src', 'href', 'data') if key in attrs]
+
+    def handle_endtag(self, tag):
+        self.tags.remove(tag)
+
+    def handle_data(self, data):
+        if 'script' in self.tags:
+            found = re.search(r'Plotly\.newPlot\(\s*"figure-(\w+)",\s*', data)
+            if found:
+                decode = json.JSONDecoder().raw_decode
+                traces, end = decode(data, found.end())
+                layout, _ = decode(data, re.compile(r',\s*').match(data, end).end())
+                self.figures[found[1]] = traces, layout
+        elif 'style' not in self.tags:
+            self.text += data + '\n'
+            if 'h2' in self.tags:
+                self.headings.append(data)
+
+
+@pytest.fixture
+def main(program, monkeypatch, tmp_path):
+    """Run the program; the page it writes."""
+
+    def run_main(*args):
+        path = tmp_path / 'new' / 'report.html'
+        arguments = ['report.py', *map(str, args), '-o', str(path)]
+        monkeypatch.setattr(sys, 'argv', arguments)
+        program.main()
+        return Page(path.read_text(encoding='utf-8'))
+
+    return run_main
+
+
+def slide(page, figure, position):
+    """The values that a slider gives the traces of a figure."""
+    [slider] = page.figures[figure][1]['sliders']
+    return slider['steps'][position]['args'][0]
+
+
+def test_nothing_is_loaded(main, work_dirs):
+    page = main(*work_dirs, '--title', 'Plain & PWS')
+    assert page.loads == []
+    assert 'Plain & PWS' in page.text
+    assert [*page.figures] == ['loss', 'lr', 'validation', *FIGURES]
+
+
+def test_logs(main, work_dirs):
+    page = main(*work_dirs)
+    (pws, normal), layout = page.figures['loss']
+    assert (pws['name'], pws['x'], pws['y']) == ('PWS', [10, 20, 30], [3, 2, 1.5])
+    assert normal['name'] == 'Normal (2 values not finite)'
+    assert normal['y'] == [50, None, None]
+    assert page.figures['lr'][0][0]['y'] == [0.01, 0.1, 0.1]
+    assert 'MMEngine logs the mean of the last iterations' in page.text
+    assert 'from the record' not in page.text
+    assert 'diverged: loss not finite from step 20' in page.text
+    assert page.text.count('diverged') == 1
+
+
+def test_resumed_training(main, tmp_path):
+    for name, *steps in (('20260101_000000', 10, 20, 30), ('20260102_000000', 20)):
+        write_log(tmp_path / 'run', *map(train, steps), name=name)
+    page = main(tmp_path / 'run')
+    assert page.figures['loss'][0][0]['x'] == [10, 20]
+
+
+def test_divergence_is_read_from_the_console(main, work_dirs):
+    pws, _ = work_dirs
+    console = pws / 'console.log'
+    console.write_text('Error: Training diverged at iteration 37: loss is nan.')
+    assert 'diverged at iteration 37' in main(pws).text
+    console.write_text('Error: Training diverged at iteration 7: loss is nan.')
+    assert 'diverged' not in main(pws).text  # it was trained again
+
+
+def test_validations(main, work_dirs):
+    page = main(*work_dirs)
+    traces, layout = page.figures['validation']
+    shown = [trace for trace in traces if trace['visible']]
+    assert [(t['name'], t['x'], t['y']) for t in shown] == [
+        ('PWS', [1, 2], [0.2, 0.31]),
+        ('Normal', [], []),
+    ]
+    [menu] = layout['updatemenus']
+    labels = [button['label'] for button in menu['buttons']]
+    assert labels == [MAP, 'box/f_measure', f'{MAP}_s']
+    visible = menu['buttons'][1]['args'][0]['visible']
+    [f_measure, _] = [t for t, v in zip(traces, visible, strict=True) if v]
+    assert f_measure['y'] == [None, 0.4]
+    cells = page.text.split('last validation\n')[1].split()
+    assert cells[:5] == ['PWS', 'epoch', '2', 'Normal', 'none']
+    # COCO's -1 is no score
+    # COCO's -1 is no score
+    rows = [cells[5:8], cells[8:11], cells[11:14]]
+    assert rows == [
+        [MAP, '0.31', '–'],
+        ['box/f_measure', '0.4', '–'],
+        [f'{MAP}_s', '–', '–'],
+    ]
+
+
+def test_figures_over_layers_slide_through_the_steps(main, work_dirs):
+    page = main(*work_dirs)
+    traces, layout = page.figures['1b']
+    assert [t['x'] for t in traces] == [list(NAMES)] * 2
+    assert traces[1]['name'] == 'Normal (4 values not finite)'
+    assert traces[1]['y'] == [1, 10, 100, 1000]
+    assert layout['yaxis']['type'] == 'log'
+    assert layout['xaxis']['title']['text'] == 'layer'
+    assert layout['yaxis']['title']['text'] == 'Var<sub>o</sub>[n E[ΔW<sub>o</sub>]]'
+    [slider] = layout['sliders']
+    assert [step['label'] for step in slider['steps']] == ['1', '10', '20', '30']
+    pws, normal = slide(page, '1b', 1)['y']
+    assert np.allclose(pws, [2e-9, 4e-9, 6e-9, 8e-9])
+    assert normal == [2, 20, 200, 2000]
+    # gaps where the values are not finite, and after the end of a training
+    assert [slide(page, '1b', i)['y'][1] for i in (2, 3)] == [[None] * 4] * 2
+    ends = slide(page, '1a', 0)
+    assert ends['y'][1] == [1] * 4
+    assert ends['error_y.array'][1] == [0.25] * 4
+    assert ends['error_y.arrayminus'][1] == [0] * 4
+
+
+def test_figures_over_steps_slide_through_the_layers(main, work_dirs):
+    page = main(*work_dirs)
+    (pws, normal), layout = page.figures['2a']
+    [slider] = layout['sliders']
+    assert [step['label'] for step in slider['steps']] == list(NAMES)
+    assert slider['active'] == 2
+    assert (pws['name'], normal['name']) == ('PWS (γ = 0)', 'Normal (γ = 0)')
+    assert (pws['x'], pws['y']) == ([1, 10, 20, 30], [0.3, 0.6, 0.9, 1.2])
+    assert (normal['x'], normal['y']) == ([1, 10, 20], [0.5] * 3)
+    assert slide(page, '2a', 3)['y'][0] == [0.4, 0.8, 1.2, 1.6]
+
+
+def test_equations_and_overview(main, work_dirs):
+    page = main(*work_dirs)
+    traces, layout = page.figures['eq6']
+    assert 'title' not in layout['xaxis']
+    assert layout['xaxis2']['title']['text'] == 'layer'
+    names = [trace['name'] for trace in traces]
+    assert names == ['measured', 'equation (5)', 'equation (6)'] * 2
+    traces, layout = page.figures['layers']
+    assert len(traces) == 4
+    assert traces[1]['z'][2] == [2, 2.301, None]
+    assert traces[1]['customdata'][2] == [100, 200, None]
+    assert traces[1]['y'] == list(NAMES)
+
+
+def test_long_records_are_thinned(main, tmp_path):
+    steps = range(1, 1001, 3)
+    write_record(tmp_path / 'run', steps, shift=np.array(steps)[:, None])
+    page = main(tmp_path / 'run')
+    [slider] = page.figures['1b'][1]['sliders']
+    labels = [int(step['label']) for step in slider['steps']]
+    assert len(labels) == 100
+    assert (labels[0], labels[-1]) == (1, 1000)
+    for i in (0, 50, 99):
+        assert slide(page, '1b', i)['y'] == [[labels[i]] * 4]
+    # it has no log of MMEngine's: loss and rate are those of the record
+    assert 'Of single iterations, as VarianceMonitorHook recorded it.' in page.text
+    assert page.figures['lr'][0][0]['y'][0] == 0.1
+
+
+def test_a_log_beside_a_record_alone(main, work_dirs, tmp_path):
+    write_record(tmp_path / 'short', (1, 2))
+    text = main(*work_dirs, tmp_path / 'short').text
+    assert 'of single iterations, from the record: short.' in text
+
+
+def test_work_dir_without_record(main, work_dirs, tmp_path):
+    pws, _ = work_dirs
+    write_log(tmp_path / 'plain', train(10))
+    page = main(pws, tmp_path / 'plain')
+    assert len(page.figures['loss'][0]) == 2
+    assert len(page.figures['1b'][0]) == 1
+    assert f'{tmp_path / "plain"} holds no record of Variance' in page.text
+    page = main(tmp_path / 'plain')
+    assert [*page.figures] == ['loss', 'lr']
+    assert 'none of the trainings came to a validation' in page.text
+
+
+def test_different_models_say_why_figures_are_missing(main, work_dirs, tmp_path):
+    pws, _ = work_dirs
+    other = tmp_path / 'other'
+    write_record(other, (1, 10), ('conv1', 'conv2'), var_y=NAN)
+    page = main(pws, other)
+    assert [*page.figures] == ['loss', 'lr', 'validation', 'eq6', 'layers']
+    assert page.text.count("'other' has no layer of the names of those of 'PWS'") == 4
+
+
+def test_what_the_log_says_of_a_training(main, work_dirs):
+    pws, normal = work_dirs
+    (pws / 'ssd_pws.py').write_text('')
+    lines = '    CUDA available: {}\n{}    PyTorch: 2.9\n    GPU number: {}\n'
+    for folder, *values in (
+        (pws, True, '    GPU 0,1: NVIDIA H100\n', 2),
+        (normal, False, '', 1),
+    ):
+        (folder / '20260101_000000/20260101_000000.log').write_text(
+            lines.format(*values)
+        )
+    text = main(*work_dirs).text
+    assert 'ssd_pws\n30\n4\nNVIDIA H100, processes: 2, PyTorch 2.9' in text
+    assert 'unknown\n30\n3\nCPU, processes: 1, PyTorch 2.9' in text
+
+
+def write_image(path, blue, shape=(20, 30)):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    cv2.imwrite(str(path), np.full((*shape, 3), (blue, 0, 0), np.uint8))
+
+
+def blues(page):
+    images = [np.frombuffer(base64.b64decode(p), np.uint8) for p in page.images]
+    images = [cv2.imdecode(p, cv2.IMREAD_COLOR) for p in images]
+    return [round(p[:, :, 0].mean(), -1) for p in images], [p.shape for p in images]
+
+
+def test_images_of_detections(main, work_dirs, tmp_path):
+    pws, _ = work_dirs
+    write_image(pws / 'curves.png', 0)  # none of MMDetection's
+    for step in (90, 100, 110):
+        name = f'20260101_000000/vis_data/vis_image/val_img_{step}.png'
+        write_image(pws / name, step)
+    write_image(pws / 'test/20260102_000000/images/1.jpg', 200, (1280, 640))
+    colors, shapes = blues(main(*work_dirs, '--images', 3))
+    assert colors == [100, 110, 200]
+    assert shapes[-1] == (640, 320, 3)
+    page = main(*work_dirs)
+    assert len(page.images) == 4
+    assert 'Detections of PWS' in page.headings
+    assert 'Detections of Normal' not in page.headings
+    assert 'No images of detections were found for Normal. ' in page.text
+    assert 'CHECKPOINT --work-dir WORK_DIR --show-dir images' in page.text
+    page = main(pws, '--images', 0)
+    assert not page.images and 'No images' not in page.text
+    write_image(tmp_path / 'mine/1.png', 250)
+    page = main(pws, '--image-dir', tmp_path / 'mine')
+    assert blues(page)[0] == [250]
+
+
+def test_labels_are_text(main, work_dirs):
+    label = '</script><b>γ & co'
+    page = main(*work_dirs, '--labels', label, 'x')
+    assert page.text.count(label) >= 2
+    assert 'b' not in page.tags and len(page.figures) == 9
+
+
+def test_the_same_trainings_give_the_same_file(main, work_dirs, tmp_path):
+    contents = set()
+    for _ in range(2):
+        main(*work_dirs)
+        contents.add((tmp_path / 'new/report.html').read_bytes())
+    assert len(contents) == 1
+
+
+@pytest.mark.parametrize(
+    'args, message',
+    [
+        ('{dir}/none', 'none is no work_dir of a training'),
+        ('{dir}/PWS {dir}/PWS', "are both 'PWS': tell them apart"),
+        ('{dir}/PWS --labels a b', '1 WORK_DIRs but 2 --labels'),
+        ('{dir}/PWS {dir}/Normal --image-dir x', '2 WORK_DIRs but 1 --image-dir'),
+        ('{dir}/PWS --image-dir {dir}/none', 'none holds no image'),
+        ('{dir}/PWS --image-dir {dir}/broken', 'broken/1.png is no image'),
+    ],
+)
+def test_errors(main, work_dirs, tmp_path, capsys, args, message):
+    (tmp_path / 'broken').mkdir()
+    (tmp_path / 'broken/1.png').write_text('nothing')
+    with pytest.raises(SystemExit) as e:
+        main(*args.format(dir=tmp_path).split())
+    assert e.value.code == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / 'new').exists()
+
+
+def test_without_plotly(root, load_program, monkeypatch):
+    monkeypatch.syspath_prepend(root / 'tools/analysis_tools')
+    monkeypatch.setitem(sys.modules, 'plotly.graph_objects', None)
+    with pytest.raises(SystemExit, match=r"pip install -e '\.\[report\]'"):
+        load_program('tools/analysis_tools/report.py')
+
+
+@pytest.fixture
+def chromium(tmp_path):
+    """Open a page in a browser without a window; its image and its DOM."""
+    names = ('chromium', 'chromium-browser', 'google-chrome')
+    browser = next(filter(None, map(shutil.which, names)), None)
+    if browser is None:
+        pytest.skip(f'none of {", ".join(names)} is installed')
+
+    def open_page(path):
+        shot = tmp_path / 'shot.png'
+        command = [
+            browser,
+            '--headless',
+            '--no-sandbox',  # root has to
+            '--disable-gpu',
+            '--disable-dev-shm-usage',
+            f'--user-data-dir={tmp_path / "profile"}',
+            '--enable-logging=stderr',
+            '--window-size=1200,6000',
+            '--virtual-time-budget=5000',
+            f'--screenshot={shot}',
+            '--dump-dom',
+            path.as_uri(),
+        ]
+        process = subprocess.run(command, capture_output=True, text=True, timeout=120)
+        errors = [line for line in process.stderr.splitlines() if 'CONSOLE' in line]
+        assert not errors
+        return cv2.imread(str(shot)).astype(int), process.stdout
+
+    return open_page
+
+
+def test_a_browser_draws_it_and_its_sliders_work(main, work_dirs, tmp_path, chromium):
+    main(*work_dirs)
+    report = tmp_path / 'new/report.html'
+    move_slider = """<script>window.addEventListener('load', async () => {
+        const figure = document.getElementById('figure-1b');
+        await Plotly.restyle(figure, ...figure.layout.sliders[0].steps[1].args);
+        const ends = figure.layout.yaxis.range.map(v => 10 ** v);
+        document.title = JSON.stringify([figure.data[1].y, ends]);
+    });</script></body>"""
+    text = report.read_text(encoding='utf-8')
+    report.write_text(text.replace('</body>', move_slider), encoding='utf-8')
+    image, dom = chromium(report)
+    # the blue of the first training and the orange of the second, BGR
+    for color in ((178, 114, 0), (0, 94, 213)):
+        assert (np.abs(image - color).max(2) < 20).sum() > 1000
+    head, body = dom.split('<body>')
+    for name in ('loss', 'lr', 'validation', *FIGURES):
+        figure = body.split(f'<div id="figure-{name}"')[1].split('<script')[0]
+        assert '<svg class="main-svg"' in figure
+        assert ('class="hm"' if name == 'layers' else 'class="point"') in figure
+    assert 'Share chart' not in body  # nothing is sent, either
+    y, (low, high) = json.loads(re.search('<title>(.*?)</title>', head)[1])
+    assert y == [2, 20, 200, 2000]
+    assert low < 2e-9 and 2000 < high < 1e6

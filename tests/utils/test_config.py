@@ -1,0 +1,86 @@
+"""Tests of pws_mmdet.utils.config: configs for programs."""
+
+import pytest
+from conftest import ROOT
+from mmdet.models import ResNet
+from mmengine.config import Config, ConfigDict
+from mmengine.model import PretrainedInit
+from mmengine.registry import init_default_scope
+from test_configs import CONFIGS
+from torch import nn
+
+from pws_mmdet import NoNorm, PWSConv2d
+from pws_mmdet.utils.config import build_model, registered, type_name, without_pretrained
+from pws_mmdet.convert import PWSPretrainedInit
+
+
+@pytest.mark.parametrize('scope', ['', 'mmengine.'])
+def test_types_by_name(scope):
+    init_default_scope('mmdet')
+    for name, cls in dict(NoNorm=NoNorm, PWS=PWSConv2d, BN=nn.BatchNorm2d).items():
+        assert registered(dict(type=scope + name)) is cls
+        assert type_name(dict(type=scope + name)) == name
+
+
+def test_types_that_are_classes():
+    assert registered(dict(type=NoNorm)) is NoNorm
+    assert type_name(ConfigDict(type=NoNorm)) == 'NoNorm'
+
+
+def test_no_type():
+    for cfg in (None, {}, 3, [dict(type='BN')]):
+        assert registered(cfg) is None
+        assert type_name(cfg) == ''
+    assert registered(dict(type='unknown')) is None
+    assert type_name(dict(type='package.module.Class')) == 'Class'
+
+
+@pytest.mark.parametrize(
+    'type_',
+    [
+        'Pretrained',
+        'mmengine.Pretrained',
+        PretrainedInit,
+        'PWSPretrained',
+        PWSPretrainedInit,
+    ],
+)
+def test_pretrained_weights_are_left_out(type_):
+    pretrained = dict(type=type_, checkpoint='nowhere.pth')
+    normal = dict(type='Normal', layer='Conv2d')
+    cfg = dict(
+        backbone=dict(type='A', init_cfg=pretrained, depth=(1, 2)),
+        heads=[dict(init_cfg=[normal, pretrained]), dict(init_cfg=normal)],
+        neck=dict(init_cfg=None, pretrained='nowhere.pth'),
+        teacher_ckpt='nowhere.pth',
+    )
+    before = repr(cfg)
+    assert without_pretrained(cfg) == dict(
+        backbone=dict(type='A', depth=(1, 2)),
+        heads=[dict(init_cfg=[normal]), dict(init_cfg=normal)],
+        neck=dict(init_cfg=None),
+    )
+    assert repr(cfg) == before
+
+
+@pytest.mark.parametrize('name', CONFIGS)
+def test_no_shipped_config_starts_from_a_file_then(name):
+    model = Config.fromfile(ROOT / name).get('model')
+    assert 'checkpoint' not in str(without_pretrained(model)).replace('_checkpoint', '')
+
+
+def test_a_model_with_a_teacher_is_built_without_its_weights(tmp_path):
+    """As in MMDetection's localization distillation."""
+    cfg = Config.fromfile(f'{ROOT}/configs/mini/ssd96_vgg16_pws_digits.py')
+    cfg.model = dict(
+        type='mmdet.KnowledgeDistillationSingleStageDetector',
+        teacher_config=dict(model=cfg.model),
+        teacher_ckpt='nowhere.pth',
+        **{k: v for k, v in cfg.model.items() if k not in ('type', 'init_cfg')},
+    )
+    build_model('distilled.py', cfg)
+
+
+def test_a_class_in_a_config_is_built():
+    backbone = dict(type=ResNet, depth=18, init_cfg=dict(type=PretrainedInit))
+    assert isinstance(build_model('x.py', Config(dict(model=backbone))), ResNet)
