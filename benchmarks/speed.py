@@ -57,10 +57,10 @@ from pws_mmdet.analysis.speed import (
     describe_machine,
     take_turns,
 )
+from pws_mmdet.layers import ReparamConv2d
 from pws_mmdet.utils.arguments import positive
 from pws_mmdet.utils.config import type_name, without_pretrained
 from pws_mmdet.utils.files import put_in_page, write_whole
-from pws_mmdet.layers import ReparamConv2d
 
 ROOT = Path(__file__).resolve().parents[1]
 MIB = 2**20

@@ -12,7 +12,7 @@ load_more_checkpoints()
 allow_broken_torchvision()
 
 # Importing registers the types with MMEngine, and needs the checks before it.
-from .analysis import summarize_model, suggest_gamma  # noqa: E402
+from .analysis import suggest_gamma, summarize_model  # noqa: E402
 from .convert import (  # noqa: E402
     PWSPretrainedInit,
     convert_to_pws,
@@ -20,18 +20,18 @@ from .convert import (  # noqa: E402
     patch_fuse_conv_bn,
 )
 from .engine import (  # noqa: E402
-    ModelSummaryHook,
+    AtomicCheckpointHook,
     DataCheckHook,
     DivergenceError,
     DivergenceHook,
     EpochSeedHook,
     FusePWSHook,
+    ModelSummaryHook,
     PWSAlphaInitHook,
     PWSOptimWrapperConstructor,
     PWSRunner,
     ShareFiltersHook,
     VarianceMonitorHook,
-    AtomicCheckpointHook,
 )
 from .evaluation import FMeasureMetric  # noqa: E402
 from .layers import (  # noqa: E402

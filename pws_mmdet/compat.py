@@ -467,8 +467,8 @@ def run_mmdet_tool(name: str) -> None:
     import mmengine.config
     import mmengine.runner
 
-    from .utils.config import ConfigOptions
     from .engine import PWSRunner
+    from .utils.config import ConfigOptions
 
     package = Path(mmdet.__file__).parent
     # The first path is that of a wheel of mmdet, the second that of a checkout.

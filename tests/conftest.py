@@ -128,9 +128,7 @@ def coco_mini():
     """The folder of a few images of COCO, in its own layout."""
     folder = Path(os.environ.get('PWS_DATA_ROOT', 'data')).resolve() / 'coco_mini'
     if not folder.is_dir():
-        pytest.skip(
-            f'the images of COCO are not in {folder} (PWS_DATA_ROOT names it)'
-        )
+        pytest.skip(f'the images of COCO are not in {folder} (PWS_DATA_ROOT names it)')
     return folder
 
 

@@ -282,7 +282,7 @@ def test_a_program_succeeds_or_says_why_not(path, inputs, try_program, monkeypat
 @pytest.mark.parametrize(
     'path, arguments',
     [
-        ('audit', ['conv.py', '--no-macs', '--json']),
+        ('summarize', ['conv.py', '--no-macs', '--json']),
         ('report', ['work', '-o']),
     ],
 )
@@ -301,7 +301,7 @@ def test_a_full_disk_leaves_what_was_there(path, arguments, try_program, monkeyp
 DETECTOR = [SSD, 'none.pth']
 # A right command line of each program, or one that fails late and cheaply
 RIGHT = {
-    'audit': ['conv.py', '--no-macs'],
+    'summarize': ['conv.py', '--no-macs'],
     'conversion_loss': [SSD, SSD, 'none.pth', 'out.json', '--calibrate', 'images'],
     'make_table': ['table1', '--scale', 'mini'],
     'plot_curves': ['record.json', '-o', 'out.png'],

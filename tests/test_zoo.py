@@ -16,7 +16,7 @@ from mmengine.optim import OptimWrapper
 from mmengine.utils import get_installed_path
 from torch import Tensor
 
-from pws_mmdet import PWSAlphaInitHook, PWSConv2d, summarize_model, fuse_pws
+from pws_mmdet import PWSAlphaInitHook, PWSConv2d, fuse_pws, summarize_model
 from pws_mmdet.analysis.model_summary import NORM
 from pws_mmdet.convert.norm_free_config import norm_free_model
 

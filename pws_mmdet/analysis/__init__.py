@@ -1,7 +1,7 @@
-from .model_summary import Composition, summarize_model
 from .gamma import gamma_of_record, paper_gamma, suggest_gamma
-from .variance_record import Layer, VarianceRecord, read_record
+from .model_summary import Composition, summarize_model
 from .variance import STATISTICS, applied_filters
+from .variance_record import Layer, VarianceRecord, read_record
 
 __all__ = [
     'Composition',

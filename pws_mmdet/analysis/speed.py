@@ -31,10 +31,10 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.profiler import ProfilerActivity, profile
 
-from ..utils.config import without_pretrained
 from ..convert import fuse_pws
 from ..engine import VarianceMonitorHook
 from ..layers import share_filters_of_heads
+from ..utils.config import without_pretrained
 from .model_summary import find_image_size
 
 BOX_SIDES = (1 / 8, 1 / 2)  # over those of the image

@@ -14,8 +14,8 @@ from mmengine.model import BaseTTAModel, is_model_wrapper
 from torch import nn
 
 from ..compat import load_local_checkpoint
-from ..utils.files import write_whole
 from ..layers import PWSConv2d, ReparamConv2d
+from ..utils.files import write_whole
 
 
 def load_weights(checkpoint: str | Path) -> dict[str, torch.Tensor]:

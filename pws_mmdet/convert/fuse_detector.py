@@ -11,8 +11,8 @@ from mmengine.config import Config, ConfigDict
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ..utils.config import registered, type_name, without_pretrained
 from ..layers import NoNorm, ReparamConv2d
+from ..utils.config import registered, type_name, without_pretrained
 from .checkpoint import check_kind, not_finite
 from .fuse import fuse_pws
 

@@ -12,8 +12,8 @@ from mmengine.config import ConfigDict
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ..utils.config import registered, type_name, without_pretrained
 from ..layers import ReparamConv2d
+from ..utils.config import registered, type_name, without_pretrained
 from .pretrained import BN_EPS
 
 NO_NORM = dict(type='NoNorm')

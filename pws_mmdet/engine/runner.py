@@ -13,8 +13,8 @@ from mmengine.registry import HOOKS, RUNNERS
 from mmengine.runner import BaseLoop, Runner
 from torch import nn
 
-from ..utils.arguments import check_names
 from ..compat import DamagedCheckpointError, safe_loading
+from ..convert.batch_norm import patch_fuse_conv_bn
 from ..convert.checkpoint import (
     check_finite,
     check_kind,
@@ -23,14 +23,14 @@ from ..convert.checkpoint import (
     warn_of_other_shapes,
     weights_of,
 )
-from ..convert.batch_norm import patch_fuse_conv_bn
+from ..utils.arguments import check_names
 from ..utils.files import write_whole
+from .checks.pretrained import check_pretrained
 from .hooks.checkpoint import AtomicCheckpointHook, find_checkpoints, is_on_disk
-from .hooks.model_summary import ModelSummaryHook
 from .hooks.data_check import DataCheckHook
 from .hooks.divergence import DivergenceHook
 from .hooks.fuse import FusePWSHook
-from .checks.pretrained import check_pretrained
+from .hooks.model_summary import ModelSummaryHook
 from .hooks.share_filters import ShareFiltersHook
 
 # The default hooks of MMEngine's runner, by name, and those of ours
@@ -68,7 +68,7 @@ class PWSRunner(Runner):
     ``checkpoint`` no checkpoints are written, as in MMEngine.
 
     ================= ========================= =====================================
-    ``checkpoint``    AtomicCheckpointHook       keep the old file until the new is whole
+    ``checkpoint``    AtomicCheckpointHook       keep the old file until the new one is
     ``data_check``    DataCheckHook             missing and broken data stop a run early
     ``divergence``    DivergenceHook            stop a training that diverges
     ``fuse``          FusePWSHook               test on plain convolutions

@@ -1,4 +1,4 @@
-"""Tests of pws_mmdet.convert.authors_checkpoint and tools/model_converters/official_to_pws.py."""
+"""Tests of the weights of the paper's authors and of official_to_pws.py."""
 
 import math
 import re

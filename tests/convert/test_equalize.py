@@ -13,6 +13,7 @@ from pws_mmdet.convert.calibrate import (
     images_in,
     run_model,
 )
+from pws_mmdet.convert.convert import fold_batch_norm
 from pws_mmdet.convert.equalize import (
     ChannelFinder,
     Channels,
@@ -20,7 +21,6 @@ from pws_mmdet.convert.equalize import (
     least_used_direction,
     scale_channels,
 )
-from pws_mmdet.convert.convert import fold_batch_norm
 
 
 class Net(nn.Module):

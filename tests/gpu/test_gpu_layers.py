@@ -144,9 +144,7 @@ def test_shared_filters_are_computed_once(device, monkeypatch):
     wanted = results(head, x)
     calls = []
     compute = layer.effective_weight
-    monkeypatch.setattr(
-        layer, 'effective_weight', lambda: calls.append(0) or compute()
-    )
+    monkeypatch.setattr(layer, 'effective_weight', lambda: calls.append(0) or compute())
     made = results(share_filters(head), x)
     assert len(calls) == 1
     assert_close(made, wanted, EXACT)

@@ -7,8 +7,8 @@ import pytest
 
 from pws_mmdet.analysis import Layer
 from pws_mmdet.analysis.gamma import pws_convs
-from pws_mmdet.analysis.variance_record import write_header, write_step
 from pws_mmdet.analysis.variance import STATISTICS
+from pws_mmdet.analysis.variance_record import write_header, write_step
 from pws_mmdet.utils.config import ConfigOptions, build_model, read_config
 
 SSD = 'configs/mini/ssd96_vgg16_{}_digits.py'

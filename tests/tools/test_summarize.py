@@ -81,7 +81,7 @@ def test_a_detector_of_two_stages(main, program, no_weights):
     assert 'Norm-free: no layer normalizes outputs' in out
     assert 'a random image of 64 x 64 pixels' in out
     macs = {}
-    for layer in program.audit(MASK_RCNN, shape=(64, 64)).layers:
+    for layer in program.summarize(MASK_RCNN, shape=(64, 64)).layers:
         macs[layer.name] = layer.macs
     assert macs['backbone.conv1'] == 32 * 32 * (32 * 3 * 7 * 7)
     # RPN: of the levels of the FPN, from 16 x 16 cells on
@@ -95,14 +95,14 @@ def test_a_detector_of_two_stages(main, program, no_weights):
 
 def test_alphas_that_the_config_decays(program):
     options = {'optim_wrapper.constructor': 'DefaultOptimWrapperConstructor'}
-    composition = program.audit(MASK_RCNN, options, macs=False)
+    composition = program.summarize(MASK_RCNN, options, macs=False)
     names = {layer.name for layer in composition.layers if layer.type == 'PWSConv2d'}
     assert composition.decayed_alphas
     assert {f'{name}.alpha' for name in names} == {*composition.decayed_alphas}
 
 
 def test_a_config_of_mmdetection(program, no_weights):
-    composition = program.audit(RETINANET, shape=(64, 64))
+    composition = program.summarize(RETINANET, shape=(64, 64))
     layers = {layer.name: layer for layer in composition.layers}
     norms = [layer for layer in composition.layers if layer.type == 'BatchNorm2d']
     assert len(norms) == 53
@@ -138,7 +138,7 @@ def test_a_model_that_fails_is_described_nevertheless(main, program, monkeypatch
 def test_mixed_precision_needs_no_gpu(program):
     options = {'optim_wrapper.type': 'AmpOptimWrapper'}
     options['optim_wrapper.loss_scale'] = 'dynamic'
-    composition = program.audit(SSD.format('pws'), options, macs=False)
+    composition = program.summarize(SSD.format('pws'), options, macs=False)
     assert isinstance(composition, Composition)
     assert composition.decayed_alphas == []
 
@@ -148,7 +148,7 @@ def test_an_installed_config_with_a_plus_is_read_by_its_path(main, capsys, progr
         main('mmdet::gn+ws/mask-rcnn_r50_fpn_gn-ws-all_2x_coco.py')
     error = ' '.join(capsys.readouterr().err.split())
     path = error.split('Give the path, ')[1]
-    composition = program.audit(path, macs=False)
+    composition = program.summarize(path, macs=False)
     assert 'ConvWS2d' in {layer.type for layer in composition.layers}
 
 

@@ -10,8 +10,13 @@ from test_configs import CONFIGS
 from torch import nn
 
 from pws_mmdet import NoNorm, PWSConv2d
-from pws_mmdet.utils.config import build_model, registered, type_name, without_pretrained
 from pws_mmdet.convert import PWSPretrainedInit
+from pws_mmdet.utils.config import (
+    build_model,
+    registered,
+    type_name,
+    without_pretrained,
+)
 
 
 @pytest.mark.parametrize('scope', ['', 'mmengine.'])

@@ -36,13 +36,13 @@ from torch import nn
 
 import pws_mmdet
 from pws_mmdet.analysis.speed import describe_machine
-from pws_mmdet.utils.arguments import positive
 from pws_mmdet.compat import load_local_checkpoint
-from pws_mmdet.utils.config import ConfigOptions, build_model, read_config
 from pws_mmdet.convert.checkpoint import weights_of, write_checkpoint
 from pws_mmdet.convert.convert import fold_batch_norm
 from pws_mmdet.convert.images import dict_at, find_images, load_images
 from pws_mmdet.engine import DivergenceError, PWSRunner
+from pws_mmdet.utils.arguments import positive
+from pws_mmdet.utils.config import ConfigOptions, build_model, read_config
 from pws_mmdet.utils.files import put_in_page, write_whole
 
 WITHOUT_DATA = {

@@ -21,9 +21,9 @@ import math
 import tempfile
 from collections.abc import Mapping, Sequence
 
-from audit import build, positive_integer
 from mmengine.config import Config
 from mmengine.logging import MMLogger
+from summarize import build, positive_integer
 
 from pws_mmdet import DivergenceError, PWSConv2d, PWSRunner, suggest_gamma
 from pws_mmdet.analysis import gamma_of_record, read_record

@@ -29,14 +29,14 @@ from torch import nn
 
 from pws_mmdet.analysis.model_summary import (
     Composition,
-    summarize_model,
     find_image_size,
+    summarize_model,
 )
 from pws_mmdet.utils.config import ConfigOptions, build_model, describe, read_config
 from pws_mmdet.utils.files import write_whole
 
 
-def audit(
+def summarize(
     config: str,
     cfg_options: Mapping | None = None,
     shape: Sequence[int] | None = None,
@@ -130,9 +130,11 @@ def main() -> None:
     )
     parser.add_argument('--json', type=Path, metavar='FILE', help='also write JSON')
     args = parser.parse_args()
-    MMLogger.get_instance('audit', log_level='ERROR')
+    MMLogger.get_instance('summarize', log_level='ERROR')
     try:
-        composition = audit(args.config, args.cfg_options, args.shape, not args.no_macs)
+        composition = summarize(
+            args.config, args.cfg_options, args.shape, not args.no_macs
+        )
         if args.json is not None:
             report = dict(kinds=composition.kinds(), **asdict(composition))
             text = json.dumps(report, indent=2) + '\n'

@@ -36,9 +36,9 @@ from packaging.version import Version
 from torch import nn
 
 from pws_mmdet import fuse_pws
-from pws_mmdet.utils.config import ConfigOptions, build_model, read_config
 from pws_mmdet.convert.checkpoint import check_finite, check_kind, check_out, first_of
 from pws_mmdet.convert.checkpoint import load_weights as read_weights
+from pws_mmdet.utils.config import ConfigOptions, build_model, read_config
 
 OPSET = 18
 TORCH = '2.7'  # whose exporter takes a custom_translation_table

@@ -17,10 +17,10 @@ from mmengine.registry import MODELS, init_default_scope
 
 from pws_mmdet.analysis import summarize_model
 from pws_mmdet.analysis.model_summary import NORM, PWS
-from pws_mmdet.utils.config import describe as describe_error
-from pws_mmdet.utils.config import read_config, without_pretrained
 from pws_mmdet.convert.checkpoint import check_out
 from pws_mmdet.convert.norm_free_config import changes_of, norm_free_model
+from pws_mmdet.utils.config import describe as describe_error
+from pws_mmdet.utils.config import read_config, without_pretrained
 from pws_mmdet.utils.files import write_whole
 
 CONV_CFG = dict(type='PWS', gamma=1e-4)  # the paper's for ResNet

@@ -20,6 +20,17 @@ from torch import nn
 
 import pws_mmdet  # noqa: F401
 from pws_mmdet.compat import load_checkpoint
+from pws_mmdet.convert.checkpoint import (
+    check_out,
+    meta_of,
+    weights_of,
+    write_checkpoint,
+)
+from pws_mmdet.convert.convert import UNALIGNED
+from pws_mmdet.convert.equalize import MAX_SCALE
+from pws_mmdet.convert.images import dict_at, find_images, load_images
+from pws_mmdet.convert.norm_free_config import bn_eps_of
+from pws_mmdet.convert.pretrained import BN_EPS, load_bn_weights
 from pws_mmdet.utils.config import (
     ConfigOptions,
     build_model,
@@ -27,17 +38,6 @@ from pws_mmdet.utils.config import (
     read_config,
     without_pretrained,
 )
-from pws_mmdet.convert.checkpoint import (
-    check_out,
-    meta_of,
-    weights_of,
-    write_checkpoint,
-)
-from pws_mmdet.convert.equalize import MAX_SCALE
-from pws_mmdet.convert.convert import UNALIGNED
-from pws_mmdet.convert.norm_free_config import bn_eps_of
-from pws_mmdet.convert.images import dict_at, find_images, load_images
-from pws_mmdet.convert.pretrained import BN_EPS, load_bn_weights
 
 
 def convert(
@@ -185,8 +185,8 @@ def main() -> None:
         type=float,
         metavar='EPS',
         help='of the BN layers, which CHECKPOINT does not tell; YOLOX, EfficientNet '
-        'and MobileNetV3 have 1e-3 (default: that of CONFIG, if make_norm_free.py wrote '
-        f'it, or else {BN_EPS:g})',
+        'and MobileNetV3 have 1e-3 (default: that of CONFIG, if make_norm_free.py '
+        f'wrote it, or else {BN_EPS:g})',
     )
     parser.add_argument(
         '--conv-ws',

@@ -17,9 +17,9 @@ from mmdet.registry import DATASETS
 from mmengine.config import Config
 
 from pws_mmdet.compat import load_local_checkpoint
-from pws_mmdet.utils.config import ConfigOptions, read_config
 from pws_mmdet.convert import fuse_detector
 from pws_mmdet.convert.checkpoint import check_out, meta_of, weights_of
+from pws_mmdet.utils.config import ConfigOptions, read_config
 
 STOCK = '# Plain convolutions, made by fuse_pws.py. MMDetection alone loads it.\n'
 NOT_STOCK = (

@@ -8,8 +8,8 @@ init_cfg=dict(type='Pretrained', checkpoint=OUT).
 import argparse
 from pathlib import Path
 
-from pws_mmdet.convert.checkpoint import check_out, load_weights, write_checkpoint
 from pws_mmdet.convert.authors_checkpoint import OfficialBackbone, from_official
+from pws_mmdet.convert.checkpoint import check_out, load_weights, write_checkpoint
 
 
 def convert(checkpoint: str | Path, out: str | Path) -> OfficialBackbone:

@@ -20,8 +20,8 @@ from mmdet.registry import DATASETS, METRICS, TRANSFORMS
 from mmengine.fileio import list_from_file
 from mmengine.utils import is_abs
 
-from ...utils.config import type_name
 from ...convert.checkpoint import first_of
+from ...utils.config import type_name
 
 DOWNLOAD = (
     f'python {Path(mmdet.__file__).parent}/.mim/tools/misc/download_dataset.py '

@@ -15,10 +15,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from ...analysis.gamma import advise
 from ...analysis.variance import Moments
-from ...utils.arguments import check_integers
 from ...compat import is_compiling
 from ...convert.checkpoint import first_of, not_finite
 from ...layers.observer import Observer
+from ...utils.arguments import check_integers
 from ..checks.suspicious_data import describe_suspicious_data
 from ..utils import (
     base_learning_rate,

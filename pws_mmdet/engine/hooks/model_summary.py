@@ -6,7 +6,7 @@ from mmengine.logging import print_log
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 
-from ...analysis.model_summary import summarize_model, find_image_size
+from ...analysis.model_summary import find_image_size, summarize_model
 
 
 @HOOKS.register_module(force=True)

@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.optim import Optimizer
 
-from ...analysis.variance_record import FILE_NAME, Layer, write_header, write_step
 from ...analysis.variance import (
     CONVOLUTIONS,
     STATISTICS,
@@ -27,9 +26,10 @@ from ...analysis.variance import (
     step_statistics,
     transmission_statistics,
 )
-from ...utils.arguments import check_integers
+from ...analysis.variance_record import FILE_NAME, Layer, write_header, write_step
 from ...compat import is_compiling
 from ...layers.observer import Observer
+from ...utils.arguments import check_integers
 from ..utils import learning_rate, optim_wrappers, unwrap_model
 
 

@@ -7,8 +7,8 @@ from mmdet.models.layers import ResLayer
 from mmengine.registry import MODELS
 from torch import Tensor
 
-from ...utils.config import registered
 from ...layers.no_norm import NoNorm
+from ...utils.config import registered
 
 NO_NORM = dict(type='NoNorm')
 

@@ -5,8 +5,8 @@ from mmdet.models.dense_heads import SSDHead
 from mmengine.registry import MODELS
 from torch import nn
 
-from ...utils.config import registered
 from ...layers import PWSConv2d
+from ...utils.config import registered
 
 
 @MODELS.register_module(force=True)

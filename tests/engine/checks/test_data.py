@@ -19,10 +19,10 @@ from mmdet.registry import DATASETS, METRICS, MODELS, TRANSFORMS
 from mmengine.config import Config
 
 from pws_mmdet import PWSRunner
-from pws_mmdet.utils.config import without_pretrained
 from pws_mmdet.engine import data_check
 from pws_mmdet.engine.checks.data import DOWNLOAD, check_data
 from pws_mmdet.engine.checks.datasets import check_dataset, check_images
+from pws_mmdet.utils.config import without_pretrained
 
 VOC_SPLITS = {
     'VOC2007': dict(trainval=['000001', '000002', '000003'], test=['000004', '000005']),
