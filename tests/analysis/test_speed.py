@@ -10,7 +10,7 @@ from mmengine.runner import CheckpointLoader
 from pws_mmdet import PWSConv2d
 from pws_mmdet.analysis import speed
 from pws_mmdet.analysis.speed import Contender, Detector
-from pws_mmdet.engine import variance_hook
+from pws_mmdet.engine.hooks import variance
 
 BATCH = 2
 CPU = torch.device('cpu')
@@ -102,9 +102,9 @@ def test_a_loss_that_is_not_finite_ends_only_its_own_steps(clock, loss):
 
 def test_every_step_is_watched(build, monkeypatch):
     steps = []
-    write_step = variance_hook.write_step
+    write_step = variance.write_step
     monkeypatch.setattr(
-        variance_hook,
+        variance,
         'write_step',
         lambda path, step, *args: steps.append(step) or write_step(path, step, *args),
     )

@@ -16,7 +16,7 @@ from pycocotools.coco import COCO
 from sklearn.datasets import load_digits
 
 PROGRAM = (
-    Path(__file__).parents[1] / 'tools' / 'dataset_converters' / 'digits_to_coco.py'
+    Path(__file__).parents[2] / 'tools' / 'dataset_converters' / 'digits_to_coco.py'
 )
 SPEC = importlib.util.spec_from_file_location('digits_to_coco', PROGRAM)
 digits_to_coco = importlib.util.module_from_spec(SPEC)

@@ -19,7 +19,7 @@ from mmdet.registry import DATASETS, METRICS, MODELS, TRANSFORMS
 from mmengine.config import Config
 
 from pws_mmdet import PWSRunner
-from pws_mmdet.engine import data_check
+from pws_mmdet.engine.checks import data
 from pws_mmdet.engine.checks.data import DOWNLOAD, check_data
 from pws_mmdet.engine.checks.datasets import check_dataset, check_images
 from pws_mmdet.utils.config import without_pretrained
@@ -289,7 +289,7 @@ def test_cifar10_is_downloaded_where_it_can(workplace, monkeypatch):
         asked.append(url)
         return answers[len(asked) - 1]
 
-    monkeypatch.setattr(data_check, '_answers', answer)
+    monkeypatch.setattr(data, '_answers', answer)
     dataset = dict(type='CIFAR10', data_root='data/cifar10', split='train')
     cfg = dict(train_dataloader=dict(dataset=dataset))
     check_data(cfg)
@@ -305,7 +305,7 @@ def test_cifar10_is_downloaded_where_it_can(workplace, monkeypatch):
 
 
 def test_a_network_that_is_not_there():
-    assert not data_check._answers('http://127.0.0.1:9/none')
+    assert not data._answers('http://127.0.0.1:9/none')
 
 
 @pytest.mark.parametrize(
@@ -320,7 +320,7 @@ def test_classification_stops_before_anything_is_built(
     workplace, monkeypatch, name, path
 ):
     pytest.importorskip('mmpretrain', reason='mmpretrain is not installed')
-    monkeypatch.setattr(data_check, '_answers', lambda url: False)
+    monkeypatch.setattr(data, '_answers', lambda url: False)
     message = message_of(check_data, load(name))
     assert re.search(rf'{path}  \(.*\bval_dataloader\.dataset\.data_', message)
 

@@ -1,0 +1,1 @@
+"""Checks of the data and weights before a run."""
