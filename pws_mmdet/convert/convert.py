@@ -18,7 +18,6 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from ..compat import tree_leaves
 from ..layers import PWSConv2d
 from ..layers.reparam_conv import ReparamConv2d, conv_like
-from .batch_norm import plain_like
 from .calibrate import (
     ConvertedLayer,
     Layer,
@@ -27,6 +26,7 @@ from .calibrate import (
     run_model,
 )
 from .equalize import MAX_SCALE, tensors_in
+from .fuse_conv_bn import plain_like
 
 # These heads see a network's proposals: the converted network has others.
 UNALIGNED = (r'(^|\.)roi_head\.',)

@@ -14,7 +14,6 @@ from mmengine.runner import BaseLoop, Runner
 from torch import nn
 
 from ..compat import DamagedCheckpointError, safe_loading
-from ..convert.batch_norm import patch_fuse_conv_bn
 from ..convert.checkpoint import (
     check_finite,
     check_kind,
@@ -23,6 +22,7 @@ from ..convert.checkpoint import (
     warn_of_other_shapes,
     weights_of,
 )
+from ..convert.fuse_conv_bn import patch_fuse_conv_bn
 from ..utils.arguments import check_names
 from ..utils.files import write_whole
 from .checks.pretrained import check_pretrained

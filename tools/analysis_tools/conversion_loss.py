@@ -37,8 +37,8 @@ from torch import nn
 import pws_mmdet
 from pws_mmdet.analysis.speed import describe_machine
 from pws_mmdet.compat import load_local_checkpoint
+from pws_mmdet.convert import fold_batch_norm
 from pws_mmdet.convert.checkpoint import weights_of, write_checkpoint
-from pws_mmdet.convert.convert import fold_batch_norm
 from pws_mmdet.convert.images import dict_at, find_images, load_images
 from pws_mmdet.engine import DivergenceError, PWSRunner
 from pws_mmdet.utils.arguments import positive

@@ -16,7 +16,7 @@ from torch.ao.quantization.quantize_fx import fuse_fx
 from torch.fx.experimental.optimization import fuse
 
 from pws_mmdet import PWSConv2d, patch_fuse_conv_bn
-from pws_mmdet.convert.batch_norm import EVALUATE, FUSE
+from pws_mmdet.convert.fuse_conv_bn import EVALUATE, FUSE
 from pws_mmdet.layers import ReparamConv2d
 
 CONVS = {
