@@ -1,5 +1,6 @@
 from .gamma import gamma_of_record, paper_gamma, suggest_gamma
 from .model_summary import Composition, summarize_model
+from .scalars import Scalars, read_scalars
 from .variance import STATISTICS, applied_filters
 from .variance_record import Layer, VarianceRecord, read_record
 
@@ -7,11 +8,13 @@ __all__ = [
     'Composition',
     'Layer',
     'STATISTICS',
+    'Scalars',
     'VarianceRecord',
     'applied_filters',
-    'summarize_model',
     'gamma_of_record',
     'paper_gamma',
     'read_record',
+    'read_scalars',
     'suggest_gamma',
+    'summarize_model',
 ]

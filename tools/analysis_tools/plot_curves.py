@@ -11,28 +11,17 @@ import argparse
 import json
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-import matplotlib
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from pws_mmdet.utils.files import write_whole
-
-SUFFIXES = ('.png', '.svg')
-# of Okabe and Ito, to be told apart whatever one's colour vision; yellow, which is
-# faint on white, comes last
-COLORS = (
-    *('#0072B2', '#D55E00', '#009E73', '#CC79A7'),
-    *('#E69F00', '#56B4E9', '#000000', '#F0E442'),
-)
-LINES = ('-', '--', '-.', ':')
-MARKERS = 'os^DvPX'
-NOT_METRICS = {'epoch', 'step', 'time', 'data_time'}
+from pws_mmdet.analysis.plot_style import figure_path, line_style, save_figure
+from pws_mmdet.analysis.scalars import NOT_METRICS, read_scalars
 
 
 @dataclass(frozen=True)
@@ -71,7 +60,8 @@ def read(path: str | Path, label: str | None = None) -> Training:
     """
     path = Path(path)
     if path.is_dir():
-        return Training(path, label or path.resolve().name, None, None, read_logs(path))
+        curve = read_scalars(path).validations
+        return Training(path, label or path.resolve().name, None, None, curve)
     try:
         record = json.loads(path.read_text(encoding='utf-8'))
         outcome = record['outcome'].split(':')[0]  # a failure's reason is long
@@ -86,53 +76,6 @@ def read(path: str | Path, label: str | None = None) -> Training:
         raise ValueError(f'{path} is no record of a training: it lacks {e}') from e
     except (AttributeError, TypeError, ValueError) as e:
         raise ValueError(f'{path} is no record of a training: {e}') from e
-
-
-def read_logs(work_dir: Path) -> dict[int, dict[str, float]]:
-    """Return the metrics of each epoch that a training validated.
-
-    Of several validations of an epoch, as after resuming, the last one counts.
-
-    Raises:
-        ValueError: If the folder holds no log of MMEngine's.
-    """
-    return {
-        entry['step']: numbers(entry)
-        for entry in log_entries(work_dir)
-        if 'lr' not in entry  # a validation: its step is the epoch
-    }
-
-
-def log_entries(work_dir: Path) -> Iterator[dict[str, Any]]:
-    """Yield what a training logged, in the order of time.
-
-    Raises:
-        ValueError: If the folder holds no log of MMEngine's.
-    """
-    paths = sorted(work_dir.glob('*/vis_data/scalars.json'))
-    if not paths:
-        raise ValueError(
-            f'{work_dir} is no work_dir of a training: there is no '
-            '*/vis_data/scalars.json in it'
-        )
-    for path in paths:
-        for line in path.read_text(encoding='utf-8').splitlines():
-            try:
-                entry = json.loads(line)
-            except json.JSONDecodeError:  # where a killed training stopped writing
-                continue
-            if not is_entry(entry):
-                raise ValueError(f"{path} is no log of MMEngine's: {line[:80]}")
-            yield entry
-
-
-def is_entry(entry: Any) -> bool:
-    """Whether it is one of a log: what it is plotted by are numbers."""
-    return (
-        isinstance(entry, dict)
-        and isinstance(entry.get('step'), int)
-        and all(isinstance(entry.get(k), int | float | None) for k in ('lr', 'loss'))
-    )
 
 
 def numbers(entry: dict[str, Any]) -> dict[str, float]:
@@ -175,16 +118,6 @@ def check(trainings: Sequence[Training], metric: str) -> None:
                 f'{twin.path} and {training.path} are both {training.label!r} of '
                 f'seed {training.seed}: tell them apart with --labels'
             )
-
-
-def line_style(index: int) -> dict[str, Any]:
-    """Return how Matplotlib draws the line of the training of that index."""
-    return dict(
-        color=COLORS[index % len(COLORS)],
-        linestyle=LINES[index % len(LINES)],
-        marker=MARKERS[index % len(MARKERS)],
-        markersize=4,
-    )
 
 
 def legend_entry(label: str, trainings: Sequence[Training]) -> str:
@@ -235,22 +168,6 @@ def plot(
     return figure
 
 
-def image_path(text: str) -> Path:
-    """Return the path of a image that is to be written, for argparse."""
-    path = Path(text)
-    if path.suffix not in SUFFIXES:
-        raise argparse.ArgumentTypeError(f'{path} must end in {" or ".join(SUFFIXES)}')
-    return path
-
-
-def save(figure: Figure, path: Path) -> None:
-    """Write a figure, and its folder; the same figure gives the same file."""
-    with matplotlib.rc_context({'svg.hashsalt': 'pws_mmdet'}):
-        metadata = {'Date': None} if path.suffix == '.svg' else None
-        options = dict(format=path.suffix[1:], dpi=150, metadata=metadata)
-        write_whole(path, lambda part: figure.savefig(part, **options))
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
@@ -265,7 +182,7 @@ def main() -> None:
         '--out',
         action='append',
         required=True,
-        type=image_path,
+        type=figure_path,
         metavar='FILE',
         help='image to write, .png or .svg; may be given repeatedly',
     )
@@ -287,7 +204,7 @@ def main() -> None:
         trainings = [read(*pair) for pair in zip(args.records, labels, strict=True)]
         figure = plot(trainings, args.metric, args.title)
         for path in args.out:
-            save(figure, path)
+            save_figure(figure, path)
     except (ValueError, OSError) as e:
         parser.error(str(e))
     print(f'written to {", ".join(map(str, args.out))}')

@@ -41,9 +41,9 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
-from plot_curves import line_style, picture_path, save
 
 from pws_mmdet.analysis import VarianceRecord, read_record
+from pws_mmdet.analysis.plot_style import figure_path, line_style, save_figure
 from pws_mmdet.utils.files import write_whole
 
 # the statistics of each figure; those that follow the first of 1a are its band
@@ -477,7 +477,7 @@ def main() -> None:
         '--out',
         action='append',
         default=[],
-        type=picture_path,
+        type=figure_path,
         metavar='FILE',
         help='picture to write, .png or .svg; may be given repeatedly',
     )
@@ -516,7 +516,7 @@ def main() -> None:
         figure = plot(runs, args.figure, args.title)
         written = [str(path) for path in args.out]
         for path in args.out:
-            save(figure, path)
+            save_figure(figure, path)
         if args.table == '-':
             print(table(runs, args.figure), end='')
         elif args.table:

@@ -21,7 +21,6 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from plot_curves import COLORS, LINES, log_entries, read_logs
 from plot_variance import (
     FIGURES,
     SIDES,
@@ -39,7 +38,8 @@ from plot_variance import (
     values_of,
 )
 
-from pws_mmdet.analysis import VarianceRecord, read_record
+from pws_mmdet.analysis import VarianceRecord, read_record, read_scalars
+from pws_mmdet.analysis.plot_style import COLORS, LINES
 from pws_mmdet.utils.files import write_whole
 
 try:
@@ -156,8 +156,8 @@ def read(label: str, work_dir: Path, folder: Path | None, pictures: int) -> Trai
     except ValueError as e:
         record = str(e)
     try:
-        entries = training_entries(work_dir)
-        curve = read_logs(work_dir)
+        scalars = read_scalars(work_dir)
+        entries, curve = scalars.training, scalars.validations
     except ValueError:
         if isinstance(record, str):
             raise
@@ -182,23 +182,6 @@ def read(label: str, work_dir: Path, folder: Path | None, pictures: int) -> Trai
         is_logged,
         lacks_pictures=not found,
     )
-
-
-def training_entries(work_dir: Path) -> dict[int, dict]:
-    """Return what was logged of the training itself, by its steps.
-
-    Raises:
-        ValueError: If the folder holds no log.
-    """
-    entries: dict[int, dict] = {}
-    for entry in log_entries(work_dir):
-        if 'lr' not in entry:
-            continue
-        step = entry['step']
-        if entries and step <= next(reversed(entries)):  # resumed: all anew from here
-            entries = {k: v for k, v in entries.items() if k < step}
-        entries[step] = entry
-    return entries
 
 
 def finite(value: float | None) -> float:
@@ -226,7 +209,7 @@ def find_images(work_dir: Path, folder: Path | None = None) -> list[Path]:
         and (folder or any(map(TIMESTAMP.fullmatch, path.relative_to(root).parts)))
     ]
     if folder and not found:
-        raise ValueError(f'{folder} holds no picture (.png, .jpg)')
+        raise ValueError(f'{folder} holds no image (.png, .jpg)')
 
     def numbers_apart(path: Path) -> list[str | int]:
         parts = re.split(r'(\d+)', str(path.relative_to(root)))
@@ -243,7 +226,7 @@ def embed(path: Path) -> str:
     """
     picture = cv2.imread(str(path))
     if picture is None:
-        raise ValueError(f'{path} is no picture')
+        raise ValueError(f'{path} is no image')
     scale = PICTURE_SIDE / max(picture.shape[:2])
     if scale < 1:
         size = [max(1, round(scale * side)) for side in picture.shape[1::-1]]
@@ -718,9 +701,9 @@ def page(trainings: Sequence[Training], title: str) -> str:
     none = [escape(t.label) for t in trainings if t.lacks_pictures]
     if none:
         text = (
-            f'No pictures of detections were found for {", ".join(none)}. This makes '
+            f'No images of detections were found for {", ".join(none)}. This makes '
             'some, for the next report: <code>python tools/test.py CONFIG CHECKPOINT '
-            '--work-dir WORK_DIR --show-dir pictures</code>'
+            '--work-dir WORK_DIR --show-dir images</code>'
         )
         sections.append(('Trainings without detections', text))
     body = '\n'.join(
@@ -757,29 +740,27 @@ def main() -> None:
     )
     parser.add_argument('--title', default='Trainings', help='(default: Trainings)')
     parser.add_argument(
-        '--pictures',
+        '--images',
         type=int,
         default=8,
         metavar='N',
         help='at most so many of each training (default: 8)',
     )
     parser.add_argument(
-        '--picture-dir',
+        '--image-dir',
         action='append',
         type=Path,
         metavar='DIR',
         help='folder of pictures instead of those in the WORK_DIR; once for each',
     )
     args = parser.parse_args()
-    folders = args.picture_dir or [None] * len(args.work_dirs)
+    folders = args.image_dir or [None] * len(args.work_dirs)
     if len(folders) != len(args.work_dirs):
-        parser.error(
-            f'{len(args.work_dirs)} WORK_DIRs but {len(folders)} --picture-dir'
-        )
+        parser.error(f'{len(args.work_dirs)} WORK_DIRs but {len(folders)} --image-dir')
     try:
         named = name_runs(args.work_dirs, args.labels)
         trainings = [
-            read(label, work_dir, folder, args.pictures)
+            read(label, work_dir, folder, args.images)
             for (label, work_dir), folder in zip(named.items(), folders, strict=True)
         ]
         text = page(trainings, args.title)
