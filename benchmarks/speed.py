@@ -49,7 +49,6 @@ from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
 import pws_mmdet
-from pws_mmdet.analysis.model_summary import find_dicts
 from pws_mmdet.analysis.speed import (
     Contender,
     Detector,
@@ -59,7 +58,7 @@ from pws_mmdet.analysis.speed import (
 )
 from pws_mmdet.layers import ReparamConv2d
 from pws_mmdet.utils.arguments import positive
-from pws_mmdet.utils.config import type_name, without_pretrained
+from pws_mmdet.utils.config import find_dicts, type_name, without_pretrained
 from pws_mmdet.utils.files import put_in_page, write_whole
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -17,7 +17,7 @@ from mmengine.utils import get_installed_path
 from torch import Tensor
 
 from pws_mmdet import PWSAlphaInitHook, PWSConv2d, fuse_pws, summarize_model
-from pws_mmdet.analysis.model_summary import NORM
+from pws_mmdet.analysis.layer_kinds import NORM
 from pws_mmdet.convert.norm_free_config import norm_free_model
 
 ROW = re.compile(r'^\| (?P<name>[^|]+?) \| `(?P<config>\S+)` \| (?P<pws>\d+) \| ')

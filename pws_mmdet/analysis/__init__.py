@@ -1,5 +1,5 @@
 from .gamma import gamma_of_record, paper_gamma, suggest_gamma
-from .model_summary import Composition, summarize_model
+from .model_summary import Composition, summarize_config, summarize_model
 from .scalars import Scalars, read_scalars
 from .variance import STATISTICS, applied_filters
 from .variance_record import Layer, VarianceRecord, read_record
@@ -16,5 +16,6 @@ __all__ = [
     'read_record',
     'read_scalars',
     'suggest_gamma',
+    'summarize_config',
     'summarize_model',
 ]

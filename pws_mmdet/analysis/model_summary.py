@@ -1,35 +1,23 @@
-"""What a network is made of: kinds of layers, their parameters and multiply-adds."""
+"""What a model is made of: kinds of layers, their parameters and multiply-adds."""
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from textwrap import shorten
 from typing import Any
 
-import torch
-from mmcv.cnn import ConvAWS2d, ConvWS2d, is_norm
-from mmdet.structures import DetDataSample
-from mmengine.config import Config
-from mmengine.model import is_model_wrapper
 from mmengine.optim import OptimWrapper, OptimWrapperDict
-from torch import Tensor, nn
-from torch.nn.modules.conv import _ConvNd
-from torch.nn.utils.parametrize import ParametrizationList, is_parametrized
+from torch import nn
 from torch.optim import Optimizer
-from torch.utils.flop_counter import FlopCounterMode
 
-from ..layers import NoNorm, PWSConv2d
-from ..layers.reparam_conv import ReparamConv2d
+from ..convert.checkpoint import unwrapped
+from ..layers import PWSConv2d
+from ..utils.config import build_for_training, find_image_size, read_config
+from .layer_kinds import KINDS, REST, class_name, find_layers, kind_of, parameters_of
+from .macs import Inputs, describe_inputs, measure_macs
+from .model_findings import count_values, describe_norms, describe_pws
 
-PWS = 'PWS convolutions'
-REPARAMETRIZED = 'other reparametrized convolutions'
-PLAIN = 'plain convolutions'
-LINEAR = 'linear layers'
-NORM = 'layers that normalize'
-REST = 'the rest'
-KINDS = (PWS, REPARAMETRIZED, PLAIN, LINEAR, NORM, REST)
 TOTAL = 'total'
-NO_DECAY = "optim_wrapper = dict(constructor='PWSOptimWrapperConstructor')"
 
 
 @dataclass(frozen=True)
@@ -40,11 +28,11 @@ class LayerSummary:
         name: Its name in the model, the first one if it has several.
         type: Its class.
         kind: One of ``KINDS``.
-        parameters: Number of values in its parameters. A parameter that a layer
-            before it holds, too, does not count.
-        frozen: Whether it has parameters, and none of them requires a gradient.
-        macs: Multiply-adds of all its applications in a forward pass, None if they
-            were not measured.
+        parameters: Number of values in its parameters. A shared parameter counts for
+            the first layer that holds it.
+        frozen: Whether it has parameters and none of them requires a gradient.
+        macs: Multiply-adds in one forward pass, summed over all calls of the layer.
+            None if they were not measured.
     """
 
     name: str
@@ -57,17 +45,17 @@ class LayerSummary:
 
 @dataclass(frozen=True)
 class Composition:
-    """What a network is made of; as a string, a table and what stands out.
+    """What a model is made of. Its string is a table and the findings.
 
     Args:
         layers: Its layers, in the order of ``named_modules()``.
         other_macs: Multiply-adds outside of all layers, None if they were not
             measured.
-        alphas: Number of alphas of PWS convolutions.
-        trained_alphas: Number of those that are trained.
+        alphas: Number of alphas in the PWS convolutions.
+        trained_alphas: Number of these that are trained.
         decayed_alphas: Names of the parameters alpha that weight decay pulls towards
             0, None if no optimizer was given.
-        findings: Sentences on what stands out.
+        findings: Sentences that tell what is unusual, or worth knowing.
     """
 
     layers: list[LayerSummary]
@@ -78,10 +66,10 @@ class Composition:
     findings: list[str]
 
     def kinds(self) -> list[dict[str, Any]]:
-        """The numbers of each kind, and of all: the rows of the table.
+        """Return the rows of the table: one for each of ``KINDS``, then the total.
 
         ``types`` counts the layers of each class. ``macs`` is None if they were not
-        measured; those outside of all layers are in 'the rest'.
+        measured. Multiply-adds outside of all layers belong to 'the rest'.
         """
         rows = []
         for kind in (*KINDS, TOTAL):
@@ -109,7 +97,7 @@ class Composition:
             del columns['macs']
         lines = [['', 'layers', 'frozen']]
         for title in columns.values():
-            lines[0] += [title, '']  # its share has no title
+            lines[0] += [title, '']  # The column of percentages has no title.
         lines[0].append('')
         for row in rows:
             if not (row['layers'] or row['macs'] or row is total):
@@ -131,78 +119,51 @@ class Composition:
 
 def summarize_model(
     model: nn.Module,
-    inputs: Tensor | Mapping[str, Any] | Sequence[int] | None = None,
+    inputs: Inputs | None = None,
     optimizer: Optimizer | OptimWrapper | OptimWrapperDict | None = None,
 ) -> Composition:
-    """Say what a network is made of.
+    """Say what a model is made of.
 
-    A layer normalizes if it is one of BN, GN, LN, IN and their like, or a module
-    without children whose class has 'Norm' in its name; :class:`NoNorm` is none.
-    Functions that normalize are not seen.
+    A layer normalizes if it is a BN, GN, LN, IN or a similar layer, or if it has no
+    children and its class has 'Norm' in its name. :class:`NoNorm` does not normalize.
+    Functions that normalize are not found.
 
-    Multiply-adds (MACs) are what PyTorch's FlopCounterMode counts in a forward pass,
-    halved: those of convolutions and of products of matrices, at every application
-    of a layer. Biases, normalization, activations and fused kernels of attention do
-    not count, nor does computing filters from their parameters, which costs
-    O(parameters). The pass is made in eval mode, and leaves the model and PyTorch's
-    random numbers as they were.
+    Multiply-adds (MACs) are half of what PyTorch's FlopCounterMode counts in a forward
+    pass: those of convolutions and of matrix products, each time that a layer is
+    called. Biases, normalization, activations and fused attention kernels do not
+    count. Neither does the computation of PWS filters, which costs O(parameters). The
+    pass runs in eval mode. The model and PyTorch's random numbers are the same
+    afterwards.
 
     Args:
-        model: Any module, also one that is wrapped for a distributed training. What
-            is said of eval mode is said of the mode that it is in.
-        inputs: What to measure the multiply-adds with: the input, the keyword
-            arguments of ``forward``, or, for models of MMDetection, height and width
-            of a image in pixels, which the model pads as it does in a test. The
-            image is random; a second stage sees the proposals that the first one
-            finds in it. None measures nothing.
-        optimizer: Tells which alphas are trained, and decayed.
+        model: Any module, also one that is wrapped for distributed training. Findings
+            about eval mode are about the mode that it is in.
+        inputs: What to measure the multiply-adds with. It is an input tensor, the
+            keyword arguments of ``forward``, or, for a model of MMDetection, the
+            height and width of an image in pixels. The image is random, and the model
+            pads it as in a test. A second stage sees the proposals that the first
+            stage finds in it. None measures nothing.
+        optimizer: Tells which alphas are trained, and which are decayed.
 
     Returns:
-        The composition. If the forward pass fails it has no multiply-adds, and its
-        last finding says why.
+        The composition. If the forward pass fails, it has no multiply-adds, and its
+        last finding gives the reason.
     """
-    while is_model_wrapper(model):
-        model = model.module
-    # torch's modules that compute the weight of a layer are part of the layer
-    inner = {
-        part
-        for module in model.modules()
-        if isinstance(module, ParametrizationList)
-        for part in module.modules()
-    }
-    modules = {
-        name: module
-        for name, module in model.named_modules()
-        if module not in inner and _kind(module) is not None
-    }
+    model = unwrapped(model)
+    layers = find_layers(model)
     macs, note = None, []
     if inputs is not None:
         try:
-            macs = _measure_macs(model, modules.values(), inputs)
-            note = [f'MACs: a forward pass of {_describe_inputs(inputs)}']
-        except Exception as e:  # a model may raise anything
+            macs = measure_macs(model, layers.values(), inputs)
+            note = [f'MACs: a forward pass of {describe_inputs(inputs)}']
+        except Exception as e:  # A model may raise anything.
             reason = shorten(f'{type(e).__name__}: {e}', 400)
-            note = [f'MACs: no forward pass of {_describe_inputs(inputs)}: {reason}']
-
-    layers = []
-    seen: set[nn.Parameter] = set()
-    for name, module in modules.items():
-        parameters = set(_parameters(module))
-        layer = LayerSummary(
-            name=name,
-            type=_class_name(module),
-            kind=_kind(module),
-            parameters=sum(p.numel() for p in parameters - seen),
-            frozen=bool(parameters) and not any(p.requires_grad for p in parameters),
-            macs=None if macs is None else macs[module],
-        )
-        layers.append(layer)
-        seen |= parameters
+            note = [f'MACs: no forward pass of {describe_inputs(inputs)}: {reason}']
 
     alphas = {
-        f'{name}.alpha': module.alpha
-        for name, module in modules.items()
-        if isinstance(module, PWSConv2d) and module.alpha is not None
+        f'{name}.alpha': layer.alpha
+        for name, layer in layers.items()
+        if isinstance(layer, PWSConv2d) and layer.alpha is not None
     }
     trained = {name: p for name, p in alphas.items() if p.requires_grad}
     decayed = None
@@ -211,237 +172,86 @@ def summarize_model(
         trained = {name: p for name, p in trained.items() if p in optimized}
         decayed = [name for name, p in trained.items() if p in pulled]
     return Composition(
-        layers=layers,
+        layers=_summarize_layers(layers, macs),
         other_macs=None if macs is None else macs[None],
-        alphas=_numel(alphas),
-        trained_alphas=_numel(trained),
+        alphas=count_values(alphas),
+        trained_alphas=count_values(trained),
         decayed_alphas=decayed,
         findings=[
-            *_describe_norms(model, modules),
-            *_describe_pws(modules, alphas, trained, decayed),
+            *describe_norms(model, layers),
+            *describe_pws(layers, alphas, trained, decayed),
             *note,
         ],
     )
 
 
-def find_image_size(
-    cfg: Config,
-    loaders: Sequence[str] = ('test_dataloader', 'val_dataloader', 'train_dataloader'),
-) -> tuple[int, int] | None:
-    """Height and width in pixels that a config's pipelines make, the first's first."""
-    for loader in loaders:
-        for transform in find_dicts(cfg.get(loader)):
-            name = transform.get('type')
-            name = getattr(name, '__name__', str(name)).split('.')[-1]
-            key = dict(Resize='scale', CenterCrop='crop_size').get(name)
-            size = transform.get(key)
-            if size is not None:
-                width, height = (size, size) if isinstance(size, int) else size
-                return height, width
-    return None
+def summarize_config(
+    config: str,
+    cfg_options: Mapping | None = None,
+    shape: Sequence[int] | None = None,
+    macs: bool = True,
+) -> Composition:
+    """Say what the model of a config is made of.
+
+    The weights are random. No checkpoint and no data are read.
+
+    Args:
+        config: Path of a config, or an installed one, as in 'mmdet::FOLDER/NAME.py'.
+        cfg_options: Changes to the config, as of ``--cfg-options``.
+        shape: Height and width of the image in pixels. By default it is the size to
+            which the config's test pipeline resizes.
+        macs: Count multiply-adds.
+
+    Raises:
+        ValueError: If the config cannot be read, if its model or optimizer cannot be
+            built, if the image size is unknown, or if the model does not take images
+            of ``shape``.
+    """
+    cfg = read_config(config, cfg_options)
+    size = (shape or find_image_size(cfg)) if macs else None
+    if macs and size is None:
+        raise ValueError(
+            f'{config} has no Resize with a scale in its test pipeline: give --shape '
+            'or --no-macs'
+        )
+    model, optimizer = build_for_training(config, cfg)
+    composition = summarize_model(model, size, optimizer)
+    if shape and macs and composition.other_macs is None:
+        raise ValueError(composition.findings[-1])
+    return composition
 
 
-def find_dicts(cfg: Any) -> Iterator[Mapping]:
-    """Yield all dicts in nested dicts and lists."""
-    if isinstance(cfg, Mapping):
-        yield cfg
-        cfg = list(cfg.values())
-    if isinstance(cfg, (list, tuple)):
-        for value in cfg:
-            yield from find_dicts(value)
-
-
-def _kind(module: nn.Module) -> str | None:
-    """What it is; None if it neither holds parameters nor normalizes."""
-    if isinstance(module, ReparamConv2d) and module.deployed:
-        return PLAIN
-    if isinstance(module, PWSConv2d):
-        return PWS
-    if isinstance(module, (ReparamConv2d, ConvWS2d, ConvAWS2d)):
-        return REPARAMETRIZED
-    if isinstance(module, _ConvNd):
-        # torch's weight_norm and its like take the parameter away
-        return PLAIN if 'weight' in module._parameters else REPARAMETRIZED
-    if isinstance(module, nn.Linear):
-        return LINEAR
-    holds_parameters = any(True for _ in module.parameters(recurse=False))
-    if holds_parameters and hasattr(module, 'kernel_size'):
-        return PLAIN  # mmcv's deformable convolutions
-    is_leaf = not any(True for _ in module.children())
-    is_named_norm = is_leaf and 'Norm' in type(module).__name__
-    if is_norm(module) or (is_named_norm and not isinstance(module, NoNorm)):
-        return NORM
-    return REST if holds_parameters else None
-
-
-def _class_name(module: nn.Module) -> str:
-    # torch gives a parametrized layer a class of its own
-    bases = type(module).__mro__
-    return bases[1 if is_parametrized(module) else 0].__name__
-
-
-def _parameters(layer: nn.Module) -> Iterator[nn.Parameter]:
-    yield from layer.parameters(recurse=False)
-    if is_parametrized(layer):
-        yield from layer.parametrizations.parameters()
-
-
-def _measure_macs(
-    model: nn.Module,
-    layers: Iterable[nn.Module],
-    inputs: Tensor | Mapping[str, Any] | Sequence[int],
-) -> Counter[nn.Module | None]:
-    """Multiply-adds of each layer, and under None those outside of all."""
-    macs: Counter[nn.Module | None] = Counter()
-    running: list[nn.Module | None] = [None]
-    # the product of matrices in mmcv's deformable convolutions
-    in_place = {torch.ops.aten.addmm_: lambda _, a, b, **kw: 2 * a[0] * a[1] * b[1]}
-    counter = FlopCounterMode(display=False, custom_mapping=in_place)
-
-    def attribute(*_) -> None:
-        done = counter.get_total_flops() // 2  # of a multiplication and an addition
-        macs[running[-1]] += done - macs.total()
-
-    def enter(layer: nn.Module, *_) -> None:
-        attribute()
-        running.append(layer)
-
-    def leave(*_) -> None:
-        attribute()
-        running.pop()
-
-    modes = {module: module.training for module in model.modules()}
-    gpus = {p.device.index for p in model.parameters() if p.is_cuda}
-    handles = []
-    try:
-        for module in modes:
-            module.training = False
-        for layer in layers:
-            handles.append(layer.register_forward_pre_hook(enter))
-            handles.append(layer.register_forward_hook(leave))
-        with torch.random.fork_rng(gpus), torch.no_grad(), counter:
-            _forward(model, inputs)
-    finally:
-        for handle in handles:
-            handle.remove()
-        for module, training in modes.items():
-            module.training = training
-    attribute()
-    return macs
-
-
-def _forward(
-    model: nn.Module, inputs: Tensor | Mapping[str, Any] | Sequence[int]
-) -> None:
-    if isinstance(inputs, Tensor):
-        model(inputs)
-    elif isinstance(inputs, Mapping):
-        model(**inputs)
-    else:
-        size = tuple(inputs)
-        seeded = torch.Generator().manual_seed(0)
-        image = torch.randint(256, (3, *size), generator=seeded, dtype=torch.uint8)
-        meta = dict(img_shape=size, ori_shape=size, scale_factor=(1.0, 1.0))
-        batch = dict(inputs=[image], data_samples=[DetDataSample(metainfo=meta)])
-        model(**model.data_preprocessor(batch, False), mode='tensor')
-
-
-def _describe_inputs(inputs: Tensor | Mapping[str, Any] | Sequence[int]) -> str:
-    if isinstance(inputs, (Tensor, Mapping)):
-        return 'the given input'
-    return 'a random image of {} x {} pixels'.format(*inputs)
+def _summarize_layers(
+    layers: Mapping[str, nn.Module], macs: Mapping[nn.Module | None, int] | None
+) -> list[LayerSummary]:
+    summaries = []
+    seen: set[nn.Parameter] = set()
+    for name, layer in layers.items():
+        parameters = set(parameters_of(layer))
+        summary = LayerSummary(
+            name=name,
+            type=class_name(layer),
+            kind=kind_of(layer),
+            parameters=sum(p.numel() for p in parameters - seen),
+            frozen=bool(parameters) and not any(p.requires_grad for p in parameters),
+            macs=None if macs is None else macs[layer],
+        )
+        summaries.append(summary)
+        seen |= parameters
+    return summaries
 
 
 def _optimized_and_decayed(
     optimizer: Optimizer | OptimWrapper | OptimWrapperDict,
 ) -> tuple[set[nn.Parameter], set[nn.Parameter]]:
+    """Return the parameters in an optimizer, and those with a weight decay."""
     groups = optimizer.param_groups
-    if isinstance(groups, dict):  # of an OptimWrapperDict
+    if isinstance(groups, dict):  # It is an OptimWrapperDict.
         groups = [group for several in groups.values() for group in several]
     return (
         {p for group in groups for p in group['params']},
         {p for group in groups if group.get('weight_decay') for p in group['params']},
     )
-
-
-def _describe_norms(
-    model: nn.Module, modules: Mapping[str, nn.Module]
-) -> Iterator[str]:
-    norms = {name: m for name, m in modules.items() if _kind(m) == NORM}
-    if not norms:
-        yield 'Norm-free: no layer normalizes outputs'
-        return
-    yield (
-        f'NOT norm-free: {len(norms)} of {len(modules)} layers normalize outputs: '
-        + _few(norms)
-    )
-    stored = [
-        norm
-        for norm in norms.values()
-        if not norm.training and getattr(norm, 'running_mean', None) is not None
-    ]
-    if stored and model.training:
-        yield f'In eval mode, with running statistics: {len(stored)} of these'
-
-
-def _describe_pws(
-    modules: Mapping[str, nn.Module],
-    alphas: Mapping[str, nn.Parameter],
-    trained: Mapping[str, nn.Parameter],
-    decayed: Collection[str] | None,
-) -> Iterator[str]:
-    gammas: dict[str, list[float]] = {}  # of each part of the network
-    for name, module in modules.items():
-        if isinstance(module, PWSConv2d):
-            gammas.setdefault(name.split('.')[0], []).append(module.gamma)
-    if not gammas:
-        return
-    parts: dict[str, list[str]] = {}
-    for part, values in gammas.items():
-        ends = [f'{end(values):.3g}' for end in (min, max)]
-        parts.setdefault(' to '.join(dict.fromkeys(ends)), []).append(part)
-    texts = (f'{values} in {_few(names)}' for values, names in parts.items())
-    yield f'gamma: {"; ".join(texts)}'
-
-    frozen = [name for name in alphas if name not in trained]
-    if alphas:
-        text = 'all' if not frozen else f'{_numel(trained)} of them'
-        end = ', none decayed' if decayed == [] else ''
-        yield f'alpha: {_numel(alphas)} values, {text} trained{end}'
-    if frozen:
-        yield f'Not trained: {_few(frozen)}'
-    if decayed:
-        yield (
-            f'Weight decay pulls {len(decayed)} of {len(alphas)} alphas towards 0, '
-            f'unlike in the paper: {_by_parts(decayed, alphas)}. {NO_DECAY} switches '
-            'it off'
-        )
-    backbone = [name for name in modules if name.split('.')[0] == 'backbone']
-    plain = [name for name in backbone if _kind(modules[name]) == PLAIN]
-    if plain and 'backbone' in gammas:
-        yield f'Plain convolutions in a backbone with PWS: {_few(plain)}'
-
-
-def _numel(parameters: Mapping[str, nn.Parameter]) -> int:
-    return sum(p.numel() for p in set(parameters.values()))
-
-
-def _by_parts(names: Collection[str], of: Collection[str]) -> str:
-    """Name the parts of the network all of whose names are there, and the others."""
-    parts: dict[str, list[str]] = {}
-    for name in of:
-        parts.setdefault(name.split('.')[0], []).append(name)
-    texts = []
-    for part, whole in parts.items():
-        some = [name for name in whole if name in names]
-        is_all = len(some) == len(whole) > 1
-        texts += [f'all {len(whole)} of {part}'] if is_all else some
-    return ', '.join(texts)
-
-
-def _few(names: Iterable[str]) -> str:
-    names = list(names)
-    return ', '.join([*names[:3], '...'] if len(names) > 3 else names)
 
 
 def _short(number: float) -> str:

@@ -34,8 +34,7 @@ from torch.profiler import ProfilerActivity, profile
 from ..convert import fuse_pws
 from ..engine import VarianceMonitorHook
 from ..layers import share_filters_of_heads
-from ..utils.config import without_pretrained
-from .model_summary import find_image_size
+from ..utils.config import find_image_size, without_pretrained
 
 BOX_SIDES = (1 / 8, 1 / 2)  # over those of the image
 PACKAGES = ('torch', 'mmcv', 'mmengine', 'mmdet', 'pws_mmdet')

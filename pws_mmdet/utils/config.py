@@ -1,13 +1,15 @@
 """Configs for programs, with one error for all that may be wrong with them."""
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from textwrap import shorten
 from typing import Any
 
 from mmengine.config import Config, DictAction
+from mmengine.optim import OptimWrapper, OptimWrapperDict, build_optim_wrapper
 from mmengine.registry import MODELS, init_default_scope
+from mmengine.runner import set_random_seed
 from mmengine.utils import get_installed_path, is_installed
 from torch import nn
 
@@ -76,6 +78,73 @@ def build_model(config: str, cfg: Config) -> nn.Module:
         return MODELS.build(without_pretrained(cfg.model))
     except Exception as e:  # whatever a model raises
         raise ValueError(f'{config} cannot be built: {describe(e)}') from e
+
+
+def build_for_training(
+    config: str, cfg: Config
+) -> tuple[nn.Module, OptimWrapper | OptimWrapperDict | None]:
+    """Build the model of a config, with random weights, and its optimizer.
+
+    The weights are the same each time, and the model is in training mode. The
+    optimizer is None if the config has none.
+
+    Args:
+        config: Its name, for the message.
+        cfg: The config.
+
+    Raises:
+        ValueError: If that fails.
+    """
+    set_random_seed(0)
+    model = build_model(config, cfg).train()
+    try:
+        return model, _build_optimizer(model, cfg)
+    except Exception as e:  # An optimizer may raise anything.
+        raise ValueError(f'{config} cannot be built: {describe(e)}') from e
+
+
+def _build_optimizer(
+    model: nn.Module, cfg: Config
+) -> OptimWrapper | OptimWrapperDict | None:
+    optim_cfg = cfg.get('optim_wrapper')
+    if optim_cfg and 'optimizer' in optim_cfg:
+        # Leave out the type of the wrapper: AmpOptimWrapper needs a GPU.
+        keys = ('constructor', 'optimizer', 'paramwise_cfg')
+        optim_cfg = {key: optim_cfg[key] for key in keys if key in optim_cfg}
+    return build_optim_wrapper(model, optim_cfg) if optim_cfg else None
+
+
+def find_image_size(
+    cfg: Config,
+    loaders: Sequence[str] = ('test_dataloader', 'val_dataloader', 'train_dataloader'),
+) -> tuple[int, int] | None:
+    """Return the height and width in pixels to which a config resizes its images.
+
+    Args:
+        cfg: The config.
+        loaders: The data loaders to look at. The first one that has a size counts.
+
+    Returns:
+        Height and width, or None if no Resize or CenterCrop tells them.
+    """
+    for loader in loaders:
+        for transform in find_dicts(cfg.get(loader)):
+            key = dict(Resize='scale', CenterCrop='crop_size').get(type_name(transform))
+            size = transform.get(key)
+            if size is not None:
+                width, height = (size, size) if isinstance(size, int) else size
+                return height, width
+    return None
+
+
+def find_dicts(cfg: Any) -> Iterator[Mapping]:
+    """Yield every dict in nested dicts and lists, the outer ones first."""
+    if isinstance(cfg, Mapping):
+        yield cfg
+        cfg = list(cfg.values())
+    if isinstance(cfg, (list, tuple)):
+        for value in cfg:
+            yield from find_dicts(value)
 
 
 def registered(cfg: Any) -> Any:

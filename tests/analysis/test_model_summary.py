@@ -18,7 +18,9 @@ from pws_mmdet import (
     WNConv2d,
 )
 from pws_mmdet.analysis import summarize_model
-from pws_mmdet.analysis.model_summary import KINDS, NO_DECAY, find_image_size
+from pws_mmdet.analysis.layer_kinds import KINDS
+from pws_mmdet.analysis.model_findings import NO_DECAY
+from pws_mmdet.utils.config import find_image_size
 
 PWS, REPARAMETRIZED, PLAIN, LINEAR, NORM, REST = KINDS
 
@@ -261,7 +263,7 @@ def test_what_stands_out_of_pws():
 def test_names_are_shortened():
     net = nn.Sequential(*(nn.BatchNorm2d(1) for _ in range(5)))
     (finding,) = summarize_model(net).findings
-    assert finding.endswith('5 of 5 layers normalize outputs: 0, 1, 2, ...')
+    assert finding.endswith('5 of 5 layers normalize outputs: 0, 1, 2 and 2 more')
 
 
 @pytest.mark.parametrize('wrap', ['optimizer', 'wrapper', 'dict of wrappers'])

@@ -20,7 +20,7 @@ from conftest import ROOT, load_config
 from mmdet.registry import MODELS
 
 from pws_mmdet import summarize_model, tables
-from pws_mmdet.analysis.model_summary import NORM, PWS
+from pws_mmdet.analysis.layer_kinds import NORM, PWS
 
 GRID = ROOT / 'configs/tables.yml'
 NAMES = [name for name in yaml.safe_load(GRID.read_text()) if name[0] != '_']

@@ -13,7 +13,7 @@ from mmengine.utils import get_installed_path
 from torch import nn
 
 from pws_mmdet import PWSConv2d, summarize_model
-from pws_mmdet.analysis.model_summary import NORM
+from pws_mmdet.analysis.layer_kinds import NORM
 from pws_mmdet.convert.norm_free_config import (
     bn_eps_of,
     changes_of,

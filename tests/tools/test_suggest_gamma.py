@@ -15,12 +15,8 @@ SSD = 'configs/mini/ssd96_vgg16_{}_digits.py'
 
 
 @pytest.fixture(scope='module')
-def program(root):
-    sys.path.insert(0, str(root / 'tools/analysis_tools'))  # it imports its sibling
-    import suggest_gamma
-
-    yield suggest_gamma
-    sys.path.pop(0)
+def program(load_program):
+    return load_program('tools/analysis_tools/suggest_gamma.py')
 
 
 @pytest.fixture
@@ -130,7 +126,7 @@ def test_steps_of_a_training(suggest, digits):
         (SSD.format('pws'), ['--largest-step', '0'], '--largest-step must be from'),
         (SSD.format('pws'), ['--largest-step', 'nan'], '--largest-step must be from'),
         (SSD.format('pws'), ['--record', '.'], 'holds no record'),
-        (SSD.format('pws'), ['--steps', '0'], 'invalid positive_integer'),
+        (SSD.format('pws'), ['--steps', '0'], 'invalid positive int'),
         (SSD.format('pws'), ['--steps', '1', '--record', '.'], 'not allowed with'),
     ],
 )

@@ -9,10 +9,11 @@ from conftest import load_config
 from mmengine.model import BaseModule
 from mmengine.registry import MODELS
 
-from pws_mmdet.analysis.model_summary import Composition
+from pws_mmdet.analysis import Composition, summarize_config
 
 SSD = 'configs/mini/ssd96_vgg16_{}_digits.py'
 MASK_RCNN = 'configs/mini/mask_rcnn_r18_fpn_pws_digits.py'
+FIND_IMAGE_SIZE = 'pws_mmdet.analysis.model_summary.find_image_size'
 RETINANET = 'mmdet::retinanet/retinanet_r50_fpn_1x_coco.py'
 
 
@@ -76,12 +77,12 @@ def test_a_norm_free_detector_beside_its_control(main, tmp_path):
     assert row(bn, 'plain convolutions')['layers'] == convs['layers']
 
 
-def test_a_detector_of_two_stages(main, program, no_weights):
+def test_a_detector_of_two_stages(main, no_weights):
     out = main(MASK_RCNN, '--shape', 64, 64)
     assert 'Norm-free: no layer normalizes outputs' in out
     assert 'a random image of 64 x 64 pixels' in out
     macs = {}
-    for layer in program.summarize(MASK_RCNN, shape=(64, 64)).layers:
+    for layer in summarize_config(MASK_RCNN, shape=(64, 64)).layers:
         macs[layer.name] = layer.macs
     assert macs['backbone.conv1'] == 32 * 32 * (32 * 3 * 7 * 7)
     # RPN: of the levels of the FPN, from 16 x 16 cells on
@@ -93,16 +94,16 @@ def test_a_detector_of_two_stages(main, program, no_weights):
     assert macs['roi_head.mask_head.convs.0.conv'] > 0
 
 
-def test_alphas_that_the_config_decays(program):
+def test_alphas_that_the_config_decays():
     options = {'optim_wrapper.constructor': 'DefaultOptimWrapperConstructor'}
-    composition = program.summarize(MASK_RCNN, options, macs=False)
+    composition = summarize_config(MASK_RCNN, options, macs=False)
     names = {layer.name for layer in composition.layers if layer.type == 'PWSConv2d'}
     assert composition.decayed_alphas
     assert {f'{name}.alpha' for name in names} == {*composition.decayed_alphas}
 
 
-def test_a_config_of_mmdetection(program, no_weights):
-    composition = program.summarize(RETINANET, shape=(64, 64))
+def test_a_config_of_mmdetection(no_weights):
+    composition = summarize_config(RETINANET, shape=(64, 64))
     layers = {layer.name: layer for layer in composition.layers}
     norms = [layer for layer in composition.layers if layer.type == 'BatchNorm2d']
     assert len(norms) == 53
@@ -121,34 +122,34 @@ def test_a_config_of_mmdetection(program, no_weights):
     assert composition.decayed_alphas == []
 
 
-def test_without_a_forward_pass(main, program, monkeypatch):
-    monkeypatch.setattr(program, 'find_image_size', None)
+def test_without_a_forward_pass(main, monkeypatch):
+    monkeypatch.setattr(FIND_IMAGE_SIZE, None)
     out = main(SSD.format('pws'), '--no-macs')
     assert 'MACs' not in out
     assert 'PWS convolutions' in out
 
 
-def test_a_model_that_fails_is_described_nevertheless(main, program, monkeypatch):
-    monkeypatch.setattr(program, 'find_image_size', lambda cfg: (8, 8))
+def test_a_model_that_fails_is_described_nevertheless(main, monkeypatch):
+    monkeypatch.setattr(FIND_IMAGE_SIZE, lambda cfg: (8, 8))
     out = main('mmdet::ssd/ssd300_coco.py')
     assert 'layers that normalize' in out  # L2Norm
     assert 'MACs: no forward pass of a random image of 8 x 8 pixels: Runt' in out
 
 
-def test_mixed_precision_needs_no_gpu(program):
+def test_mixed_precision_needs_no_gpu():
     options = {'optim_wrapper.type': 'AmpOptimWrapper'}
     options['optim_wrapper.loss_scale'] = 'dynamic'
-    composition = program.summarize(SSD.format('pws'), options, macs=False)
+    composition = summarize_config(SSD.format('pws'), options, macs=False)
     assert isinstance(composition, Composition)
     assert composition.decayed_alphas == []
 
 
-def test_an_installed_config_with_a_plus_is_read_by_its_path(main, capsys, program):
+def test_an_installed_config_with_a_plus_is_read_by_its_path(main, capsys):
     with pytest.raises(SystemExit):
         main('mmdet::gn+ws/mask-rcnn_r50_fpn_gn-ws-all_2x_coco.py')
     error = ' '.join(capsys.readouterr().err.split())
     path = error.split('Give the path, ')[1]
-    composition = program.summarize(path, macs=False)
+    composition = summarize_config(path, macs=False)
     assert 'ConvWS2d' in {layer.type for layer in composition.layers}
 
 
@@ -163,7 +164,7 @@ def test_an_installed_config_with_a_plus_is_read_by_its_path(main, capsys, progr
         (['{tmp}/imports.py'], 'imports.py cannot be read: ImportError'),
         (['{tmp}/type.py', '--no-macs'], "cannot be built: KeyError: 'Mine is not in"),
         (['{tmp}/type.py'], 'give --shape or --no-macs'),
-        (['{ssd}', '--shape', '0', '8'], '--shape: invalid positive_integer'),
+        (['{ssd}', '--shape', '0', '8'], '--shape: invalid positive int'),
         (['{ssd}', '--no-macs', '--json', '{tmp}'], 'Is a directory'),
         (
             ['{ssd}', '--cfg-options', 'model.neck=dict(type=FPN,gamma=1)'],

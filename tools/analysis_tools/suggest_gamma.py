@@ -23,7 +23,6 @@ from collections.abc import Mapping, Sequence
 
 from mmengine.config import Config
 from mmengine.logging import MMLogger
-from summarize import build, positive_integer
 
 from pws_mmdet import DivergenceError, PWSConv2d, PWSRunner, suggest_gamma
 from pws_mmdet.analysis import gamma_of_record, read_record
@@ -32,7 +31,8 @@ from pws_mmdet.analysis.gamma import (
     LARGEST_STEP,
     pws_convs,
 )
-from pws_mmdet.utils.config import ConfigOptions, read_config
+from pws_mmdet.utils.arguments import positive
+from pws_mmdet.utils.config import ConfigOptions, build_for_training, read_config
 
 WATCHED = 10  # a step of so many is
 LEAST, MOST = 1e-12, 1e6  # of what is given; their squares are numbers of float32
@@ -97,7 +97,7 @@ def main() -> None:
         '--record', metavar='WORK_DIR', help='of a training with VarianceMonitorHook'
     )
     way.add_argument(
-        '--steps', type=positive_integer, metavar='N', help='train so many steps'
+        '--steps', type=positive(int), metavar='N', help='train so many steps'
     )
     parser.add_argument(
         '--largest-step',
@@ -141,7 +141,7 @@ def suggest(
                 f'{option} must be from {LEAST:g} to {MOST:g}, got {value}'
             )
     cfg = read_config(config, cfg_options)
-    model, _ = build(config, cfg)
+    model, _ = build_for_training(config, cfg)
     if isinstance(model, PWSConv2d):
         raise ValueError(f'{config} describes one convolution, and no network')
     optimizer = (cfg.get('optim_wrapper') or {}).get('optimizer') or {}

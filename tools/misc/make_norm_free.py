@@ -16,7 +16,7 @@ from mmengine.logging import MMLogger
 from mmengine.registry import MODELS, init_default_scope
 
 from pws_mmdet.analysis import summarize_model
-from pws_mmdet.analysis.model_summary import NORM, PWS
+from pws_mmdet.analysis.layer_kinds import NORM, PWS
 from pws_mmdet.convert.checkpoint import check_out
 from pws_mmdet.convert.norm_free_config import changes_of, norm_free_model
 from pws_mmdet.utils.config import describe as describe_error

@@ -6,7 +6,8 @@ from mmengine.logging import print_log
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 
-from ...analysis.model_summary import find_image_size, summarize_model
+from ...analysis.model_summary import summarize_model
+from ...utils.config import find_image_size
 
 
 @HOOKS.register_module(force=True)

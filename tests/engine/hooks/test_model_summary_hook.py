@@ -9,7 +9,7 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from pws_mmdet import PWSConv2d
-from pws_mmdet.analysis.model_summary import NO_DECAY
+from pws_mmdet.analysis.model_findings import NO_DECAY
 from pws_mmdet.engine.hooks.model_summary import ModelSummaryHook
 
 SIZE = Config(dict(test_dataloader=dict(type='Resize', scale=(6, 5))))
