@@ -53,7 +53,7 @@ from pws_mmdet.engine.utils import unwrap_model
 from pws_mmdet.layers import share_filters_of_heads
 
 nms_module = importlib.import_module('mmcv.ops.nms')  # not the function
-PICTURES = 4
+NUM_IMAGES = 4
 SIZE = 64
 
 
@@ -111,7 +111,7 @@ def detector(name):
             cfg.roi_head[f'{part}_head'].in_channels = 16
         cfg.roi_head.bbox_head.fc_out_channels = 32
         cfg.roi_head.mask_head.conv_out_channels = 16
-        # as many samples in every picture, exactly one of them positive
+        # as many samples in every image, exactly one of them positive
         cfg.train_cfg.rcnn.sampler.update(num=16, pos_fraction=1 / 16)
         cfg.test_cfg.rcnn.score_thr = 0.0
     else:
@@ -148,16 +148,16 @@ def randomize(model):
 
 
 def prepare(case):
-    """A model whose loss is a mean over pictures, and the pictures."""
+    """A model whose loss is a mean over images, and the images."""
     torch.manual_seed(0)
     init_default_scope('mmdet')
     model = randomize(CASES[case]())
     if case == 'layers':
-        return model, dict(inputs=[*torch.randn(PICTURES, 3, 32, 32)])
-    sizes = [[3, SIZE, SIZE]] * PICTURES
+        return model, dict(inputs=[*torch.randn(NUM_IMAGES, 3, 32, 32)])
+    sizes = [[3, SIZE, SIZE]] * NUM_IMAGES
     objects = [2, 1, 3, 2]
     kwargs = dict(num_items=objects, num_classes=10, with_mask=True)
-    inputs = demo_mm_inputs(PICTURES, sizes, **kwargs)
+    inputs = demo_mm_inputs(NUM_IMAGES, sizes, **kwargs)
     for sample in inputs['data_samples']:
         # as pipelines have it; of an array torch.compile cannot always trace a copy
         sample.set_metainfo(dict(scale_factor=(1.1, 1.2)))
@@ -165,7 +165,7 @@ def prepare(case):
 
 
 @pytest.fixture(autouse=True)
-def means_over_pictures():
+def means_over_images():
     patches = pytest.MonkeyPatch()
     patch(patches)
     yield
@@ -173,7 +173,7 @@ def means_over_pictures():
 
 
 def patch(patches):
-    """Take what makes a loss depend on which pictures are in a batch out of it."""
+    """Take what makes a loss depend on which images are in a batch out of it."""
     # the first ones instead of random ones
     patches.setattr(RandomSampler, 'random_choice', lambda _, gallery, n: gallery[:n])
 
@@ -197,7 +197,7 @@ def uncached_autocast(model):
 
 
 def accumulation(model):
-    """One picture after the other: see :func:`step`."""
+    """One image after the other: see :func:`step`."""
 
 
 def sharing(model):
@@ -218,7 +218,7 @@ def compilation(model):
 
 def checkpointing(model, reentrant=False):
     convs = [m for m in model.modules() if isinstance(m, PWSConv2d)]
-    for conv in convs[1:]:  # the first sees the picture, which needs no gradient
+    for conv in convs[1:]:  # the first sees the image, which needs no gradient
         conv.forward = functools.partial(
             checkpoint, conv.forward, use_reentrant=reentrant
         )
@@ -235,11 +235,11 @@ def plain_convolutions(model):
 def step(
     case,
     switches=(),
-    pictures=range(PICTURES),
+    images=range(NUM_IMAGES),
     wrap=lambda model: model,
     wrap_optimizer=OptimWrapper,
 ):
-    """Take a training step of some of the pictures; its gradients by name."""
+    """Take a training step of some of the images; its gradients by name."""
     model, inputs = prepare(case)
     with contextlib.ExitStack() as stack:
         for switch in switches:
@@ -248,7 +248,7 @@ def step(
                 stack.enter_context(context)
         wrapped = wrap(model)
         optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
-        batches = [[i] for i in pictures] if accumulation in switches else [pictures]
+        batches = [[i] for i in images] if accumulation in switches else [images]
         wrapper = wrap_optimizer(optimizer, accumulative_counts=len(batches))
         for batch in batches:
             data = {key: [values[i] for i in batch] for key, values in inputs.items()}
@@ -520,10 +520,8 @@ DISTRIBUTED = [
 
 def distributed_worker(rank, path):
     patch(pytest.MonkeyPatch())
-    pictures = range(2 * rank, 2 * rank + 2)
-    steps = [
-        step(case, switches, pictures, wrap) for case, wrap, switches in DISTRIBUTED
-    ]
+    images = range(2 * rank, 2 * rank + 2)
+    steps = [step(case, switches, images, wrap) for case, wrap, switches in DISTRIBUTED]
     if rank == 0:
         torch.save(steps, path)
 
@@ -550,7 +548,7 @@ def test_two_processes_take_the_step_of_one(distributed_steps, i):
     assert_same_step(distributed_steps[i], case, switches)
 
 
-@pytest.mark.parametrize('parts', [1, PICTURES])
+@pytest.mark.parametrize('parts', [1, NUM_IMAGES])
 @pytest.mark.parametrize('case', ['layers', 'pyramid', 'ssd'])
 def test_the_wrapper_for_half_precision(case, parts, monkeypatch):
     """What a config switches on, with the batch at once or in parts."""
@@ -634,7 +632,7 @@ def test_functional_transforms_are_loops(alpha):
         return y.square().sum(), y
 
     per_model = vmap(grad(loss, has_aux=True), (0, None))
-    per_picture = vmap(grad(loss, has_aux=True), (None, 0))
+    per_image = vmap(grad(loss, has_aux=True), (None, 0))
     grads, outputs = per_model(weights, x)
     for i, conv in enumerate(convs):
         y = conv(x)
@@ -642,7 +640,7 @@ def test_functional_transforms_are_loops(alpha):
         wanted = torch.autograd.grad(y.square().sum(), conv.parameters())
         made = [grads[name][i] for name, _ in conv.named_parameters()]
         torch.testing.assert_close(made, list(wanted))
-    single, _ = per_picture(dict(convs[0].named_parameters()), x)
+    single, _ = per_image(dict(convs[0].named_parameters()), x)
     for name, g in single.items():
         torch.testing.assert_close(g.sum(0), grads[name][0])
 
@@ -660,14 +658,14 @@ def test_conversions_of_batch_norm_leave_pws_alone():
         assert all(a is b for a, b in zip(conv.parameters(), parameters, strict=True))
 
 
-class Pictures(Dataset):
+class Images(Dataset):
     """Those that :func:`prepare` has for a case."""
 
     def __init__(self, inputs):
         self.inputs = inputs
 
     def __len__(self):
-        return PICTURES
+        return NUM_IMAGES
 
     def __getitem__(self, i):
         return copy.deepcopy({key: values[i] for key, values in self.inputs.items()})
@@ -716,12 +714,12 @@ def runner_for(case, work_dir, processes=1, seed=0, **kwargs):
     if case == 'layers':
         torch.manual_seed(seed)
         model = Layers()
-    pictures = dict(dataset=Pictures(inputs), collate_fn=dict(type='pseudo_collate'))
-    loader = dict(batch_size=1, num_workers=0, **pictures)
+    images = dict(dataset=Images(inputs), collate_fn=dict(type='pseudo_collate'))
+    loader = dict(batch_size=1, num_workers=0, **images)
     loader['sampler'] = dict(type='DefaultSampler', shuffle=False)
     cfg = dict(
         batch_size=2 // processes,
-        loader=pictures,
+        loader=images,
         train_cfg=dict(by_epoch=True, max_epochs=2, val_interval=1),
         optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.02, momentum=0.9)),
         randomness=dict(seed=seed),

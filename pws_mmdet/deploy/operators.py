@@ -1,7 +1,7 @@
-"""What detectors need beyond PyTorch's operators, in a form that can be exported.
+"""Operators that detectors need, and their translations to ONNX.
 
-torch.export cannot look into MMCV's operators. In PyTorch these here call MMCV's; in
-an exported graph they become the operators of ONNX.
+torch.export cannot trace MMCV's compiled operators. In PyTorch these functions call
+MMCV's; an exported graph holds the operators of ONNX in their place.
 """
 
 from typing import Any
@@ -19,13 +19,14 @@ if not hasattr(torch.library, 'custom_op'):
 
 @torch.library.custom_op('pws_mmdet::nms_mask', mutates_args=())
 def nms_mask(boxes: Tensor, scores: Tensor, iou_threshold: float, limit: int) -> Tensor:
-    """Non-maximum suppression of the boxes of each image.
+    """Suppress overlapping boxes, separately in each image.
 
     Args:
         boxes: (N, K, 4), as (x1, y1, x2, y2).
-        scores: (N, K); boxes with a score of 0 or less are no candidates.
-        iou_threshold: Of two boxes that overlap by more, the better one stays.
-        limit: As many boxes are kept, the best ones, in a image.
+        scores: (N, K); boxes with a score of 0 or less are not kept.
+        iou_threshold: Of two boxes with a larger IoU, the one with the lower score is
+            dropped.
+        limit: At most this many boxes are kept in an image, those with the best scores.
 
     Returns:
         Which boxes are kept: bool, (N, K).
@@ -57,23 +58,23 @@ def aligned_rois(
     sampling_ratio: int,
     aligned: bool,
 ) -> Tensor:
-    """RoIAlign with the average of its samples.
+    """Average the samples of each bin of a box, as RoIAlign does.
 
     Args:
         features: (N, C, H, W).
         boxes: (R, 4), as (x1, y1, x2, y2) in pixels of the image.
         images: The index of each box's image, int64, (R,).
         height, width: Size of the result.
-        scale: From pixels of the image to those of ``features``.
-        sampling_ratio: Samples in a bin, each way; 0 takes as many as fit.
-        aligned: Whether the center of a pixel is at 0.5. If not, it is at 0, and a box
-            has at least one pixel of ``features`` each way.
+        scale: Pixels of ``features`` for each pixel of the image.
+        sampling_ratio: Samples in a bin, in each direction; 0 takes as many as fit.
+        aligned: True puts the center of a pixel at 0.5. False puts it at 0, and makes
+            a box at least one pixel of ``features`` wide and high.
 
     Returns:
         (R, C, height, width).
     """
     rois = torch.cat([images[:, None].to(boxes), boxes], dim=1)
-    # MMCV on a CPU reads other memory formats wrongly
+    # MMCV on a CPU reads channels_last maps as if they were contiguous.
     features = features.contiguous()
     return roi_align(
         features, rois, (height, width), scale, sampling_ratio, 'avg', aligned
@@ -103,11 +104,11 @@ def _nms_mask_in_onnx(boxes: Any, scores: Any, iou_threshold: float, limit: int)
         op.Constant(value_ints=[limit]),
         op.Constant(value_floats=[iou_threshold]),
         op.Constant(value_floats=[0.0]),
-    )  # (image, class, box) of each
+    )  # a row (image, class, box) for each kept box
     where = op.Gather(kept, op.Constant(value_ints=[0, 2]), axis=1)
     is_kept = op.Equal(
         op.Gather(kept, op.Constant(value_int=1), axis=1), op.Constant(value_int=0)
-    )  # True
+    )  # the class is always 0, so that this is True
     none = op.Less(scores, scores)
     return op.ScatterND(none, where, is_kept)
 
@@ -138,7 +139,7 @@ def _aligned_rois_in_onnx(
     )
 
 
-# as the custom_translation_table of torch.onnx.export
+# The custom_translation_table of torch.onnx.export
 TRANSLATIONS = {
     torch.ops.pws_mmdet.nms_mask.default: _nms_mask_in_onnx,
     torch.ops.pws_mmdet.aligned_rois.default: _aligned_rois_in_onnx,

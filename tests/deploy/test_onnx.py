@@ -1,7 +1,7 @@
-"""Tests of tools/deployment/pws_to_onnx.py and of pws_mmdet/deploy.
+"""Tests of the export to ONNX.
 
-In PyTorch the exported network is compared with MMDetection for many detectors; the
-export itself, which takes long, for few.
+Many detectors are compared with MMDetection in PyTorch. The export itself takes long,
+so that it is tested for few of them.
 """
 
 import re
@@ -25,7 +25,15 @@ from pws_mmdet import fuse_pws
 
 if not hasattr(torch.library, 'custom_op'):
     pytest.skip('the export needs torch 2.7', allow_module_level=True)
-from pws_mmdet.deploy import TRANSLATIONS, DeployedDetector
+from pws_mmdet.deploy import (
+    TRANSLATIONS,
+    DeployedDetector,
+    export,
+    export_onnx,
+    write_onnx,
+)
+from pws_mmdet.deploy.check import detecting_score, images_to_verify, predict, verify
+from pws_mmdet.deploy.onnx_file import set_least_score
 from pws_mmdet.deploy.operators import aligned_rois, nms_mask
 
 ANCHORS = dict(
@@ -158,10 +166,10 @@ def write(cfg, folder):
     return config, checkpoint, model
 
 
-def pictures_of(folder, size):
-    """All pictures of a folder, resized to (H, W): uint8, (N, H, W, 3), BGR."""
+def images_of(folder, size):
+    """The first images of a folder, resized to (H, W): uint8, (N, H, W, 3), BGR."""
     files = sorted(Path(folder).rglob('*.[jp][pn]g'))
-    assert files, f'no pictures in {folder}'
+    assert files, f'no images in {folder}'
     return np.stack([mmcv.imresize(mmcv.imread(f), size[::-1]) for f in files[:4]])
 
 
@@ -240,29 +248,29 @@ def tblr_config():
 
 
 @pytest.mark.parametrize('cfg', [pytest.param(c, id=n) for n, c in detectors()])
-def test_the_network_detects_what_mmdetection_does(program, digits, cfg):
+def test_the_network_detects_what_mmdetection_does(digits, cfg):
     model = random_model(cfg)
     fused = DeployedDetector(fuse_pws(model))
     for size in ((96, 96), (70, 131)):
-        pictures = pictures_of(digits, size)
-        images = torch.from_numpy(pictures).permute(0, 3, 1, 2).float()
+        batch = images_of(digits, size)
+        images = torch.from_numpy(batch).permute(0, 3, 1, 2).float()
         with torch.no_grad():
             outputs = fused(images)
-        expected = program.predict(model, pictures)
-        assert sum(map(len, expected)) > len(pictures)
+        expected = predict(model, batch)
+        assert sum(map(len, expected)) > len(batch)
         for n, instances in enumerate(expected):
             assert_same_detections([o[n] for o in outputs], instances)
 
 
-def test_masks_are_those_of_mmdetection(program, digits):
+def test_masks_are_those_of_mmdetection(digits):
     model = random_model(mask_rcnn_config())
     head, cfg = model.roi_head.mask_head, model.test_cfg.rcnn
-    pictures = pictures_of(digits, (90, 96))
-    images = torch.from_numpy(pictures).permute(0, 3, 1, 2).float()
+    batch = images_of(digits, (90, 96))
+    images = torch.from_numpy(batch).permute(0, 3, 1, 2).float()
     with torch.no_grad():
         outputs = DeployedDetector(model)(images)
     for boxes, _, labels, masks, expected in zip(
-        *outputs, program.predict(model, pictures), strict=True
+        *outputs, predict(model, batch), strict=True
     ):
         n = len(expected)
         assert n > 1 and (labels[:n] == expected.labels).all()
@@ -279,7 +287,7 @@ def test_masks_are_those_of_mmdetection(program, digits):
         assert (pasted == expected.masks).float().mean() > 0.999
 
 
-def test_nms_mask_keeps_the_best_of_each_picture():
+def test_nms_mask_keeps_the_best_of_each_image():
     boxes = torch.tensor([[0.0, 0, 10, 10], [0, 0, 10, 9], [20, 0, 30, 10]])
     boxes = boxes.expand(2, 3, 4)
     scores = torch.tensor([[0.5, 0.6, 0.4], [0.5, 0.0, 0.7]])
@@ -338,35 +346,35 @@ def onnx_session(path):
     )
 
 
-def assert_onnx_detects_the_same(program, session, model, pictures):
-    images = pictures.transpose(0, 3, 1, 2).astype(np.float32)
+def assert_onnx_detects_the_same(session, model, batch):
+    images = batch.transpose(0, 3, 1, 2).astype(np.float32)
     outputs = session.run(None, dict(images=images))
-    expected = program.predict(model, pictures)
-    assert sum(map(len, expected)) > len(pictures)
+    expected = predict(model, batch)
+    assert sum(map(len, expected)) > len(batch)
     for n, instances in enumerate(expected):
         assert_same_detections([o[n] for o in outputs], instances)
 
 
 @pytest.fixture(scope='module')
-def exported(program, tmp_path_factory):
+def exported(tmp_path_factory):
     """A small SSD as an ONNX file of any size: its path, and the model."""
     for name in ('onnx', 'onnxscript', 'onnxruntime'):
         pytest.importorskip(name, reason='the extra `onnx` is not installed')
     folder = tmp_path_factory.mktemp('onnx')
     config, checkpoint, model = write(ssd_config(), folder)
     out = folder / 'new/ssd.onnx'
-    result = program.convert(config, checkpoint, out)
+    result = export_onnx(config, checkpoint, out)
     assert result['detections'] > 3
     assert [p.name for p in out.parent.iterdir()] == ['ssd.onnx']
     return out, model
 
 
 @pytest.mark.parametrize('size', [(96, 96), (72, 131)], ids=str)
-def test_onnx_runtime_detects_what_mmdetection_does(program, exported, digits, size):
+def test_onnx_runtime_detects_what_mmdetection_does(exported, digits, size):
     session = onnx_session(exported[0])
-    pictures = pictures_of(digits, size)
-    for some in (pictures[:1], pictures[1:3]):
-        assert_onnx_detects_the_same(program, session, exported[1], some)
+    batch = images_of(digits, size)
+    for some in (batch[:1], batch[1:3]):
+        assert_onnx_detects_the_same(session, exported[1], some)
 
 
 def test_weights_are_constants_that_nothing_normalizes(exported):
@@ -398,31 +406,31 @@ def test_axes_have_names(exported):
     ]
 
 
-def test_verification_sees_other_weights(program, exported):
+def test_verification_sees_other_weights(exported):
     path, model = exported
     network = DeployedDetector(fuse_pws(model))
-    pictures = program.batches_to_verify(None, (96, 96), True)
-    assert program.verify(path, network, pictures)['detections'] > 3
+    batch = images_to_verify(None, (96, 96), True)
+    assert verify(path, network, batch)['detections'] > 3
     with torch.no_grad():
         network.model.bbox_head.cls_convs[0][-1].bias[0] += 0.1
     with pytest.raises(ValueError, match='do not detect the same: [0-9]+ detections'):
-        program.verify(path, network, pictures)
+        verify(path, network, batch)
 
 
 def test_verification_lowers_the_threshold_until_something_is_detected(
-    program, exported, tmp_path, monkeypatch
+    exported, tmp_path, monkeypatch
 ):
     def copy(network, path, outputs, size, fixed_size, least_score):
         """In the place of an export, which takes long: of the same network."""
         shutil.copy(exported[0], path)
-        program.set_least_score(path, least_score)
+        set_least_score(path, least_score)
 
     config, checkpoint, model = write(changed(ssd_config(), score_thr=0.99), tmp_path)
-    batches = program.batches_to_verify(None, (96, 128), False)
-    assert not any(len(found) for found in program.predict(model, batches[0]))
-    monkeypatch.setattr(program, 'export', copy)
+    batches = images_to_verify(None, (96, 128), False)
+    assert not any(len(found) for found in predict(model, batches[0]))
+    monkeypatch.setattr(export, 'write_onnx', copy)
     out = tmp_path / 'out.onnx'
-    result = program.convert(config, checkpoint, out)
+    result = export_onnx(config, checkpoint, out)
     assert result['detections'] > 4 and 0 < result['least_score'] < 0.99
     images = batches[0].transpose(0, 3, 1, 2).astype(np.float32)
     labels = onnx_session(out).run(None, dict(images=images))[2]
@@ -433,18 +441,18 @@ def test_verification_lowers_the_threshold_until_something_is_detected(
             layers[-1].alpha *= 1.1
     torch.save(dict(state_dict=model.state_dict()), checkpoint)
     with pytest.raises(ValueError, match='do not detect the same: [0-9]+ detections'):
-        program.convert(config, checkpoint, tmp_path / 'other.onnx')
+        export_onnx(config, checkpoint, tmp_path / 'other.onnx')
     assert not list(tmp_path.glob('*other*'))
 
 
-def test_verification_without_any_detection_is_refused(program):
+def test_verification_without_any_detection_is_refused():
     model = random_model(ssd_config())
     with torch.no_grad():
         for layers in model.bbox_head.cls_convs:
             layers[-1].bias.view(-1)[:] = torch.nan
-    batches = program.batches_to_verify(None, (96, 96), True)
-    with pytest.raises(ValueError, match='name an image with --picture'):
-        program.detecting_score(DeployedDetector(model), batches)
+    batches = images_to_verify(None, (96, 96), True)
+    with pytest.raises(ValueError, match='name an image with --image'):
+        detecting_score(DeployedDetector(model), batches)
 
 
 class Maps(nn.Module):
@@ -471,13 +479,11 @@ class RPNMaps(Maps):
     [(small_config, Maps), (mask_rcnn_config, RPNMaps)],
     ids=['RetinaNet', 'RPN of Mask R-CNN'],
 )
-def test_raw_tensors_of_fpn_detectors(
-    program, needs_onnx, tmp_path, digits, make, maps
-):
+def test_raw_tensors_of_fpn_detectors(needs_onnx, tmp_path, digits, make, maps):
     model = random_model(make())
     network = maps(model)
-    pictures = pictures_of(digits, (64, 96))
-    images = pictures.transpose(0, 3, 1, 2).astype(np.float32)
+    batch = images_of(digits, (64, 96))
+    images = batch.transpose(0, 3, 1, 2).astype(np.float32)
     data = dict(inputs=list(torch.from_numpy(images)), data_samples=None)
     with torch.no_grad():
         inputs = model.data_preprocessor(data)['inputs']
@@ -486,18 +492,18 @@ def test_raw_tensors_of_fpn_detectors(
     expected = [*scores, *deltas]
     path = tmp_path / 'raw.onnx'
     names = [f'map{i}' for i in range(len(expected))]
-    program.export(network, path, names, (64, 96), fixed_size=True)
+    write_onnx(network, path, names, (64, 96), fixed_size=True)
     outputs = onnx_session(path).run(None, dict(images=images))
     for ours, theirs in zip(outputs, expected, strict=True):
         assert np.abs(ours - theirs.numpy()).max() < 1e-4
 
 
-def test_raw_tensors(program, needs_onnx, tmp_path, digits):
+def test_raw_tensors(needs_onnx, tmp_path, digits):
     model = random_model(ssd_config())
     path = tmp_path / 'raw.onnx'
-    program.export(Maps(model), path, list('abcdef'), (64, 80), fixed_size=True)
-    pictures = pictures_of(digits, (64, 80))
-    images = pictures.transpose(0, 3, 1, 2).astype(np.float32)
+    write_onnx(Maps(model), path, list('abcdef'), (64, 80), fixed_size=True)
+    batch = images_of(digits, (64, 80))
+    images = batch.transpose(0, 3, 1, 2).astype(np.float32)
     outputs = onnx_session(path).run(None, dict(images=images))
     data = dict(inputs=list(torch.from_numpy(images)), data_samples=None)
     with torch.no_grad():
@@ -512,21 +518,21 @@ def test_raw_tensors(program, needs_onnx, tmp_path, digits):
 @pytest.mark.parametrize(
     'make', [small_config, mask_rcnn_config], ids=['retinanet', 'mask_rcnn']
 )
-def test_fpn_detectors(make, program, run, root, needs_onnx, tmp_path, digits):
-    """The program on real pictures, then ONNX Runtime on batches and other sizes."""
+def test_fpn_detectors(make, run, root, needs_onnx, tmp_path, digits):
+    """The program on a real image, then ONNX Runtime on batches and other sizes."""
     config, checkpoint, model = write(make(), tmp_path)
-    picture = next(Path(digits).rglob('*.[jp][pn]g'))
+    image = next(Path(digits).rglob('*.[jp][pn]g'))
     process = run(
         *(sys.executable, root / 'tools/deployment/pws_to_onnx.py'),
-        *(config, checkpoint, 'out.onnx', '--picture', picture),
+        *(config, checkpoint, 'out.onnx', '--image', image),
     )
     assert re.search('agree in [1-9][0-9]* detections', process.stdout)
     assert ('masks' in process.stdout) == (make is mask_rcnn_config)
     session = onnx_session(tmp_path / 'out.onnx')
     for size in ((96, 96), (61, 150), (180, 96)):
-        pictures = pictures_of(digits, size)
-        for some in (pictures[:1], pictures[:3]):
-            assert_onnx_detects_the_same(program, session, model, some)
+        batch = images_of(digits, size)
+        for some in (batch[:1], batch[:3]):
+            assert_onnx_detects_the_same(session, model, some)
 
 
 @pytest.mark.slow
@@ -538,9 +544,7 @@ def test_fpn_detectors(make, program, run, root, needs_onnx, tmp_path, digits):
         ('mask_rcnn_r50_fpn_pws_from_bn_1x', (192, 256)),
     ],
 )
-def test_headline_configs_on_photographs(
-    program, needs_onnx, tmp_path, coco_mini, name, size
-):
+def test_headline_configs_on_photographs(needs_onnx, tmp_path, coco_mini, name, size):
     cfg = load_config(f'configs/{name}.py')
     test_cfg = cfg.model.test_cfg
     test_cfg.get('rcnn', test_cfg).score_thr = 0.01  # of 80 classes, without training
@@ -550,9 +554,9 @@ def test_headline_configs_on_photographs(
         cfg.model.backbone.init_cfg = None
     config, checkpoint, model = write(cfg, tmp_path)
     out = tmp_path / 'out.onnx'
-    program.convert(config, checkpoint, out, shape=size, verification=False)
-    pictures = pictures_of(coco_mini, size)
-    assert_onnx_detects_the_same(program, onnx_session(out), model, pictures[:2])
+    export_onnx(config, checkpoint, out, shape=size, check=False)
+    batch = images_of(coco_mini, size)
+    assert_onnx_detects_the_same(onnx_session(out), model, batch[:2])
 
 
 def changed(cfg, **test_cfg):
@@ -590,7 +594,7 @@ def test_unsupported_models(cfg, message):
         DeployedDetector(MODELS.build(cfg.model))
 
 
-def test_query_based_detectors_are_refused(program, needs_onnx, tmp_path):
+def test_query_based_detectors_are_refused(needs_onnx, tmp_path):
     config = tmp_path / 'detr.py'
     config.write_text(
         "_base_ = 'mmdet::detr/detr_r50_8xb2-150e_coco.py'\n"
@@ -598,7 +602,7 @@ def test_query_based_detectors_are_refused(program, needs_onnx, tmp_path):
         '             neck=dict(in_channels=[512]))\n'
     )
     with pytest.raises(ValueError, match='DETR is not supported. Supported are'):
-        program.convert(config, tmp_path / 'no.pth', tmp_path / 'out.onnx')
+        export_onnx(config, tmp_path / 'no.pth', tmp_path / 'out.onnx')
 
 
 @pytest.mark.parametrize(
@@ -607,7 +611,7 @@ def test_query_based_detectors_are_refused(program, needs_onnx, tmp_path):
         (None, 'out.pth', (), 'OUT must end in .onnx'),
         (None, 'mine.onnx', (), 'mine.onnx exists: move it away'),
         (None, 'out.onnx', ('--shape', '0', '96'), '--shape must be from 1 to 32768'),
-        (None, 'out.onnx', ('--picture', 'no.jpg'), 'There is no picture no.jpg'),
+        (None, 'out.onnx', ('--image', 'no.jpg'), 'There is no image no.jpg'),
         (lambda w: w.clear(), 'out.onnx', (), 'holds no weights'),
         (
             lambda w: w.pop('backbone.conv6.conv.bias'),
@@ -641,7 +645,7 @@ def test_query_based_detectors_are_refused(program, needs_onnx, tmp_path):
         ),
         (None, 'mine.onnx/out.onnx', (), 'mine.onnx is no folder'),
     ],
-    ids='suffix exists shape picture empty less more shapes nan kind parent'.split(),
+    ids='suffix exists shape image empty less more shapes nan kind parent'.split(),
 )
 def test_bad_input(
     change, out, options, message, program, needs_onnx, tmp_path, monkeypatch, capsys
