@@ -14,12 +14,12 @@ DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 def conv_like(
     conv: nn.Conv2d, of_type: type[Convolution] = nn.Conv2d, **options: Any
 ) -> Convolution:
-    """A convolution of another type, of the same geometry, device and dtype.
+    """Make a convolution of another type, with the same sizes, device and dtype.
 
     Args:
         conv: The convolution.
-        of_type: Takes the arguments of ``nn.Conv2d``.
-        **options: More of its arguments.
+        of_type: A class that takes the arguments of ``nn.Conv2d``.
+        **options: More arguments for it.
     """
     options.setdefault('device', conv.weight.device)
     return of_type(
@@ -37,16 +37,18 @@ def conv_like(
 
 
 def makes_parameter(hook: Any) -> bool:
-    """Tell whether it is a hook of torch.nn.utils.prune or weight_norm."""
+    """Tell whether a hook belongs to torch.nn.utils.prune or weight_norm."""
     return hasattr(hook, 'apply_mask') or hasattr(hook, 'compute_weight')
 
 
 def own_forward(conv: nn.Conv2d) -> str | None:
-    """Tell that a subclass or the layer itself computes something of its own.
+    """Find a method by which a layer computes more than a convolution.
+
+    It may be overridden in a subclass or set on the layer itself. Another
+    ``effective_weight`` does not count: the layer stays a convolution.
 
     Returns:
-        Which method is not the usual one; None if there is none. Filters of its own
-        do not count.
+        A phrase that names the method; None if there is none.
     """
     for name, usual in (
         ('forward', ReparamConv2d.forward),
@@ -54,7 +56,7 @@ def own_forward(conv: nn.Conv2d) -> str | None:
         ('__call__', nn.Module.__call__),
     ):
         ours = vars(conv).get(name, getattr(type(conv), name))
-        while hasattr(ours, '_torchdynamo_orig_callable'):  # compiled
+        while hasattr(ours, '_torchdynamo_orig_callable'):  # from torch.compile
             ours = ours._torchdynamo_orig_callable
         is_usual = getattr(ours, '__func__', ours) is usual
         if not is_usual or getattr(ours, '__self__', conv) is not conv:
@@ -65,30 +67,31 @@ def own_forward(conv: nn.Conv2d) -> str | None:
 class ReparamConv2d(nn.Conv2d):
     """A convolution that computes its filters from its parameters.
 
-    The base of :class:`PWSConv2d` and :class:`WNConv2d`, which say how in
-    ``effective_weight()``: the filters of the equivalent plain convolution,
-    gain included, in shape and dtype of ``weight``. Nothing is cached between
-    forward passes; see :func:`shared_filters` for several calls in one.
+    The base class of :class:`PWSConv2d` and :class:`WNConv2d`. A subclass implements
+    ``effective_weight()``. It returns the filters of the equivalent plain
+    convolution, gain included, in shape and dtype of ``weight``. Nothing is kept
+    between forward passes. :func:`shared_filters` is for a layer that one forward
+    pass calls several times.
 
-    It also keeps their initialization: MMEngine's
-    ``init_cfg=dict(layer='Conv2d')`` re-initializes the DIRECT subclasses of
-    nn.Conv2d, and they have this class in between.
+    The class also protects the initialization of the subclasses: MMEngine's
+    ``init_cfg=dict(layer='Conv2d')`` re-initializes nn.Conv2d and its direct
+    subclasses only.
 
     Args:
         in_channels, out_channels, kernel_size, stride, padding, dilation,
             groups, padding_mode, device, dtype: As of ``nn.Conv2d``.
-        bias: Accepted and ignored: MMDetection's blocks pass ``bias=False``
-            because a norm layer follows, and a bias is needed just there.
-            ``beta`` decides.
+        bias: Ignored; ``beta`` decides. MMDetection's blocks pass ``bias=False``
+            because a norm layer follows, and this layer needs a bias in exactly
+            these blocks.
         beta: False drops the bias.
 
     Raises:
-        TypeError: If there is no argument of a name.
-        ValueError: If no convolution has such sizes or such a dtype, or the channels
+        TypeError: If an argument has an unknown name.
+        ValueError: If a size or the dtype is not one of a convolution, or the channels
             are not divisible by ``groups``.
     """
 
-    deployed = False  # True: ``weight`` holds the filters, see switch_to_deploy
+    deployed = False  # True after switch_to_deploy: ``weight`` holds the filters
 
     def __init__(
         self,
@@ -101,12 +104,12 @@ class ReparamConv2d(nn.Conv2d):
         groups: int = 1,
         bias: bool = True,
         padding_mode: str = 'zeros',
-        *,
-        beta: bool = True,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
+        *,
+        beta: bool = True,
     ) -> None:
-        # nn.Conv2d would find most of these faults in its first forward pass only.
+        # nn.Conv2d itself raises for most of these only in its first forward pass.
         check_integers(1, in_channels=in_channels, out_channels=out_channels)
         check_integers(0, groups=groups)
         sizes = dict(kernel_size=kernel_size, stride=stride, dilation=dilation)
@@ -125,28 +128,19 @@ class ReparamConv2d(nn.Conv2d):
                 f'groups={groups}'
             )
         super().__init__(
-            in_channels,
-            out_channels,
-            kernel_size,
-            stride,
-            padding,
-            dilation,
-            groups,
-            beta,
-            padding_mode,
-            device=device,
-            dtype=dtype,
+            *(in_channels, out_channels, kernel_size, stride, padding, dilation),
+            *(groups, beta, padding_mode, device, dtype),
         )
 
     def reset_parameters(self) -> None:
-        """The bias 0; the filters are the subclass's to initialize."""
+        """Set the bias to 0. A subclass initializes the filters."""
         if self.bias is not None:
             nn.init.zeros_(self.bias)
 
     def init_weights(self) -> None:
-        """Same as ``reset_parameters``.
+        """Call ``reset_parameters``.
 
-        MMCV's ConvModule re-initializes every conv without this method.
+        MMCV's ConvModule re-initializes every convolution without this method.
         """
         self.reset_parameters()
 
@@ -161,14 +155,14 @@ class ReparamConv2d(nn.Conv2d):
         weight = state_dict.get(prefix + 'weight')
         shape = getattr(weight, 'shape', self.weight.shape)
         if shape != self.weight.shape:
-            # A load that is not strict leaves the filters out. The gain that was
-            # trained with them is then no gain of this layer's filters.
+            # With strict=False these filters are not loaded. Then do not load the
+            # gain either: it was trained with the filters that are left out.
             for name in others:
                 state_dict.pop(prefix + name, None)
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def expanded_bias(self) -> Tensor | None:
-        """The bias of the equivalent plain convolution, (c_out,), or None."""
+        """Return the bias of the equivalent plain convolution, (c_out,), or None."""
         return None if self.bias is None else self.bias.expand(self.out_channels)
 
     @torch.no_grad()
@@ -176,13 +170,13 @@ class ReparamConv2d(nn.Conv2d):
         """Return the plain convolution that computes what this layer does.
 
         Returns:
-            A new ``nn.Conv2d`` without a gradient history; its weight and bias have
+            A new ``nn.Conv2d`` whose parameters have no gradient history. They have
             the dtype and device of this layer's. The weight requires a gradient if a
             parameter of the filters does, the bias if the bias does. Hooks are not
-            taken over.
+            copied.
 
         Raises:
-            TypeError: If its forward pass is not the usual one.
+            TypeError: If the layer computes more than a convolution.
         """
         if reason := own_forward(self):
             raise TypeError(
@@ -190,11 +184,11 @@ class ReparamConv2d(nn.Conv2d):
             )
         for hook in self._forward_pre_hooks.values():
             if makes_parameter(hook):
-                # The hook computes the parameter; it is that of the last pass so far.
+                # The parameter is as old as the last pass: compute it again.
                 hook(self, ())
-        # On the meta device: elsewhere nn.Conv2d would draw random numbers.
+        # On the meta device nn.Conv2d draws no random numbers.
         plain = conv_like(self, bias=self.bias is not None, device='meta')
-        # By parts of names: a pruned bias is the parameter bias_orig.
+        # Look for a part of the name: a pruned bias is the parameter bias_orig.
         trained = [name for name, p in self.named_parameters() if p.requires_grad]
         filters = torch.empty_like(self.weight)  # keeps channels_last
         filters.copy_(self.weight if self.deployed else self.effective_weight())
@@ -208,13 +202,14 @@ class ReparamConv2d(nn.Conv2d):
         """Become a plain convolution in place, as MMYOLO's deployment expects.
 
         ``weight`` and ``bias`` become those of :meth:`fuse`, and all other parameters
-        go: the state dict is that of an ``nn.Conv2d``, and the layer computes what one
-        does. So functions that fold BN into ``weight`` get it right. The class stays,
-        with its hooks and its place in the network. There is no way back, and weights
-        that were saved before do not load any more.
+        are removed. The state dict is then that of an ``nn.Conv2d``, and functions
+        that fold BN into ``weight`` give the right result. The layer keeps its class
+        and its hooks. It cannot be switched back, and weights that were saved before
+        do not load any more.
 
         Raises:
-            ValueError: If a parameter is pruned or has a parametrization of torch's.
+            ValueError: If a parameter is pruned, or parametrized by
+                torch.nn.utils.parametrize.
         """
         if self.deployed:
             return
@@ -237,7 +232,7 @@ class ReparamConv2d(nn.Conv2d):
         return self._conv_forward(x, filters, self.expanded_bias())
 
     def extra_options(self) -> str:
-        """What the repr says of the subclass's own arguments."""
+        """Return the subclass's own arguments for the repr."""
         return ''
 
     def extra_repr(self) -> str:

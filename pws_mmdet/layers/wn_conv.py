@@ -3,16 +3,15 @@ import torch.nn.functional as F
 from mmengine.registry import MODELS
 from torch import Tensor, fx, nn
 
-from ..utils.arguments import check_names
 from .reparam_conv import ReparamConv2d
 
 G_MODES = ('fixed', 'trained')
 
-# Bounds the gradient of W at 1e4 times that of the filters: finite in fp16, too.
-# Training stays far above it: filters start with norms of 0.05 sqrt(n).
+# The gradient of W is at most 1 / MIN_NORM = 1e4 times that of the filters, which is
+# finite in fp16, too. Filters start with a norm of 0.05 sqrt(n), far above it.
 MIN_NORM = 1e-4
 
-fx.wrap('normalize_weight')  # symbolic traces hold the call, not the formula
+fx.wrap('normalize_weight')  # torch.fx records the call, not its operations
 
 
 def normalize_weight(weight: Tensor, g: Tensor | None = None) -> Tensor:
@@ -46,40 +45,61 @@ class WNConv2d(ReparamConv2d):
 
     .. math:: Y_o = X \otimes \hat W_o + b_o
 
-    with the filters of :func:`normalize_weight`; the same input (N, c_in, H, W)
-    and output (N, c_out, H', W') as ``nn.Conv2d``. W starts as in Salimans &
-    Kingma, N(0, 0.05^2), and b at 0. g starts at 1, as the paper has it, and not
-    from the data.
+    with the filters of :func:`normalize_weight`. Input (N, c_in, H, W) and output
+    (N, c_out, H', W') are those of ``nn.Conv2d``. W starts from N(0, 0.05^2), as in
+    Salimans & Kingma, and b from 0. g starts from 1, as in the paper; Salimans &
+    Kingma compute it from data.
 
     Args:
-        *args, **kwargs: As of ``nn.Conv2d``. ``bias`` is accepted and ignored,
-            as in :class:`PWSConv2d`: ``beta=False`` drops b.
+        in_channels, out_channels, kernel_size, stride, padding, dilation,
+            groups, padding_mode, device, dtype: As of ``nn.Conv2d``.
+        bias: Ignored; ``beta`` decides, as in :class:`PWSConv2d`.
         g: 'fixed' for 1, without a parameter (the rows "WN (g = 1)"), 'trained'
             for a parameter of shape (c_out,).
+        beta: False drops b.
 
     Raises:
-        TypeError: If there is no argument of a name.
-        ValueError: If the mode of g is unknown, or it is no convolution (see
+        TypeError: If an argument has an unknown name.
+        ValueError: If the mode of g is unknown, or another argument is wrong (see
             :class:`ReparamConv2d`).
 
     Source: equations (9)-(11); Tables 1, 4 and 5.
     """
 
-    def __init__(self, *args, g: str = 'fixed', **kwargs) -> None:
-        check_names(type(self), kwargs, passes_kwargs_on=True)
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | tuple[int, int],
+        stride: int | tuple[int, int] = 1,
+        padding: int | tuple[int, int] | str = 0,
+        dilation: int | tuple[int, int] = 1,
+        groups: int = 1,
+        bias: bool = True,
+        padding_mode: str = 'zeros',
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        g: str = 'fixed',
+        beta: bool = True,
+    ) -> None:
         if g not in G_MODES:
             raise ValueError(f'g must be one of {G_MODES}, got {g!r}')
-        # nn.Conv2d calls reset_parameters before g can exist
-        super().__init__(*args, **kwargs)
+        super().__init__(
+            *(in_channels, out_channels, kernel_size, stride, padding, dilation),
+            *(groups, bias, padding_mode, device, dtype),
+            beta=beta,
+        )
         if g == 'fixed':
             self.register_parameter('g', None)
         else:
             self.g = nn.Parameter(self.weight.new_ones(self.out_channels))
 
     def reset_parameters(self) -> None:
-        """W N(0, 0.05^2), g 1, b 0."""
+        """Set W to N(0, 0.05^2), g to 1 and b to 0."""
         super().reset_parameters()
         nn.init.normal_(self.weight, std=0.05)
+        # nn.Conv2d.__init__ calls this method before g exists.
         if getattr(self, 'g', None) is not None:
             nn.init.ones_(self.g)
 

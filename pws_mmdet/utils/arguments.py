@@ -24,36 +24,20 @@ def positive(number: Callable[[str], Any]) -> Callable[[str], Any]:
     return read
 
 
-def check_names(
-    cls: type, names: Iterable[str], passes_kwargs_on: bool = False
-) -> None:
+def check_names(cls: type, names: Iterable[str]) -> None:
     """Raise a TypeError if a class is given arguments that it does not have.
 
-    A class whose ``__init__`` takes ``**kwargs`` may do anything with them, for
-    example take a keyword out before it calls its base class. It is not judged.
+    A class whose ``__init__`` takes ``**kwargs`` is not checked, because it may do
+    anything with them.
 
     Args:
         cls: The class.
         names: The names of the arguments.
-        passes_kwargs_on: The class is known to give its ``**kwargs`` to the next
-            class in its method resolution order: judge by the arguments of both.
     """
-    known: dict[str, None] = {}
-    for base in inspect.getmro(cls):
-        if '__init__' not in vars(base):
-            continue
-        parameters = [*inspect.signature(base.__init__).parameters.values()][1:]
-        kinds = {p.kind for p in parameters}
-        takes_any = inspect.Parameter.VAR_KEYWORD in kinds
-        if takes_any and not passes_kwargs_on:
-            return
-        known |= {
-            p.name: None
-            for p in parameters
-            if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
-        }
-        if not takes_any:
-            break
+    parameters = [*inspect.signature(cls.__init__).parameters.values()][1:]
+    if any(p.kind is p.VAR_KEYWORD for p in parameters):
+        return
+    known = [p.name for p in parameters if p.kind is not p.VAR_POSITIONAL]
     unknown = [name for name in names if name not in known]
     if unknown:
         raise TypeError(

@@ -1,5 +1,6 @@
 import copy
 import functools
+import inspect
 import io
 import math
 import pickle
@@ -383,8 +384,31 @@ def test_formula_has_one_place():
     assert torch.equal(conv.effective_weight(), expected)
 
 
+@pytest.mark.parametrize('layer', [PWSConv2d, WNConv2d])
+def test_the_first_arguments_are_those_of_conv2d(layer):
+    """In the same order; PWS's own must be given by name."""
+    ours = [*inspect.signature(layer).parameters.values()]
+    theirs = [*inspect.signature(nn.Conv2d).parameters.values()]
+    assert [(p.name, p.default) for p in ours if p.kind is not p.KEYWORD_ONLY] == [
+        (p.name, p.default) for p in theirs
+    ]
+    conv = layer(4, 6, 3, 2, 1, 2, 2, False, 'reflect', 'meta', torch.float64)
+    plain = nn.Conv2d(4, 6, 3, 2, 1, 2, 2, True, 'reflect', 'meta', torch.float64)
+    for name in plain.__constants__:
+        assert getattr(conv, name) == getattr(plain, name)
+    assert conv.weight.device.type == 'meta' and conv.weight.dtype == torch.float64
+
+
+@pytest.mark.parametrize('layer', [PWSConv2d, WNConv2d])
+def test_an_argument_of_an_unknown_name_is_refused(layer):
+    with pytest.raises(TypeError, match="unexpected keyword argument 'gama'"):
+        layer(4, 6, 3, gama=1e-3)
+
+
 def test_repr_names_what_differs():
     assert 'gamma=0.001' in repr(PWSConv2d(4, 6, 3, gamma=1e-3))
+    text = repr(PWSConv2d(4, 6, 3, gamma=0.1, relative_gamma=True))
+    assert 'gamma=0.1, relative_gamma=True' in text
     text = repr(PWSConv2d(4, 6, 3, scale=False, alpha='layer', beta=False))
     assert "scale=False, alpha='layer', beta=False" in text
     assert 'bias' not in text
