@@ -171,9 +171,8 @@ def measure_speed(name: str, out: Path, budget: float, toy: bool) -> None:
     end = perf_counter() + budget
     import speed
     import torch
+    from device import describe_machine
     from mmengine.logging import MMLogger
-
-    from pws_mmdet.analysis.speed import describe_machine
 
     MMLogger.get_instance('speed', log_level='WARNING')
     speed.MIN_ROUNDS = 1 if toy else 4
@@ -313,12 +312,12 @@ def train_cifar(kind: str, data: Path, out: Path, budget: float, toy: bool) -> N
     import numpy as np
     import torch
     import torch.nn.functional as F
+    from device import describe_machine
     from mmengine.logging import MMLogger
     from PIL import Image
     from torch import Tensor, nn
 
     from pws_mmdet import PWSCifarResNet, PWSConv2d
-    from pws_mmdet.analysis.speed import describe_machine
 
     device = torch.device('cpu' if toy else 'cuda')
     torch.backends.cudnn.benchmark = True

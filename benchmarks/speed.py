@@ -40,22 +40,18 @@ from time import perf_counter
 from typing import Any, NamedTuple
 
 import torch
+from detector import Detector
+from device import check_device, describe_machine
 from mmcv.cnn import ConvModule
 from mmengine.config import Config, ConfigDict
 from mmengine.logging import MMLogger
 from mmengine.registry import MODELS
 from mmengine.runner import set_random_seed
+from timing import Contender, take_turns
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
 import pws_mmdet
-from pws_mmdet.analysis.speed import (
-    Contender,
-    Detector,
-    check_device,
-    describe_machine,
-    take_turns,
-)
 from pws_mmdet.layers import ReparamConv2d
 from pws_mmdet.utils.arguments import positive
 from pws_mmdet.utils.config import find_dicts, type_name, without_pretrained

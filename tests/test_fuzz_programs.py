@@ -29,7 +29,9 @@ PROGRAMS = sorted(
     for folder in (ROOT / 'tools').iterdir()
     if folder.is_dir()
     for path in folder.glob('*.py')
+    if "if __name__ == '__main__':" in path.read_text()
 )
+PROGRAMS += ['benchmarks/conversion_loss.py', 'benchmarks/train_speed.py']
 # What keeps a program that is given nothing wrong from a long work
 CHEAP = {
     'run_table.py': ['--dry-run'],
@@ -58,7 +60,7 @@ LIKELY = dict(
     configs='.py',
     checkpoint='.pth',
     out=('out.png', 'out.pth', 'out.py', 'out.onnx', 'out.html'),
-    records=('.json', 'records', 'work', 'bad'),
+    records=('.json', '.jsonl', 'records', 'work', 'bad'),
     work_dirs=('work', 'bad'),
     record=('work', 'bad'),
     table='table1',
@@ -140,10 +142,11 @@ def write_inputs(folder):
             (run / path).write_text(''.join(json.dumps(line) + '\n' for line in lines))
     (folder / 'folder').mkdir()
     (folder / 'loop').symlink_to('loop')
-    tables = folder / 'records/table1-mini'
-    tables.mkdir(parents=True)
-    for name in ('record', 'few', 'list', 'null'):
-        shutil.copy(folder / f'{name}.json', tables)
+    (folder / 'records').mkdir()
+    lines = [
+        (folder / f'{name}.json').read_text() for name in ('record', 'few', 'list')
+    ]
+    (folder / 'records/table1-mini.jsonl').write_text('\n'.join(lines))
 
 
 @pytest.fixture(scope='module')
@@ -222,7 +225,7 @@ def try_program(inputs, load_program, monkeypatch, capsys):
         # loggers of other tests write to what pytest has closed
         monkeypatch.setattr(logging, 'raiseExceptions', False)
         monkeypatch.setattr(subprocess, 'Popen', None)  # nothing is to be trained
-        monkeypatch.setattr('pws_mmdet.tables.revision', lambda root: 'unknown')
+        monkeypatch.setattr('page.revision', lambda root: 'unknown')
         if name == 'digits_to_imagefolder.py':  # 1797 images
             splits = dict(train=slice(0, 1), test=slice(1, 2))
             monkeypatch.setattr(program, 'SPLITS', splits)

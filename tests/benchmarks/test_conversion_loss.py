@@ -1,4 +1,4 @@
-"""Tests of tools/analysis_tools/conversion_loss.py."""
+"""Tests of benchmarks/conversion_loss.py."""
 
 import json
 import sys
@@ -18,7 +18,7 @@ RECORDS = sorted((ROOT / 'docs/results/conversion').glob('*.json'))
 
 @pytest.fixture(scope='module')
 def program(load_program):
-    return load_program('tools/analysis_tools/conversion_loss.py')
+    return load_program('benchmarks/conversion_loss.py')
 
 
 def settle(model):

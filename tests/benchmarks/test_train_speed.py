@@ -1,4 +1,4 @@
-"""Tests of tools/analysis_tools/train_speed.py."""
+"""Tests of benchmarks/train_speed.py."""
 
 import json
 import sys
@@ -11,7 +11,7 @@ BATCH = 2
 
 @pytest.fixture(scope='module')
 def program(load_program):
-    return load_program('tools/analysis_tools/train_speed.py')
+    return load_program('benchmarks/train_speed.py')
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from conftest import load_config
+from detector import Detector
 from mmcv.cnn import ConvModule
 from mmcv.ops import batched_nms, roi_align, sigmoid_focal_loss
 from mmengine.optim.optimizer import amp_optimizer_wrapper
@@ -18,7 +19,6 @@ from mmengine.runner import load_checkpoint, save_checkpoint
 from torch import nn
 
 from pws_mmdet import PWSConv2d, convert_to_pws, fuse_pws
-from pws_mmdet.analysis.speed import Detector
 
 pytestmark = pytest.mark.gpu
 

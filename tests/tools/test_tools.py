@@ -294,19 +294,19 @@ def test_a_hostile_checkpoint_is_refused(run, root, digits, tmp_path):
 def test_a_table_from_its_runs(run, root, digits):
     """Two of Table 1's runs, and the table of their records."""
     options = ['table1', '--scale', 'mini']
-    command = [sys.executable, root / 'tools/misc/run_table.py', *options]
+    command = [sys.executable, root / 'tools/paper/run_table.py', *options]
     command += ['--rows', 'pws-b8', 'bn-b8', '--data', digits, '--jobs', 2]
     log = run(*command).stdout
     assert '[2/2]' in log and 'finished, AP ' in log
     assert '2 runs, 2 of them done' in run(*command).stdout
-    program = root / 'tools/analysis_tools/make_table.py'
+    program = root / 'tools/paper/make_table.py'
     table = run(sys.executable, program, *options).stdout
     for row, figure in (('PWS', '77.66'), ('BN', '76.74')):
         line = next(line for line in table.splitlines() if f'| {row} |' in line)
         paper, ap50, ap = line.split('|')[-4:-1]
         assert paper.strip() == figure and float(ap50) >= float(ap) >= 0
-    program = root / 'tools/analysis_tools/plot_curves.py'
-    records = [f'work_dirs/tables/table1-mini/{m}-b8-s0.json' for m in ('pws', 'bn')]
+    program = root / 'tools/paper/plot_curves.py'
+    records = [f'work_dirs/tables/table1-mini.jsonl:{m}-b8-s0' for m in ('pws', 'bn')]
     run(sys.executable, program, *records, '-o', 'curves.png')
 
 
