@@ -36,9 +36,10 @@ from mmengine.config import Config
 from torch import nn
 
 import pws_mmdet
-from pws_mmdet.compat import load_local_checkpoint
+from pws_mmdet.checkpoint.read import read_checkpoint
+from pws_mmdet.checkpoint.weights import load_strictly
+from pws_mmdet.checkpoint.write import write_checkpoint
 from pws_mmdet.convert import fold_batch_norm
-from pws_mmdet.convert.checkpoint import weights_of, write_checkpoint
 from pws_mmdet.convert.images import dict_at, find_images, load_images
 from pws_mmdet.engine import DivergenceError, PWSRunner
 from pws_mmdet.utils.arguments import positive
@@ -189,11 +190,13 @@ def measure(args: argparse.Namespace, save: Callable[[dict], None]) -> dict[str,
                 raise ValueError(f'{name} has no data with a pipeline to {loop} on')
     find_images(args.calibrate, max(args.num_images), 0)
     model = build_model(args.bn_config, bn_cfg)
-    weights = weights_of(load_local_checkpoint(args.checkpoint, map_location='cpu'))
+    weights = read_checkpoint(args.checkpoint).weights
     try:
-        model.load_state_dict(weights)
-    except RuntimeError as e:
-        raise ValueError(f'{args.checkpoint} does not fit {args.bn_config}') from e
+        load_strictly(model, weights)
+    except ValueError as e:
+        raise ValueError(
+            f'{args.checkpoint} does not fit {args.bn_config}: {e}'
+        ) from None
     model.eval()
     record: dict[str, Any] = dict(
         command=shlex.join(['python', *sys.argv]),

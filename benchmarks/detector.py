@@ -21,7 +21,7 @@ from torch import Tensor
 from pws_mmdet.convert import fuse_pws
 from pws_mmdet.engine import VarianceMonitorHook
 from pws_mmdet.layers import share_filters_of_heads
-from pws_mmdet.utils.config import find_image_size, without_pretrained
+from pws_mmdet.utils.config import drop_pretrained, find_image_size
 
 BOX_SIDES = (1 / 8, 1 / 2)  # least and greatest, in sides of the image
 
@@ -94,7 +94,7 @@ class Detector(Contender):
         """
         init_default_scope(self.cfg.get('default_scope', 'mmdet'))
         set_random_seed(seed)
-        model_cfg = copy.deepcopy(without_pretrained(self.cfg.model))
+        model_cfg = copy.deepcopy(drop_pretrained(self.cfg.model))
         self.device = device
         self.model = MODELS.build(model_cfg)
         self.model.init_weights()

@@ -54,7 +54,7 @@ from torch.profiler import ProfilerActivity, profile
 import pws_mmdet
 from pws_mmdet.layers import ReparamConv2d
 from pws_mmdet.utils.arguments import positive
-from pws_mmdet.utils.config import find_dicts, type_name, without_pretrained
+from pws_mmdet.utils.config import drop_pretrained, find_dicts, type_name
 from pws_mmdet.utils.files import put_in_page, write_whole
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -243,7 +243,7 @@ class BackbonePart(Part):
     def make(self, name, kind, batch_size, size, inference):
         def make():
             cfg = dict(self.cfg, conv_cfg=kind.conv_cfg, norm_cfg=kind.norm_cfg)
-            model = MODELS.build(without_pretrained(cfg))
+            model = MODELS.build(drop_pretrained(cfg))
             model.init_weights()
             return model
 

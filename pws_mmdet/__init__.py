@@ -1,18 +1,14 @@
 """Norm-free detectors for MMDetection: Parametric Weights Standardization."""
 
-from .compat import (
-    allow_broken_torchvision,
-    check_versions,
-    load_more_checkpoints,
-)
+from .compat import allow_broken_torchvision, check_versions
 from .version import __version__
 
 check_versions()
-load_more_checkpoints()
 allow_broken_torchvision()
 
 # Importing registers the types with MMEngine, and needs the checks before it.
 from .analysis import suggest_gamma, summarize_model  # noqa: E402
+from .checkpoint.read import register_loaders  # noqa: E402
 from .convert import (  # noqa: E402
     PWSPretrainedInit,
     convert_to_pws,
@@ -51,6 +47,8 @@ from .models import (  # noqa: E402
     PWSResNet,
     PWSSSDHead,
 )
+
+register_loaders()
 
 __all__ = [
     'ModelSummaryHook',

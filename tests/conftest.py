@@ -39,6 +39,17 @@ FLOAT16 = pytest.param(
     ),
 )
 
+
+class Hostile:
+    """Unpickling it creates a file."""
+
+    def __init__(self, path):
+        self.path = str(path)
+
+    def __reduce__(self):
+        return open, (self.path, 'w')
+
+
 _experiments = itertools.count()  # MMEngine keeps what belongs to a name
 
 

@@ -15,12 +15,11 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, Hostile
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from test_compat import Hostile
 
-from pws_mmdet.compat import load_local_checkpoint
+from pws_mmdet.checkpoint.read import load_file
 
 pytest.importorskip('plotly', reason='the extra `report` is not installed')
 
@@ -397,6 +396,6 @@ def test_any_bytes_are_a_checkpoint_or_an_error_with_its_name(
         path = Path(folder, 'noise.pth')
         path.write_bytes(data)
         try:
-            load_local_checkpoint(str(path))
+            load_file(str(path))
         except RuntimeError as error:
             assert 'noise.pth' in str(error)

@@ -49,8 +49,8 @@ from pws_mmdet import (
     fuse_pws,
     share_filters,
 )
-from pws_mmdet.engine.utils import unwrap_model
 from pws_mmdet.layers import share_filters_of_heads
+from pws_mmdet.utils.model import unwrap_model
 
 nms_module = importlib.import_module('mmcv.ops.nms')  # not the function
 NUM_IMAGES = 4

@@ -13,7 +13,7 @@ if __name__ == '__main__':
     try:
         main()
     except ChildFailedError as e:
-        # run_mmdet_tool left the message where torch collects it.
+        # run_mmdet_program left the message where torch collects it.
         for failure in e.failures.values():
             if 'timestamp' in failure.error_file_data:
                 print(failure.message, file=sys.stderr)

@@ -1,6 +1,6 @@
 """Train a detector: MMDetection's own program, with all its flags."""
 
-from pws_mmdet.compat import run_mmdet_tool
+from pws_mmdet.engine.programs import run_mmdet_program
 
 if __name__ == '__main__':
-    run_mmdet_tool('train.py')
+    run_mmdet_program('train.py')

@@ -4,8 +4,8 @@ from collections.abc import Collection, Iterator, Mapping
 
 from torch import nn
 
-from ..convert.checkpoint import first_of
 from ..layers import PWSConv2d
+from ..utils.names import first_names
 from .layer_kinds import NORM, PLAIN, kind_of
 
 NO_DECAY = "optim_wrapper = dict(constructor='PWSOptimWrapperConstructor')"
@@ -19,7 +19,7 @@ def describe_norms(model: nn.Module, layers: Mapping[str, nn.Module]) -> Iterato
         return
     yield (
         f'NOT norm-free: {len(norms)} of {len(layers)} layers normalize outputs: '
-        + first_of([*norms])
+        + first_names([*norms])
     )
     in_eval_mode = [
         norm
@@ -54,7 +54,7 @@ def describe_pws(
         end = ', none decayed' if decayed == [] else ''
         yield f'alpha: {count_values(alphas)} values, {text} trained{end}'
     if frozen:
-        yield f'Not trained: {first_of(frozen)}'
+        yield f'Not trained: {first_names(frozen)}'
     if decayed:
         yield (
             f'Weight decay pulls {len(decayed)} of {len(alphas)} alphas towards 0, '
@@ -67,7 +67,7 @@ def describe_pws(
         if _part(name) == 'backbone' and kind_of(layer) == PLAIN
     ]
     if plain and any(_part(name) == 'backbone' for name in pws):
-        yield f'Plain convolutions in a backbone with PWS: {first_of(plain)}'
+        yield f'Plain convolutions in a backbone with PWS: {first_names(plain)}'
 
 
 def count_values(parameters: Mapping[str, nn.Parameter]) -> int:
@@ -84,7 +84,7 @@ def _describe_gammas(pws: Mapping[str, PWSConv2d]) -> str:
         ends = [f'{end(values):.3g}' for end in (min, max)]
         parts.setdefault(' to '.join(dict.fromkeys(ends)), []).append(part)
     return '; '.join(
-        f'{values} in {first_of(names)}' for values, names in parts.items()
+        f'{values} in {first_names(names)}' for values, names in parts.items()
     )
 
 

@@ -10,9 +10,9 @@ from mmengine.optim import OptimWrapper, OptimWrapperDict
 from torch import nn
 from torch.optim import Optimizer
 
-from ..convert.checkpoint import unwrapped
 from ..layers import PWSConv2d
 from ..utils.config import build_for_training, find_image_size, read_config
+from ..utils.model import unwrap_model
 from .layer_kinds import KINDS, REST, class_name, find_layers, kind_of, parameters_of
 from .macs import Inputs, describe_inputs, measure_macs
 from .model_findings import count_values, describe_norms, describe_pws
@@ -149,7 +149,7 @@ def summarize_model(
         The composition. If the forward pass fails, it has no multiply-adds, and its
         last finding gives the reason.
     """
-    model = unwrapped(model)
+    model = unwrap_model(model)
     layers = find_layers(model)
     macs, note = None, []
     if inputs is not None:

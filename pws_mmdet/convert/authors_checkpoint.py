@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ..checkpoint.weights import check_finite
 from ..models.backbones.pws_resnet import PWSResNet
-from .checkpoint import check_finite
 
 # The norm layers of the output maps in their detection code, which are never used, and
 # what else a classifier or a detector has. (neck.norm is the final norm layer of their

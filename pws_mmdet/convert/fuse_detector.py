@@ -1,7 +1,7 @@
 """A trained detector as a config and a checkpoint of plain convolutions."""
 
 import inspect
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -11,9 +11,10 @@ from mmengine.config import Config, ConfigDict
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from ..checkpoint.weights import load_strictly
 from ..layers import NoNorm, ReparamConv2d
-from ..utils.config import registered, type_name, without_pretrained
-from .checkpoint import check_kind, not_finite
+from ..utils.config import drop_pretrained, registered, type_name
+from ..utils.names import first_names
 from .fuse import fuse_pws
 
 PACKAGE = __name__.split('.')[0]
@@ -62,14 +63,14 @@ def fuse_detector(cfg: Config, weights: Mapping[str, Any]) -> tuple[Config, nn.M
     """
     plain_cfg = cfg.to_dict()
     registry.init_default_scope(plain_cfg.setdefault('default_scope', 'mmdet'))
-    model_cfg = without_pretrained(plain_cfg['model'])
+    model_cfg = drop_pretrained(plain_cfg['model'])
     model = _build(model_cfg)
     if not any(isinstance(m, ReparamConv2d) for m in model.modules()):
         raise ValueError(
             f'{cfg.filename} has no PWS (or WN) convolution. Its detector is plain '
             'already, or another config is the one that it was trained with'
         )
-    _load(model, weights)
+    load_strictly(model, weights)
     fused = fuse_pws(model, inplace=True)
     plain_cfg['model'], plain = _plain_twin(model_cfg, fused)
     return Config(_for_testing(plain_cfg)), plain
@@ -78,35 +79,6 @@ def fuse_detector(cfg: Config, weights: Mapping[str, Any]) -> tuple[Config, nn.M
 def _build(model_cfg: dict) -> nn.Module:
     # A copy down to the last dict, some of which networks change
     return registry.MODELS.build(ConfigDict(model_cfg))
-
-
-def _load(model: nn.Module, weights: Mapping[str, Any]) -> None:
-    weights = {key.removeprefix('module.'): value for key, value in weights.items()}
-    check_kind(model, weights)
-    start = not_finite(model.state_dict())
-    try:
-        missing, unexpected = model.load_state_dict(weights, strict=False)
-    except RuntimeError as e:  # its first line names the class alone
-        sizes = [line.strip() for line in str(e).splitlines()[1:]]
-        raise ValueError(f'The weights do not fit the config: {_few(sizes)}') from None
-    problems = []
-    if missing:
-        problems.append(f'they lack {_few(missing)}')
-    if unexpected:
-        problems.append(f'the config has no place for {_few(unexpected)}')
-    if problems:
-        raise ValueError(f'The weights do not fit the config: {"; ".join(problems)}')
-    bad = not_finite(model.state_dict(), start)
-    if bad:
-        raise ValueError(
-            f'The weights are not finite numbers, their training diverged: {_few(bad)}'
-        )
-
-
-def _few(names: Collection[str]) -> str:
-    names = list(names)
-    etc = f', ... ({len(names)} in all)' if len(names) > 3 else ''
-    return ', '.join(names[:3]) + etc
 
 
 def _plain_twin(model_cfg: dict, fused: nn.Module) -> tuple[dict, nn.Module]:
@@ -120,7 +92,7 @@ def _plain_twin(model_cfg: dict, fused: nn.Module) -> tuple[dict, nn.Module]:
         if left:
             raise RuntimeError(
                 'These PWS (or WN) convolutions are not made from a conv_cfg of the '
-                f'config, so that no config makes them plain: {_few(left)}. '
+                f'config, so that no config makes them plain: {first_names(left)}. '
                 'pws_mmdet.fuse_pws(model) does'
             )
         without_place = _take_over(plain, fused)
@@ -129,8 +101,8 @@ def _plain_twin(model_cfg: dict, fused: nn.Module) -> tuple[dict, nn.Module]:
         if biased == parts:
             raise RuntimeError(
                 'The network of plain convolutions differs from the trained one in: '
-                f'{_few(without_place)}. pws_mmdet.fuse_pws(model) makes it plain '
-                'without a config'
+                f'{first_names(without_place)}. pws_mmdet.fuse_pws(model) makes it '
+                'plain without a config'
             )
         # First where the convolutions are, then everywhere
         named = {p for p in parts if any(n.startswith(p) for n in without_place)}

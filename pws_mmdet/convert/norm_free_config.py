@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..layers import ReparamConv2d
-from ..utils.config import registered, type_name, without_pretrained
+from ..utils.config import drop_pretrained, registered, type_name
 from .pretrained import BN_EPS
 
 NO_NORM = dict(type='NoNorm')
@@ -184,7 +184,7 @@ def _lacks_bias(part: dict) -> bool:
     the norm layer. True if the part cannot be built.
     """
     try:
-        module = MODELS.build(without_pretrained(part))
+        module = MODELS.build(drop_pretrained(part))
     except Exception:  # whatever a class raises that insists on a norm layer
         return True
     return any(

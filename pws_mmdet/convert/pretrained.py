@@ -15,12 +15,13 @@ from mmengine.model.weight_init import update_init_info
 from mmengine.registry import WEIGHT_INITIALIZERS
 from torch import Tensor, nn
 
-from ..compat import load_checkpoint
+from ..checkpoint.read import read_checkpoint
+from ..checkpoint.weights import check_finite, load_strictly
 from ..layers import PWSConv2d
 from ..layers.reparam_conv import conv_like
 from ..layers.standardize import standardize_as_mmcv
+from ..utils.names import first_names
 from .calibrate import ConvertedLayer, Layer, center_network
-from .checkpoint import check_finite, check_kind, first_of, weights_of
 from .convert import UNALIGNED, check_takes_filters, fold_bn, set_filters
 from .fuse import read_past
 
@@ -236,9 +237,9 @@ def load_bn_weights(
     if missing or wrong:
         rest = sorted(set(weights) - used - set(others))
         parts = [
-            missing and f'they lack {first_of(missing)}',
-            wrong and first_of(wrong),
-            rest and f'no use for {first_of(rest)}',
+            missing and f'they lack {first_names(missing)}',
+            wrong and first_names(wrong),
+            rest and f'no use for {first_names(rest)}',
         ]
         raise ValueError(
             'the weights do not fit the network: ' + '; '.join(filter(None, parts))
@@ -276,10 +277,10 @@ def _check_unused(
     norms = _other_norms(unused, weights)
     if norms:
         raise ValueError(
-            f'the network lacks their norm layers {first_of(norms)}, which are no BN. '
-            'BN becomes part of a convolution, for it keeps statistics; GN, LN, IN and '
-            'L2Norm cannot. Take weights of the same network with BN, or train it from '
-            'scratch'
+            f'the network lacks their norm layers {first_names(norms)}, which are no '
+            'BN. BN becomes part of a convolution, for it keeps statistics; GN, LN, '
+            'IN and L2Norm cannot. Take weights of the same network with BN, or train '
+            'it from scratch'
         )
     left = [key.removesuffix('.running_mean') for key in unused if '.running_m' in key]
     if not left:
@@ -287,7 +288,7 @@ def _check_unused(
     several = [known_as[0] for known_as in names.values() if len(known_as) > 1]
     raise ValueError(
         'it is not known which convolution these BN layers become part of: '
-        f'{first_of(left)}. '
+        f'{first_names(left)}. '
         + (
             f'The network shares some, such as {several[0]}: each BN layer needs a '
             'convolution of its own (share_conv=False in the head of RTMDet)'
@@ -334,9 +335,10 @@ class PWSPretrainedInit:
         self.conv_ws = conv_ws
 
     def __call__(self, module: nn.Module) -> None:
-        content = load_checkpoint(self.checkpoint, self.map_location)
+        weights = read_checkpoint(
+            self.checkpoint, self.prefix, self.map_location
+        ).weights
         try:
-            weights = weights_of(content, self.prefix)
             if is_pws(weights):
                 self._load(module, weights)
             else:
@@ -350,17 +352,7 @@ class PWSPretrainedInit:
             update_init_info(module, init_info=self._get_init_info())
 
     def _load(self, module: nn.Module, weights: dict[str, Tensor]) -> None:
-        check_finite(weights, 'it', module)
-        check_kind(module, weights)
-        try:
-            missing, unexpected = module.load_state_dict(weights, strict=False)
-        except RuntimeError as e:  # other sizes, a line each
-            lines = [line.strip() for line in str(e).splitlines()[1:]]
-            text = f'the weights do not fit the network: {first_of(lines)}'
-            raise ValueError(text) from None
-        if missing:
-            raise ValueError(f'the weights lack {first_of(missing)}')
-        self._tell_of_unused(unexpected)
+        self._tell_of_unused(load_strictly(module, weights, allow_unused=True))
 
     def _convert(self, module: nn.Module, weights: dict[str, Tensor]) -> None:
         report, unused = load_bn_weights(
@@ -379,7 +371,7 @@ class PWSPretrainedInit:
     def _tell_of_unused(self, keys: Sequence[str]) -> None:
         if keys:
             print_log(
-                f'{self.checkpoint}: no use for {first_of(keys)}', logger='current'
+                f'{self.checkpoint}: no use for {first_names(keys)}', logger='current'
             )
 
     def _get_init_info(self) -> str:

@@ -6,10 +6,11 @@ from pathlib import Path
 from mmengine.config import Config
 from torch import nn
 
-from ..convert.checkpoint import check_finite, check_kind, check_out, first_of
-from ..convert.checkpoint import load_weights as read_weights
+from ..checkpoint.read import read_checkpoint
+from ..checkpoint.weights import load_strictly
 from ..convert.fuse import fuse_pws
 from ..utils.config import build_model, read_config
+from ..utils.files import check_new_path
 from .check import detecting_score, images_to_verify, verify
 from .detector import OUTPUTS, DeployedDetector
 from .onnx_file import check_extra, write_onnx
@@ -54,7 +55,7 @@ def export_onnx(
             result does not detect the same.
     """
     check_extra()
-    out = check_out(out, '.onnx')
+    out = check_new_path(out, '.onnx')
     if shape is not None and not 1 <= min(shape) <= max(shape) <= LARGEST_SIDE:
         raise ValueError(
             f'--shape must be from 1 to {LARGEST_SIDE}, got {shape[0]} {shape[1]}'
@@ -126,21 +127,8 @@ def load_weights(model: nn.Module, checkpoint: str | Path) -> None:
         RuntimeError: If it is damaged or holds more than data.
         ValueError: If it does not fit the model, or a weight is not finite.
     """
-    weights = read_weights(checkpoint)
-    check_finite(weights, checkpoint, model)
+    weights = read_checkpoint(checkpoint).weights
     try:
-        check_kind(model, weights)
+        load_strictly(model, weights)
     except ValueError as e:
-        raise ValueError(f'{checkpoint} does not fit the config: {e}') from None
-    problems = []
-    try:
-        result = model.load_state_dict(weights, strict=False)
-    except RuntimeError as e:  # other shapes, a line each
-        problems = [first_of([line.strip() for line in str(e).splitlines()[1:]])]
-    else:
-        if result.missing_keys:
-            problems.append(f'it lacks {first_of(result.missing_keys)}')
-        if result.unexpected_keys:
-            problems.append(f'the model has no {first_of(result.unexpected_keys)}')
-    if problems:
-        raise ValueError(f'{checkpoint} does not fit the config: {"; ".join(problems)}')
+        raise ValueError(f'{checkpoint}: {e}') from None

@@ -13,14 +13,12 @@ from mmengine.registry import HOOKS, RUNNERS
 from mmengine.runner import BaseLoop, Runner
 from torch import nn
 
-from ..compat import DamagedCheckpointError, safe_loading
-from ..convert.checkpoint import (
+from ..checkpoint.read import DamagedCheckpointError, meta_of, safe_loading, weights_of
+from ..checkpoint.weights import (
     check_finite,
     check_kind,
-    meta_of,
     renamed_on_loading,
     warn_of_other_shapes,
-    weights_of,
 )
 from ..convert.fuse_conv_bn import patch_fuse_conv_bn
 from ..utils.arguments import check_names

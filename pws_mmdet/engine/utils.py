@@ -3,15 +3,10 @@
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
-from mmengine.model import is_model_wrapper
 from mmengine.optim import OptimWrapper, OptimWrapperDict
 from mmengine.runner import Runner
-from torch import nn
 
-
-def unwrap_model(model: nn.Module) -> nn.Module:
-    """Return the model itself, without what distributes it."""
-    return model.module if is_model_wrapper(model) else model
+from ..utils.model import unwrap_model
 
 
 def optim_wrappers(runner: Runner) -> list[OptimWrapper]:

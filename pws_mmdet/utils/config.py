@@ -75,7 +75,7 @@ def build_model(config: str, cfg: Config) -> nn.Module:
     """
     init_default_scope(cfg.get('default_scope') or 'mmdet')
     try:
-        return MODELS.build(without_pretrained(cfg.model))
+        return MODELS.build(drop_pretrained(cfg.model))
     except Exception as e:  # whatever a model raises
         raise ValueError(f'{config} cannot be built: {describe(e)}') from e
 
@@ -183,7 +183,7 @@ def type_name(cfg: Any) -> str:
 LOADED = ('pretrained', 'teacher_ckpt')
 
 
-def without_pretrained(cfg: Any) -> Any:
+def drop_pretrained(cfg: Any) -> Any:
     """The config of a model, or a part of it, that starts from random weights.
 
     Args:
@@ -193,13 +193,13 @@ def without_pretrained(cfg: Any) -> Any:
         A copy down to the last dict, without what names a checkpoint to start from.
     """
     if isinstance(cfg, (list, tuple)):
-        kept = (without_pretrained(part) for part in cfg if not _is_pretrained(part))
+        kept = (drop_pretrained(part) for part in cfg if not _is_pretrained(part))
         return type(cfg)(kept)
     if not isinstance(cfg, Mapping):
         return cfg
     return type(cfg)(
         {
-            key: without_pretrained(value)
+            key: drop_pretrained(value)
             for key, value in cfg.items()
             if key not in LOADED and not _is_pretrained(value)
         }

@@ -43,6 +43,32 @@ def _beside(path: Path) -> Path:
     return path.with_name(f'.{path.name}.partial')
 
 
+def check_new_path(out: str | Path, suffix: str = '', or_link: bool = False) -> Path:
+    """Return the path of a file or folder that a program is going to make.
+
+    Args:
+        out: The path.
+        suffix: What it must end in.
+        or_link: It may be a link, which the program replaces.
+
+    Raises:
+        ValueError: If it does not end in ``suffix``.
+        FileExistsError: If there is such a file, folder or link.
+        OSError: If it cannot be made.
+    """
+    path = Path(out).expanduser()
+    if suffix and path.suffix != suffix:
+        raise ValueError(f'OUT must end in {suffix}, got {out}')
+    if os.path.lexists(path) and not (or_link and path.is_symlink()):
+        raise FileExistsError(f'{path} exists: move it away, or choose another name')
+    folder = next(p for p in path.absolute().parents if os.path.lexists(p))
+    if not folder.is_dir():
+        raise NotADirectoryError(f'{out} cannot be written: {folder} is no folder')
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise PermissionError(f'{out} cannot be written: {folder} is read-only')
+    return path
+
+
 def put_in_page(path: Path, name: str, markdown: str) -> None:
     """Write a table to a page, or in the place of the one that the page has.
 

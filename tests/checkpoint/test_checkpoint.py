@@ -1,4 +1,4 @@
-"""Tests of pws_mmdet.convert.checkpoint: what the converters have in common."""
+"""Checkpoints are read, checked and written."""
 
 import hashlib
 
@@ -10,15 +10,10 @@ from mmengine.runner import load_checkpoint
 from torch import nn
 
 from pws_mmdet import PWSConv2d
-from pws_mmdet.convert.checkpoint import (
-    check_finite,
-    check_kind,
-    check_out,
-    classes_of,
-    load_weights,
-    publish_checkpoint,
-    write_checkpoint,
-)
+from pws_mmdet.checkpoint.read import classes_of, read_checkpoint
+from pws_mmdet.checkpoint.weights import check_finite, check_kind
+from pws_mmdet.checkpoint.write import publish_checkpoint, write_checkpoint
+from pws_mmdet.utils.files import check_new_path
 
 CONTENT = dict(state_dict=dict(w=torch.arange(3.0)))
 
@@ -26,13 +21,13 @@ CONTENT = dict(state_dict=dict(w=torch.arange(3.0)))
 def test_a_checkpoint_comes_back(tmp_path):
     out = tmp_path / 'new/folder/net.pth'
     write_checkpoint(CONTENT, out)
-    torch.testing.assert_close(load_weights(out), CONTENT['state_dict'])
+    torch.testing.assert_close(read_checkpoint(out).weights, CONTENT['state_dict'])
     assert list(out.parent.iterdir()) == [out]
 
 
 def test_a_bare_state_dict_is_read_too(tmp_path):
     write_checkpoint(CONTENT['state_dict'], tmp_path / 'net.pth')
-    assert load_weights(tmp_path / 'net.pth').keys() == {'w'}
+    assert read_checkpoint(tmp_path / 'net.pth').weights.keys() == {'w'}
 
 
 @pytest.mark.parametrize(
@@ -41,7 +36,7 @@ def test_a_bare_state_dict_is_read_too(tmp_path):
 def test_no_state_dict(tmp_path, content):
     torch.save(content, tmp_path / 'net.pth')
     with pytest.raises(ValueError, match='net.pth: it holds no weights'):
-        load_weights(tmp_path / 'net.pth')
+        read_checkpoint(tmp_path / 'net.pth')
 
 
 def test_the_name_does_not_change_the_bytes(tmp_path):
@@ -242,14 +237,14 @@ def test_mmengine_does_not_load_the_other_kind(tmp_path):
 
 
 def test_what_cannot_be_written_is_known_beforehand(tmp_path, monkeypatch):
-    assert check_out(tmp_path / 'new/net.pth', '.pth') == tmp_path / 'new/net.pth'
+    assert check_new_path(tmp_path / 'new/net.pth', '.pth') == tmp_path / 'new/net.pth'
     (tmp_path / 'file').touch()
     with pytest.raises(NotADirectoryError, match='file is no folder'):
-        check_out(tmp_path / 'file/new/net.pth', '.pth')
+        check_new_path(tmp_path / 'file/new/net.pth', '.pth')
     (tmp_path / 'link.pth').symlink_to(tmp_path / 'nowhere/net.pth')
     with pytest.raises(FileExistsError, match='link.pth exists'):
-        check_out(tmp_path / 'link.pth', '.pth')
+        check_new_path(tmp_path / 'link.pth', '.pth')
     monkeypatch.setattr('os.access', lambda path, mode: False)  # root may write all
     with pytest.raises(PermissionError, match='net.pth cannot be written'):
-        check_out(tmp_path / 'new/net.pth', '.pth')
+        check_new_path(tmp_path / 'new/net.pth', '.pth')
     assert not (tmp_path / 'new').exists()

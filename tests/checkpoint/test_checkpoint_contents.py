@@ -14,7 +14,7 @@ from mmengine.registry import OPTIMIZERS, PARAM_SCHEDULERS
 from torch import nn
 
 from pws_mmdet import compat
-from pws_mmdet.compat import load_local_checkpoint
+from pws_mmdet.checkpoint.read import load_file
 
 # What a scheduler takes, by its name without what it schedules
 SCHEDULERS = dict(
@@ -45,7 +45,7 @@ def reload(request, monkeypatch, tmp_path):
     def save_and_load(content):
         path = str(tmp_path / 'checkpoint.pth')
         torch.save(content, path)
-        return load_local_checkpoint(path)
+        return load_file(path)
 
     return save_and_load
 

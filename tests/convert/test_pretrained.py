@@ -8,7 +8,7 @@ from mmengine.model import BaseModule
 from torch import nn
 
 from pws_mmdet import PWSAlphaInitHook, PWSConv2d, PWSResNet, convert_to_pws
-from pws_mmdet.convert.checkpoint import weights_of
+from pws_mmdet.checkpoint.read import weights_of
 from pws_mmdet.convert.pretrained import load_bn_weights
 
 SMALL = dict(depth=18, base_channels=8, stem_channels=8)

@@ -442,16 +442,16 @@ BAD_INPUT = {
     ),
     'no weights': (
         lambda path: torch.save(dict(meta=dict(epoch=1)), path),
-        'holds no weights of a network',
+        'it holds no weights',
     ),
     'an optimizer': (
         lambda path: torch.save(dict(state_dict=dict(state=1)), path),
-        'holds no weights of a network',
+        'it holds no weights',
     ),
     'missing': (
         without(f'{STEM}.weight', f'{STEM}.bias'),
-        f'mine.py: The weights do not fit the config: they lack {STEM}.weight, '
-        f'{STEM}.bias',
+        f'mine.py: the weights do not fit the network: they lack '
+        f'{STEM}.weight, {STEM}.bias',
     ),
     'alpha': (
         without(f'{STEM}.alpha'),
@@ -460,19 +460,19 @@ BAD_INPUT = {
     ),
     'unexpected': (
         damaged(lambda w: w.update({f'x.{i}': torch.ones(1) for i in range(9)})),
-        r'the config has no place for x.0, x.1, x.2, ... \(9 in all\)',
+        'the network has no x.0, x.1, x.2 and 6 more',
     ),
     'size': (
         damaged(lambda w: w.update({f'{STEM}.bias': torch.ones(7)})),
-        f'do not fit the config: size mismatch for {STEM}.bias',
+        f'do not fit the network: size mismatch for {STEM}.bias',
     ),
     'NaN': (
         damaged(lambda w: w[f'{STEM}.weight'][0, 0, 0, 0].fill_(torch.nan)),
-        f'not finite numbers, their training diverged: {STEM}.weight',
+        f'NaN or infinity in {STEM}.weight',
     ),
     'infinite': (
         damaged(lambda w: w[f'{STEM}.alpha'][0].fill_(torch.inf)),
-        f'not finite numbers, their training diverged: {STEM}.alpha',
+        f'NaN or infinity in {STEM}.alpha',
     ),
 }
 

@@ -104,10 +104,10 @@ def test_main(program, classifier, tmp_path, monkeypatch, capsys):
         (
             {'head.w': torch.ones(1)},
             'out.pth',
-            r'no weights named backbone\.\*, but head',
+            r'none of its weights is named backbone\.\*, but head',
         ),
-        (dict(state_dict={}), 'out.pth', r'named backbone\.\*, but none at all'),
-        (torch.ones(1), 'out.pth', r'named backbone\.\*, but none at all'),
+        (dict(state_dict={}), 'out.pth', 'it holds no weights'),
+        (torch.ones(1), 'out.pth', 'it holds no weights'),
         ({'backbone.w': torch.ones(1)}, 'out', 'OUT must end in .pth'),
         ({'backbone.w': torch.ones(1)}, 'mine.pth', 'mine.pth exists: move it away'),
     ],

@@ -8,7 +8,7 @@ import sys
 import pytest
 import torch
 
-from pws_mmdet.compat import load_checkpoint
+from pws_mmdet.checkpoint import read_checkpoint
 
 pytestmark = pytest.mark.slow
 
@@ -53,7 +53,7 @@ def data(digits, tmp_path):
 
 
 def weights(path):
-    return load_checkpoint(str(path))['state_dict']
+    return read_checkpoint(path).weights
 
 
 @pytest.mark.parametrize('program', ['train', 'test'])

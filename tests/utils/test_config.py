@@ -13,9 +13,9 @@ from pws_mmdet import NoNorm, PWSConv2d
 from pws_mmdet.convert import PWSPretrainedInit
 from pws_mmdet.utils.config import (
     build_model,
+    drop_pretrained,
     registered,
     type_name,
-    without_pretrained,
 )
 
 
@@ -60,7 +60,7 @@ def test_pretrained_weights_are_left_out(type_):
         teacher_ckpt='nowhere.pth',
     )
     before = repr(cfg)
-    assert without_pretrained(cfg) == dict(
+    assert drop_pretrained(cfg) == dict(
         backbone=dict(type='A', depth=(1, 2)),
         heads=[dict(init_cfg=[normal]), dict(init_cfg=normal)],
         neck=dict(init_cfg=None),
@@ -71,7 +71,7 @@ def test_pretrained_weights_are_left_out(type_):
 @pytest.mark.parametrize('name', CONFIGS)
 def test_no_shipped_config_starts_from_a_file_then(name):
     model = Config.fromfile(ROOT / name).get('model')
-    assert 'checkpoint' not in str(without_pretrained(model)).replace('_checkpoint', '')
+    assert 'checkpoint' not in str(drop_pretrained(model)).replace('_checkpoint', '')
 
 
 def test_a_model_with_a_teacher_is_built_without_its_weights(tmp_path):

@@ -17,11 +17,10 @@ from mmengine.registry import MODELS, init_default_scope
 
 from pws_mmdet.analysis import summarize_model
 from pws_mmdet.analysis.layer_kinds import NORM, PWS
-from pws_mmdet.convert.checkpoint import check_out
 from pws_mmdet.convert.norm_free_config import changes_of, norm_free_model
 from pws_mmdet.utils.config import describe as describe_error
-from pws_mmdet.utils.config import read_config, without_pretrained
-from pws_mmdet.utils.files import write_whole
+from pws_mmdet.utils.config import drop_pretrained, read_config
+from pws_mmdet.utils.files import check_new_path, write_whole
 
 CONV_CFG = dict(type='PWS', gamma=1e-4)  # the paper's for ResNet
 HEAD_CONV_CFG = dict(type='PWS', gamma=0.1, relative_gamma=True)  # its authors'
@@ -43,7 +42,7 @@ def pwsify(config: str, out: str) -> None:
             PWS convolutions, if the model that comes out cannot be built, or if
             the new config could not be read.
     """
-    out_path = check_out(out, '.py')
+    out_path = check_new_path(out, '.py')
     base = config
     if '::' not in config:
         base = os.path.relpath(Path(config).expanduser(), out_path.absolute().parent)
@@ -51,7 +50,7 @@ def pwsify(config: str, out: str) -> None:
     init_default_scope(cfg.get('default_scope') or 'mmdet')
     try:
         model, notes = norm_free_model(cfg.model, CONV_CFG, HEAD_CONV_CFG)
-        composition = summarize_model(MODELS.build(without_pretrained(model)))
+        composition = summarize_model(MODELS.build(drop_pretrained(model)))
     except Exception as e:  # whatever a model raises that does not take them
         raise ValueError(
             f'{config} has no norm-free variant: building it failed with '

@@ -19,13 +19,8 @@ from mmengine.registry import init_default_scope
 from torch import nn
 
 import pws_mmdet  # noqa: F401
-from pws_mmdet.compat import load_checkpoint
-from pws_mmdet.convert.checkpoint import (
-    check_out,
-    meta_of,
-    weights_of,
-    write_checkpoint,
-)
+from pws_mmdet.checkpoint.read import read_checkpoint, weights_of
+from pws_mmdet.checkpoint.write import write_checkpoint
 from pws_mmdet.convert.convert import UNALIGNED
 from pws_mmdet.convert.equalize import MAX_SCALE
 from pws_mmdet.convert.images import dict_at, find_images, load_images
@@ -35,9 +30,10 @@ from pws_mmdet.utils.config import (
     ConfigOptions,
     build_model,
     describe,
+    drop_pretrained,
     read_config,
-    without_pretrained,
 )
+from pws_mmdet.utils.files import check_new_path
 
 
 def convert(
@@ -64,7 +60,7 @@ def convert(
         RuntimeError: If the checkpoint is damaged or holds more than data.
         ValueError: If something does not fit.
     """
-    out_path = check_out(out, '.pth')
+    out_path = check_new_path(out, '.pth')
     cfg = read_config(config, cfg_options)
     if not max_scale >= 1:
         raise ValueError(f'--max-scale must be 1 or more, got {max_scale}')
@@ -86,20 +82,19 @@ def convert(
             'calibration images pass'
         )
     init_default_scope(cfg.get('default_scope', 'mmdet'))
-    content = load_checkpoint(str(checkpoint))
+    weights, dataset_meta = read_checkpoint(checkpoint)
     paths = find_images(calibrate, num_images, seed) if calibrate else []
 
     start = dict_at(cfg, 'model', 'backbone', 'init_cfg') or {}
     bn_eps = bn_eps_of(cfg.model) if bn_eps is None else bn_eps
     conv_ws = start.get('conv_ws', False) if conv_ws is None else conv_ws
-    cfg.model = without_pretrained(cfg.model)
+    cfg.model = drop_pretrained(cfg.model)
     model = build_model(config, cfg).to(device)
     model.eval()
     try:
-        weights = weights_of(content)
         target = choose_target(model, weights)
         if target is not model and any(k.startswith('backbone.') for k in weights):
-            weights = weights_of(content, 'backbone.')
+            weights = weights_of(weights, 'backbone.')
     except ValueError as e:
         raise ValueError(f'{checkpoint}: {e}') from None
     batches = None
@@ -121,9 +116,8 @@ def convert(
     except ValueError as e:
         raise ValueError(f'{checkpoint}: {e}') from None
     made = dict(state_dict={k: v.cpu() for k, v in target.state_dict().items()})
-    meta = meta_of(content)
-    if target is model and 'dataset_meta' in meta:
-        made['meta'] = dict(dataset_meta=meta['dataset_meta'])
+    if target is model and dataset_meta is not None:
+        made['meta'] = dict(dataset_meta=dataset_meta)
     write_checkpoint(made, out_path)
     print(*report, sep='\n')
     part = 'network' if target is model else 'backbone'

@@ -16,10 +16,10 @@ import torch
 from mmdet.registry import DATASETS
 from mmengine.config import Config
 
-from pws_mmdet.compat import load_local_checkpoint
+from pws_mmdet.checkpoint.read import read_checkpoint
 from pws_mmdet.convert import fuse_detector
-from pws_mmdet.convert.checkpoint import check_out, meta_of, weights_of
 from pws_mmdet.utils.config import ConfigOptions, read_config
+from pws_mmdet.utils.files import check_new_path
 
 STOCK = '# Plain convolutions, made by fuse_pws.py. MMDetection alone loads it.\n'
 NOT_STOCK = (
@@ -61,18 +61,13 @@ def convert(
     """
     out_dir = Path(out_dir).expanduser().absolute()
     if not os.path.lexists(out_dir):
-        check_out(out_dir, '')
+        check_new_path(out_dir, '')
     elif out_dir.is_symlink() or not out_dir.is_dir() or any(out_dir.iterdir()):
         raise FileExistsError(
             f'{out_dir} exists and is not an empty folder: choose another name'
         )
     cfg = read_config(config, cfg_options)
-    content = load_local_checkpoint(str(checkpoint), map_location='cpu')
-    try:
-        weights = weights_of(content)
-    except ValueError:
-        raise ValueError(f'{checkpoint} holds no weights of a network') from None
-    meta = meta_of(content).get('dataset_meta')
+    weights, meta = read_checkpoint(checkpoint)
     if meta is None and not has_test_set(cfg):
         raise ValueError(
             f'{checkpoint} does not name the classes (dataset_meta), and {config} has '

@@ -8,8 +8,10 @@ init_cfg=dict(type='Pretrained', checkpoint=OUT).
 import argparse
 from pathlib import Path
 
+from pws_mmdet.checkpoint.read import read_checkpoint
+from pws_mmdet.checkpoint.write import write_checkpoint
 from pws_mmdet.convert.authors_checkpoint import OfficialBackbone, from_official
-from pws_mmdet.convert.checkpoint import check_out, load_weights, write_checkpoint
+from pws_mmdet.utils.files import check_new_path
 
 
 def convert(checkpoint: str | Path, out: str | Path) -> OfficialBackbone:
@@ -30,8 +32,8 @@ def convert(checkpoint: str | Path, out: str | Path) -> OfficialBackbone:
         FileExistsError: If ``out`` exists.
         OSError: If it cannot be written.
     """
-    check_out(out, '.pth')
-    backbone = from_official(load_weights(checkpoint), checkpoint)
+    check_new_path(out, '.pth')
+    backbone = from_official(read_checkpoint(checkpoint).weights, checkpoint)
     write_checkpoint(dict(state_dict=backbone.state_dict), out)
     return backbone
 

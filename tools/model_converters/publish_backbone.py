@@ -5,30 +5,15 @@ is a link to the file itself, whose name ends in a part of its SHA-256.
 """
 
 import argparse
-from collections.abc import Mapping
 from pathlib import Path
 
-import torch
-
-from pws_mmdet.compat import load_local_checkpoint
-from pws_mmdet.convert.checkpoint import (
-    check_finite,
-    publish_checkpoint,
-    weights_of,
-)
+from pws_mmdet.checkpoint.read import read_checkpoint
+from pws_mmdet.checkpoint.weights import check_finite
+from pws_mmdet.checkpoint.write import publish_checkpoint
 
 PREFIX = 'backbone.'
 # the norm layer that a PWSResNet has as a classifier only
-DROPPED = PREFIX + 'out_norm.'
-
-
-def backbone_of(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The weights of a classifier's backbone, by their names in it."""
-    return {
-        key.removeprefix(PREFIX): value
-        for key, value in weights.items()
-        if key.startswith(PREFIX) and not key.startswith(DROPPED)
-    }
+DROPPED = 'out_norm.'
 
 
 def publish(checkpoint: str | Path, out: str | Path) -> Path:
@@ -53,17 +38,8 @@ def publish(checkpoint: str | Path, out: str | Path) -> Path:
             or ``out`` does not end in .pth.
         FileExistsError: If ``out`` is something else than a link.
     """
-    content = load_local_checkpoint(str(checkpoint), map_location='cpu')
-    try:
-        weights = weights_of(content)
-    except ValueError:
-        weights = {}
-    backbone = backbone_of(weights)
-    if not backbone:
-        found = ', '.join(sorted({f'{key.split(".")[0]}.*' for key in weights}))
-        raise ValueError(
-            f'{checkpoint} has no weights named {PREFIX}*, but {found or "none at all"}'
-        )
+    weights = read_checkpoint(checkpoint, PREFIX).weights
+    backbone = {k: v for k, v in weights.items() if not k.startswith(DROPPED)}
     check_finite(backbone, checkpoint)
     return publish_checkpoint(dict(state_dict=backbone), out)
 

@@ -7,7 +7,7 @@ from mmdet.models.roi_heads.mask_heads import FusedSemanticHead
 from torch import nn
 from torch.utils.data import Dataset
 
-from ...convert.checkpoint import first_of
+from ...utils.names import first_names
 from .annotations import warn
 from .suspicious_data import base_datasets
 
@@ -38,7 +38,7 @@ def check_classes(dataset: Dataset) -> None:
         if len(names) < len(classes):
             warn(
                 f'{base.ann_file} has no categories for the last of the classes, '
-                f'{first_of(classes[len(names) :])}: they have no objects.'
+                f'{first_names(classes[len(names) :])}: they have no objects.'
             )
 
 
@@ -48,22 +48,23 @@ def fault_of_order(names: Sequence[str], classes: Sequence[str]) -> str:
         return ''
     if len(set(names)) < len(names):
         return (
-            f'has categories of the same name, {first_of(sorted(names))}: MMDetection '
-            'makes each a class of its own. Give each its own name, or all their '
-            'annotations one category'
+            f'has categories of the same name, {first_names(sorted(names))}: '
+            'MMDetection makes each a class of its own. Give each its own name, or all '
+            'their annotations one category'
         )
     if len(names) != len(classes):
         return (
             f'has categories for {len(names)} of the {len(classes)} classes of the '
-            f'dataset, {first_of(classes)}: name those of the file in metainfo, as in '
+            f'dataset, {first_names(classes)}: name those of the file in metainfo, '
+            'as in '
             "metainfo=dict(classes=('cat', 'dog'))"
         )
     return (
-        f'has its categories in another order, {first_of(names)}, than metainfo has '
-        f'the classes, {first_of(classes)}. MMDetection numbers them in the order of '
-        'the file, so their names would be mixed up. Put the names in metainfo into '
-        "the order of the file's categories, the same in training and validation; if "
-        "files differ, put their 'categories' into one order"
+        f'has its categories in another order, {first_names(names)}, than metainfo has '
+        f'the classes, {first_names(classes)}. MMDetection numbers them in the '
+        'order of the file, so their names would be mixed up. Put the names in '
+        "metainfo into the order of the file's categories, the same in training and "
+        "validation; if files differ, put their 'categories' into one order"
     )
 
 
@@ -109,7 +110,7 @@ def check_num_classes(
                 kind, follows = 'many', 'its detections of the others have no class'
             text = (
                 f'{base.ann_file}: the dataset has {len(classes)} classes '
-                f'({first_of(classes)}), and num_classes={number} of model.{name} '
+                f'({first_names(classes)}), and num_classes={number} of model.{name} '
                 f'is too {kind}: {follows}. Set num_classes={len(things)} there, or '
                 'the classes in metainfo'
             )
@@ -172,7 +173,7 @@ def check_trained_classes(dataset: Dataset, trained: Sequence[str]) -> None:
         if not moved or base.return_classes:
             continue
         text = (
-            f'it was trained with other labels for {first_of(moved)} than those of '
+            f'it was trained with other labels for {first_names(moved)} than those of '
             f'{base.ann_file}, where the label {classes.index(moved[0])} is '
             f'{moved[0]!r} (in the checkpoint it is {places[moved[0]]}): right '
             'detections count as wrong ones'

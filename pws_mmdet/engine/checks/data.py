@@ -20,8 +20,8 @@ from mmdet.registry import DATASETS, METRICS, TRANSFORMS
 from mmengine.fileio import list_from_file
 from mmengine.utils import is_abs
 
-from ...convert.checkpoint import first_of
 from ...utils.config import type_name
+from ...utils.names import first_names
 
 DOWNLOAD = (
     f'python {Path(mmdet.__file__).parent}/.mim/tools/misc/download_dataset.py '
@@ -312,7 +312,7 @@ def describe_missing(folder: str, names: set[str]) -> str | None:
     if not lacking:
         return None
     counts = f'{len(lacking)} of {len(names)} files'
-    return f'{osp.join(folder, "")}: {counts}, {first_of(lacking)}'
+    return f'{osp.join(folder, "")}: {counts}, {first_names(lacking)}'
 
 
 def ways_to_get(paths: Iterable[str]) -> str:

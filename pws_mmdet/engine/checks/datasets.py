@@ -19,7 +19,7 @@ from mmengine.dataset import BaseDataset
 from torch import nn
 from torch.utils.data import Dataset
 
-from ...convert.checkpoint import first_of
+from ...utils.names import first_names
 from .annotations import (
     SHORT_MASK,
     Oddities,
@@ -140,7 +140,7 @@ def _lacking_images(folders: dict[str, set]) -> Iterator[str]:
         elif empty := _empty_files(folder or '.', names):
             yield (
                 f'{osp.join(folder, "")}: {len(empty)} of {len(names)} files have 0 '
-                f'bytes, {first_of(empty)}'
+                f'bytes, {first_names(empty)}'
             )
 
 

@@ -4,7 +4,7 @@ import numpy as np
 from mmdet.evaluation import CocoMetric
 from mmengine.evaluator import Evaluator
 
-from ...convert.checkpoint import first_of
+from ...utils.names import first_names
 from .annotations import (
     SHORT_MASK,
     CheckedCOCO,
@@ -61,7 +61,7 @@ def _check_truth(metric: CocoMetric, truth: CheckedCOCO) -> None:
             fault = (
                 f'has categories for {len(names)} of the {len(classes)} classes: '
                 f'{name} fails at a detection of the others. Add '
-                f"{first_of(classes[len(names) :])} to its 'categories'"
+                f"{first_names(classes[len(names) :])} to its 'categories'"
             )
         if fault:
             raise _Unfit(f'it {fault}')

@@ -15,7 +15,8 @@ from mmengine.runner import Runner
 from torch import Tensor
 
 from ...layers import PWSConv2d
-from ..utils import training_context, unwrap_model
+from ...utils.model import unwrap_model
+from ..utils import training_context
 
 
 @HOOKS.register_module(force=True)

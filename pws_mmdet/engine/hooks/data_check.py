@@ -7,7 +7,7 @@ from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 from mmengine.runner import BaseLoop, Runner
 
-from ...convert.checkpoint import classes_of
+from ...checkpoint.read import classes_of
 from ..checks.annotations import checked_annotations
 from ..checks.classes import (
     check_num_classes,

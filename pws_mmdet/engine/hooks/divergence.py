@@ -15,17 +15,14 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from ...analysis.gamma import advise
 from ...analysis.variance import Moments
+from ...checkpoint.weights import not_finite
 from ...compat import is_compiling
-from ...convert.checkpoint import first_of, not_finite
 from ...layers.observer import Observer
 from ...utils.arguments import check_integers
+from ...utils.model import unwrap_model
+from ...utils.names import first_names
 from ..checks.suspicious_data import describe_suspicious_data
-from ..utils import (
-    base_learning_rate,
-    optim_wrappers,
-    training_context,
-    unwrap_model,
-)
+from ..utils import base_learning_rate, optim_wrappers, training_context
 
 # A module with one of these is a head: it computes a loss from its outputs.
 LOSSES_OF_HEADS = ('loss_by_feat', 'loss_and_target')
@@ -169,7 +166,7 @@ class DivergenceHook(Hook):
         if not _all_finite(state):
             bad += not_finite(state)
         if _in_any_process(torch.tensor(bool(bad))):
-            where = first_of(bad) or 'in another process'
+            where = first_names(bad) or 'in another process'
             reason = f'weights are not finite, {where}'
             self._stop_all(runner, iteration, reason)
 

@@ -8,9 +8,10 @@ from mmengine.registry import HOOKS
 from mmengine.runner import BaseLoop, Runner
 from torch import nn
 
-from ...convert.checkpoint import first_of, unwrapped
 from ...convert.fuse import fuse_pws, what_it_does_besides
 from ...layers.reparam_conv import ReparamConv2d
+from ...utils.model import unwrap_model
+from ...utils.names import first_names
 
 
 @HOOKS.register_module(force=True)
@@ -73,14 +74,14 @@ class FusePWSHook(Hook):
             return model
         left = {
             name: what_it_does_besides(module)
-            for name, module in unwrapped(model).named_modules()
+            for name, module in unwrap_model(model).named_modules()
             if isinstance(module, ReparamConv2d)
         }
         left = [f'{name} has {reason}' for name, reason in left.items() if reason]
         if left:
             self._tell(
                 'FusePWSHook leaves layers that compute more than their convolution '
-                f'as they are, which takes a bit longer: {first_of(left)}'
+                f'as they are, which takes a bit longer: {first_names(left)}'
             )
         return fused
 

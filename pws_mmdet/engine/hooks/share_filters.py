@@ -3,7 +3,7 @@ from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 
 from ...layers import share_filters_of_heads
-from ..utils import unwrap_model
+from ...utils.model import unwrap_model
 
 
 @HOOKS.register_module(force=True)

@@ -30,7 +30,8 @@ from ...analysis.variance_record import FILE_NAME, Layer, write_header, write_st
 from ...compat import is_compiling
 from ...layers.observer import Observer
 from ...utils.arguments import check_integers
-from ..utils import learning_rate, optim_wrappers, unwrap_model
+from ...utils.model import unwrap_model
+from ..utils import learning_rate, optim_wrappers
 
 
 @HOOKS.register_module(force=True)

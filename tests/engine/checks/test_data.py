@@ -22,7 +22,7 @@ from pws_mmdet import PWSRunner
 from pws_mmdet.engine.checks import data
 from pws_mmdet.engine.checks.data import DOWNLOAD, check_data
 from pws_mmdet.engine.checks.datasets import check_dataset, check_images
-from pws_mmdet.utils.config import without_pretrained
+from pws_mmdet.utils.config import drop_pretrained
 
 VOC_SPLITS = {
     'VOC2007': dict(trainval=['000001', '000002', '000003'], test=['000004', '000005']),
@@ -632,7 +632,7 @@ def test_a_checkpoint_that_learned_the_classes_in_another_order(drawn, way):
     classes = tuple(reversed(cfg.metainfo['classes']))
     path = drawn / 'checkpoint.pth'
     meta = dict(dataset_meta=dict(classes=list(classes)), epoch=0, iter=0)
-    weights = MODELS.build(without_pretrained(cfg.model)).state_dict()
+    weights = MODELS.build(drop_pretrained(cfg.model)).state_dict()
     torch.save(dict(state_dict=weights, meta=meta, message_hub={}), path)
     cfg.load_from, cfg.resume = str(path), way == 'resume'
     runner = runner_of(cfg, drawn)

@@ -21,7 +21,7 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from pws_mmdet import PWSRunner
-from pws_mmdet.compat import DamagedCheckpointError, load_local_checkpoint
+from pws_mmdet.checkpoint.read import DamagedCheckpointError, load_file
 from pws_mmdet.engine.hooks.checkpoint import LATEST, find_checkpoints
 from pws_mmdet.utils.files import write_whole
 
@@ -70,7 +70,7 @@ def train(work_dir, epochs=EPOCHS, resume=True, custom_hooks=()):
 
 
 def weights(path):
-    return load_local_checkpoint(str(path))['state_dict']['fc.weight']
+    return load_file(str(path))['state_dict']['fc.weight']
 
 
 def die(*args, **kwargs):

@@ -10,7 +10,7 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from pws_mmdet import EpochSeedHook, PWSRunner
-from pws_mmdet.engine.utils import unwrap_model
+from pws_mmdet.utils.model import unwrap_model
 
 
 class Noise(Dataset):

@@ -1,0 +1,136 @@
+"""Unpickle tensors and MMEngine's own records, and refuse everything else.
+
+A pickle can name any function and have it called. So a checkpoint is data only if each
+name in its pickle is on a list of harmless names. torch has such a list for tensors.
+This module adds the names that MMEngine's checkpoints need besides.
+"""
+
+import codecs
+import pickle
+import types
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from mmengine.config import ConfigDict
+from mmengine.logging import HistoryBuffer
+from mmengine.optim.scheduler.param_scheduler import OneCycleParamScheduler
+from packaging.version import Version
+
+from .. import compat
+
+# safe_loading replaces torch.load for a while, so the original is kept here.
+_torch_load = torch.load
+
+# Attributes that MMEngine pickles as getattr(CLASS, NAME): the statistics of its log
+# history, and the curve of OneCycleLR.
+ATTRIBUTES = {
+    HistoryBuffer: ('min', 'max', 'current', 'mean'),
+    OneCycleParamScheduler: ('_annealing_cos', '_annealing_linear'),
+}
+
+
+def load_data(file: Any, map_location: Any = None) -> Any:
+    """Call ``torch.load`` for a file of tensors and MMEngine's own records.
+
+    Args:
+        file: Path or file object.
+        map_location: As of ``torch.load``.
+
+    Raises:
+        pickle.UnpicklingError: If the pickle names anything else.
+        Exception: Any other error of ``torch.load`` for a damaged file.
+    """
+    if compat.HAS_ALLOW_LIST:
+        with _extended_allow_list():
+            return _torch_load(file, map_location=map_location, weights_only=True)
+    module = types.ModuleType('restricted_pickle')
+    module.Unpickler = _Unpickler
+    module.load = lambda f, **kwargs: _Unpickler(f, **kwargs).load()
+    return _torch_load(
+        file, map_location=map_location, pickle_module=module, weights_only=False
+    )
+
+
+def unsafe_names(filename: str) -> list[str]:
+    """List the names in a pickle that :func:`load_data` refuses.
+
+    Returns:
+        The names; none where this torch cannot tell, or the file has an old format.
+    """
+    try:
+        names = torch.serialization.get_unsafe_globals_in_checkpoint(filename)
+    except Exception:
+        return []
+    return sorted(set(names) - set(_allowed_besides_tensors()))
+
+
+def _getattr_of_mmengine(owner: Any, name: str) -> Any:
+    """Stand in for ``builtins.getattr`` in a pickle."""
+    if any(owner is cls and name in names for cls, names in ATTRIBUTES.items()):
+        return getattr(owner, name)
+    raise pickle.UnpicklingError(f'getattr({owner!r}, {name!r}) is not allowed')
+
+
+def _allowed_besides_tensors() -> dict[str, Any]:
+    """Return what MMEngine's checkpoints hold, by the names in their pickles."""
+    numpy_core = np._core if Version(np.__version__).major >= 2 else np.core
+    classes = [HistoryBuffer, OneCycleParamScheduler, ConfigDict]
+    # torch 2.6 and later allow these by themselves. MultiStepLR keeps a Counter.
+    classes += [Counter, set, frozenset, bytearray, complex]
+    classes += [torch.device, torch.Size, slice, np.ndarray, np.dtype]
+    classes += {type(np.dtype(t)) for t in (*np.typecodes['AllInteger'], *'efdFD?US')}
+    allowed = {f'{c.__module__}.{c.__qualname__}': c for c in classes}
+    allowed['builtins.getattr'] = _getattr_of_mmengine
+    for module in ('pathlib', 'pathlib._local'):  # the latter in Python 3.13
+        allowed[f'{module}.PosixPath'] = allowed[f'{module}.WindowsPath'] = Path
+    for core in ('numpy._core', 'numpy.core'):  # numpy 2, numpy 1
+        for name in ('_reconstruct', 'scalar'):
+            function = getattr(numpy_core.multiarray, name)
+            allowed[f'{core}.multiarray.{name}'] = function
+    return allowed
+
+
+class _Unpickler(pickle.Unpickler):
+    """Allow the same names in a torch before 2.6, whose own list cannot be extended."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        allowed = {**compat.get_allowed_globals(), **_allowed_besides_tensors()}
+        allowed['_codecs.encode'] = codecs.encode  # protocol 2 stores bytes with it
+        key = f'{module}.{name}'.replace('__builtin__.', 'builtins.')  # Python 2
+        if key not in allowed:
+            raise pickle.UnpicklingError(f'{key} is not allowed')
+        return allowed[key]
+
+
+@contextmanager
+def _extended_allow_list() -> Iterator[None]:
+    """Add our names to torch's allow-list, and restore the list afterwards.
+
+    The forks' MMEngine adds the real ``getattr`` while it loads a file. torch keeps one
+    function for each name and may choose either, so the entries of others that have a
+    name of ours are left out.
+    """
+    ours = _allowed_besides_tensors()
+    theirs = torch.serialization.get_safe_globals()
+    torch.serialization.clear_safe_globals()
+    torch.serialization.add_safe_globals(
+        [value for value in theirs if _pickled_name(value) not in ours]
+        + [(value, name) for name, value in ours.items()]
+    )
+    try:
+        yield
+    finally:
+        torch.serialization.clear_safe_globals()
+        torch.serialization.add_safe_globals(theirs)
+
+
+def _pickled_name(allowed: Any) -> str:
+    """Return the name of an entry of torch's allow-list."""
+    if isinstance(allowed, tuple):
+        return allowed[1]
+    return f'{allowed.__module__}.{allowed.__qualname__}'
