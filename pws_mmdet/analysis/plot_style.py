@@ -18,6 +18,8 @@ COLORS = (
 )
 LINES = ('-', '--', '-.', ':')
 MARKERS = 'os^DvPX'
+# colour, line and marker of each line in figure eq6
+SIDE_STYLES = (('#000000', '-', 'o'), ('#0072B2', '--', 's'), ('#D55E00', ':', '^'))
 
 
 def line_style(index: int) -> dict[str, Any]:

@@ -12,18 +12,12 @@ import pytest
 from matplotlib.colors import to_hex
 
 from pws_mmdet.analysis import STATISTICS
+from pws_mmdet.analysis.plots import plot_variance
 from pws_mmdet.analysis.variance_record import Layer, write_header, write_step
 
 NAN = math.nan
 NAMES = ('backbone.a', 'backbone.b', 'backbone.c', 'head.d')
 STEPS = (1, 10, 20, 100)
-
-
-@pytest.fixture(scope='module')
-def program(root, load_program):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(root / 'tools/analysis_tools')
-        return load_program('tools/analysis_tools/plot_variance.py')
 
 
 @pytest.fixture
@@ -49,15 +43,13 @@ def work_dir(tmp_path):
 
 
 @pytest.fixture
-def draw(program):
-    """Plot work_dirs; the figure, and the entries of its legend."""
+def draw():
+    """Plot work_dirs; return the figure, and the entries of its legend."""
 
-    def plot(*paths, figure, patterns=None, step=None):
-        records = {path.name: program.read_record(path) for path in paths}
-        runs = program.select(records, figure, patterns, step)
-        image = program.plot(runs, figure)
-        entries = [t.get_text() for legend in image.legends for t in legend.texts]
-        return image, entries
+    def plot(*paths, figure, layers=None, step=None):
+        drawn = plot_variance(paths, figure, layers=layers, step=step).figure
+        entries = [t.get_text() for legend in drawn.legends for t in legend.texts]
+        return drawn, entries
 
     return plot
 
@@ -75,8 +67,8 @@ def ratios(mean):
 def test_figure_1a_is_the_mean_of_the_beginning_in_a_band(draw, work_dir):
     values = ratios([[0.9, 1, 1, 1], [1.1, 1, 1.2, 1], [5, 5, 5, 5], [7, 7, 7, 7]])
     path = work_dir('Normal', **values)
-    image, entries = draw(path, work_dir('BN', **ratios([1.5])), figure='1a')
-    [axes] = image.axes
+    drawn, entries = draw(path, work_dir('BN', **ratios([1.5])), figure='1a')
+    [axes] = drawn.axes
     normal, bn = axes.lines
     assert entries == ['Normal', 'BN']
     assert normal.get_xdata().tolist() == [0, 1, 2, 3]
@@ -97,9 +89,9 @@ def test_figure_1a_is_the_mean_of_the_beginning_in_a_band(draw, work_dir):
 def test_a_step_is_the_watched_one_next_to_it(draw, work_dir):
     shift = np.array(STEPS)[:, None] * np.ones(4)
     first = work_dir('first', shift=shift)
-    image, entries = draw(first, figure='1b', step=18)
-    assert image.axes[0].lines[0].get_ydata().tolist() == [20] * 4
-    assert image.axes[0].get_xlabel() == 'layer (step 20)'
+    drawn, entries = draw(first, figure='1b', step=18)
+    assert drawn.axes[0].lines[0].get_ydata().tolist() == [20] * 4
+    assert drawn.axes[0].get_xlabel() == 'layer (step 20)'
     assert entries == ['first']
     second = work_dir('second', steps=(2, 7, 13, 14))
     _, entries = draw(first, second, figure='1b', step=18)
@@ -120,8 +112,8 @@ def test_figure_1b_has_gaps_where_a_log_axis_has_nothing(draw, work_dir):
     values = [[0.01, NAN, 1e3, 0], [0.03, 2, NAN, 0], [0] * 4, [0] * 4]
     path = work_dir('Normal', shift=values)
     gone = work_dir('gone', shift=NAN)
-    image, entries = draw(path, gone, figure='1b')
-    [axes] = image.axes
+    drawn, entries = draw(path, gone, figure='1b')
+    [axes] = drawn.axes
     assert axes.get_yscale() == 'log'
     assert axes.get_ylabel() == 'Var$_o$[n E[ΔW$_o$]]'
     # the mean of what is finite
@@ -137,8 +129,8 @@ def test_figure_1b_has_gaps_where_a_log_axis_has_nothing(draw, work_dir):
 def test_layers_go_together_by_their_names(draw, work_dir):
     whole = work_dir('whole')
     part = work_dir('part', ('backbone.b', 'neck.x', 'head.d'), shift=[[1, 2, 3]])
-    image, _ = draw(whole, part, figure='1b')
-    [axes] = image.axes
+    drawn, _ = draw(whole, part, figure='1b')
+    [axes] = drawn.axes
     names = [label.get_text() for label in axes.get_xticklabels()]
     assert names == ['backbone.a', 'backbone.b', 'neck.x', 'backbone.c', 'head.d']
     assert points(axes.lines[0]) == [[0, 1], [1, 1], [3, 1], [4, 1]]
@@ -162,10 +154,10 @@ def test_different_models_are_refused(draw, work_dir, figure):
 @pytest.mark.parametrize('figure', ['eq6', 'layers'])
 def test_panels_show_different_models(draw, work_dir, figure):
     other = work_dir('other', ('conv1', 'conv2'))
-    image, _ = draw(work_dir('first'), other, figure=figure)
+    drawn, _ = draw(work_dir('first'), other, figure=figure)
     labels = [
         label.get_text()
-        for axes in image.axes
+        for axes in drawn.axes
         for label in (*axes.get_xticklabels(), *axes.get_yticklabels())
     ]
     assert {*NAMES, 'conv1', 'conv2'} <= set(labels)
@@ -175,8 +167,8 @@ def test_figure_2_is_of_the_third_layer(draw, work_dir):
     course = np.array([4, 3, NAN, 1])[:, None] * [9, 9, 0.1, 9]
     first = work_dir('PWS', gamma=1e-3, var_w_min=course)
     short = work_dir('Normal', steps=(1, 10), var_w_min=[[9, 9, 0.2, 9]])
-    image, entries = draw(first, short, figure='2a')
-    [axes] = image.axes
+    drawn, entries = draw(first, short, figure='2a')
+    [axes] = drawn.axes
     pws, normal = axes.lines
     assert pws.get_xdata().tolist() == list(STEPS)
     assert np.allclose(pws.get_ydata(), [0.4, 0.3, NAN, 0.1], equal_nan=True)
@@ -189,41 +181,41 @@ def test_figure_2_is_of_the_third_layer(draw, work_dir):
 
 def test_figure_2_has_a_panel_for_each_layer(draw, work_dir):
     path = work_dir('PWS', inv_std_max=[[1, 2, 3, 500]])
-    image, _ = draw(path, figure='2b', patterns=['b$', r'^head\.'])
-    assert [axes.get_title() for axes in image.axes] == ['backbone.b', 'head.d']
-    assert [axes.lines[0].get_ydata()[0] for axes in image.axes] == [2, 500]
-    assert image.axes[0].get_ylabel() == 'max$_o$ 1/√(Var[W$_o$] + γ)'
+    drawn, _ = draw(path, figure='2b', layers=['b$', r'^head\.'])
+    assert [axes.get_title() for axes in drawn.axes] == ['backbone.b', 'head.d']
+    assert [axes.lines[0].get_ydata()[0] for axes in drawn.axes] == [2, 500]
+    assert drawn.axes[0].get_ylabel() == 'max$_o$ 1/√(Var[W$_o$] + γ)'
 
 
 @pytest.mark.parametrize('greatest, scale', [(99, 'linear'), (101, 'log')])
 def test_values_far_apart_get_a_log_axis(draw, work_dir, greatest, scale):
     path = work_dir('PWS', inv_std_max=np.array([[1], [greatest], [3], [4]]))
-    image, _ = draw(path, figure='2b')
-    assert image.axes[0].get_yscale() == scale
+    drawn, _ = draw(path, figure='2b')
+    assert drawn.axes[0].get_yscale() == scale
 
 
 def test_equations_beside_what_is_measured(draw, work_dir):
     normal = work_dir('Normal', var_y=[[1, 2, 3, NAN]], var_y_eq5=2, var_y_eq6=3)
-    image, entries = draw(normal, work_dir('PWS', var_y=5), figure='eq6', step=20)
+    drawn, entries = draw(normal, work_dir('PWS', var_y=5), figure='eq6', step=20)
     assert entries == ['measured', 'equation (5)', 'equation (6)']
-    titles = [axes.get_title() for axes in image.axes]
+    titles = [axes.get_title() for axes in drawn.axes]
     assert titles == ['Normal (step 20, 1 value not finite)', 'PWS (step 20)']
     first, second = (
-        [line.get_ydata().tolist() for line in axes.lines] for axes in image.axes
+        [line.get_ydata().tolist() for line in axes.lines] for axes in drawn.axes
     )
     assert first[0][:3] == [1, 2, 3] and math.isnan(first[0][3])
     assert first[1:] == [[2] * 4, [3] * 4]
     assert second == [[5] * 4, [1] * 4, [1] * 4]
-    assert all(axes.get_yscale() == 'log' for axes in image.axes)
-    assert image.axes[0].get_ylim() == image.axes[1].get_ylim()
+    assert all(axes.get_yscale() == 'log' for axes in drawn.axes)
+    assert drawn.axes[0].get_ylim() == drawn.axes[1].get_ylim()
 
 
 def test_overview_over_depth_and_time(draw, work_dir):
     shift = np.logspace(-3, 3, 16).reshape(4, 4)
     shift[3, 1], shift[0, 0] = NAN, 0
     normal = work_dir('Normal', shift=shift, var_y=2)
-    image, _ = draw(normal, work_dir('PWS', shift=1e-9, var_y=3), figure='layers')
-    panels = [axes for axes in image.axes if axes.get_title()]
+    drawn, _ = draw(normal, work_dir('PWS', shift=1e-9, var_y=3), figure='layers')
+    panels = [axes for axes in drawn.axes if axes.get_title()]
     assert [axes.get_title() for axes in panels] == [
         'Normal\n(1 value not finite)\n(1 is 0)',
         'PWS',
@@ -246,14 +238,16 @@ def test_overview_over_depth_and_time(draw, work_dir):
 def test_the_overview_fits_on_a_page(draw, work_dir):
     names = [f'backbone.stages.{i}.0.conv' for i in range(27)]
     paths = [work_dir(label, names) for label in ('Normal', 'BN', 'WN', 'PWS')]
-    image, _ = draw(*paths, figure='layers')
-    assert image.get_figwidth() <= 10
-    labels = image.axes[0].get_yticklabels()
+    drawn, _ = draw(*paths, figure='layers')
+    assert drawn.get_figwidth() <= 10
+    labels = drawn.axes[0].get_yticklabels()
     assert len(labels) == 27 and labels[0].get_fontsize() >= 7
 
 
 @pytest.fixture
-def main(program, monkeypatch):
+def main(load_program, monkeypatch):
+    program = load_program('tools/analysis_tools/plot_variance.py')
+
     def run_main(*args):
         monkeypatch.setattr(sys, 'argv', ['plot_variance.py', *map(str, args)])
         program.main()

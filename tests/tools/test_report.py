@@ -24,13 +24,6 @@ MAP = 'coco/bbox_mAP'
 FIGURES = ('1a', '1b', '2a', '2b', 'eq6', 'layers')
 
 
-@pytest.fixture(scope='module')
-def program(root, load_program):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(root / 'tools/analysis_tools')
-        return load_program('tools/analysis_tools/report.py')
-
-
 def write_log(work_dir, *entries, name='20260101_000000'):
     path = work_dir / name / 'vis_data' / 'scalars.json'
     path.parent.mkdir(parents=True)
@@ -116,8 +109,9 @@ class Page(HTMLParser):
 
 
 @pytest.fixture
-def main(program, monkeypatch, tmp_path):
-    """Run the program; the page it writes."""
+def main(load_program, monkeypatch, tmp_path):
+    """Run the program; return the page that it writes."""
+    program = load_program('tools/analysis_tools/report.py')
 
     def run_main(*args):
         path = tmp_path / 'new' / 'report.html'
@@ -187,7 +181,6 @@ def test_validations(main, work_dirs):
     assert f_measure['y'] == [None, 0.4]
     cells = page.text.split('last validation\n')[1].split()
     assert cells[:5] == ['PWS', 'epoch', '2', 'Normal', 'none']
-    # COCO's -1 is no score
     # COCO's -1 is no score
     rows = [cells[5:8], cells[8:11], cells[11:14]]
     assert rows == [
@@ -373,11 +366,16 @@ def test_errors(main, work_dirs, tmp_path, capsys, args, message):
     assert not (tmp_path / 'new').exists()
 
 
-def test_without_plotly(root, load_program, monkeypatch):
-    monkeypatch.syspath_prepend(root / 'tools/analysis_tools')
-    monkeypatch.setitem(sys.modules, 'plotly.graph_objects', None)
-    with pytest.raises(SystemExit, match=r"pip install -e '\.\[report\]'"):
-        load_program('tools/analysis_tools/report.py')
+def test_without_plotly(run, root):
+    program = root / 'tools/analysis_tools/report.py'
+    code = (
+        'import runpy, sys; sys.modules["plotly.graph_objects"] = None; '
+        f'runpy.run_path({str(program)!r}, run_name="__main__")'
+    )
+    process = run(sys.executable, '-c', code, check=False)
+    assert process.returncode == 1
+    last = process.stdout.splitlines()[-1]
+    assert last.startswith("report.py needs plotly: pip install -e '.[report]'")
 
 
 @pytest.fixture

@@ -1,0 +1,332 @@
+"""Draw the figures of a report with plotly."""
+
+import math
+from collections.abc import Callable, Sequence
+from html import escape
+from typing import Any
+
+import numpy as np
+
+from .figures import (
+    SYMBOLS,
+    HeatMapRow,
+    Line,
+    course_figure,
+    depth_slides,
+    history_figure,
+    overview_figure,
+    validation_figure,
+)
+from .plot_style import COLORS, LINES, SIDE_STYLES
+from .selection import Runs
+from .training import Training
+
+try:
+    import plotly.graph_objects as go
+    from plotly.offline import get_plotlyjs
+    from plotly.subplots import make_subplots
+except ImportError as e:
+    raise ImportError(
+        f"report.py needs plotly: pip install -e '.[report]' ({e})"
+    ) from e
+
+MAX_STEPS = 100
+DASHES = dict(zip(LINES, ('solid', 'dash', 'dashdot', 'dot'), strict=True))
+
+
+def draw(name: str, make: Callable[..., go.Figure], *args) -> str:
+    """Return a chart as HTML, or the reason why there is no chart.
+
+    Args:
+        name: Name of the chart. Its element is ``figure-NAME``.
+        make: Makes the chart from ``args``.
+        *args: The arguments of ``make``.
+    """
+    try:
+        chart = make(*args)
+    except ValueError as e:
+        return f'<p class="missing">{escape(str(e))}</p>'
+    return chart.to_html(
+        full_html=False,
+        include_plotlyjs=False,  # it is in the head of the page: plotly_script
+        div_id=f'figure-{name}',
+        config=dict(displaylogo=False, responsive=True, showSendToCloud=False),
+    )
+
+
+def plotly_script() -> str:
+    """Return the JavaScript of plotly, which a page needs once."""
+    return get_plotlyjs()
+
+
+def history_chart(trainings: Sequence[Training], name: str) -> go.Figure:
+    """Draw 'loss' or 'lr' against the training step.
+
+    Raises:
+        ValueError: If there is no value to draw.
+    """
+    data = history_figure(trainings, name)
+    chart = go.Figure()
+    for i, line in enumerate(data.panels[0].lines):
+        chart.add_trace(_trace(i, line.label, line.x, line.y))
+    chart.update_xaxes(title=data.x_label)
+    return _style(chart, 420, name, data.log)
+
+
+def validation_chart(trainings: Sequence[Training]) -> go.Figure:
+    """Draw a metric against the epoch, with a menu of all metrics.
+
+    Raises:
+        ValueError: If no training came to a validation.
+    """
+    data = validation_figure(trainings)
+    metrics = [panel.title for panel in data.panels]
+    chart = go.Figure()
+    for panel in data.panels:
+        for i, line in enumerate(panel.lines):
+            trace = _trace(i, line.label, line.x, line.y)
+            chart.add_trace(trace.update(visible=panel.title == metrics[0]))
+    buttons = [
+        dict(
+            method='update',
+            label=metric,
+            args=[
+                dict(visible=[m == metric for m in metrics for _ in trainings]),
+                {'yaxis.title.text': metric},
+            ],
+        )
+        for metric in metrics
+    ]
+    place = dict(x=0, y=1, xanchor='left', yanchor='bottom', pad=dict(b=10))
+    chart.update_layout(updatemenus=[dict(buttons=buttons, **place)])
+    chart.update_xaxes(title=data.x_label)
+    return _style(chart, 420, metrics[0])
+
+
+def depth_chart(runs: Runs, name: str) -> go.Figure:
+    """Draw figure 1a or 1b: a line for each training, a slider through the steps.
+
+    Raises:
+        ValueError: If the trainings cannot be compared, or there is no value to draw.
+    """
+    steps = _shown_steps(runs)
+    slides = depth_slides(runs, name, steps)
+
+    def data(position: int) -> dict[str, list[np.ndarray]]:
+        lines = slides[position].panels[0].lines
+        values = dict(y=[line.y for line in lines])
+        if lines[0].low is None:
+            return values
+        below = [np.abs(line.low - line.y) for line in lines]
+        above = [np.abs(line.high - line.y) for line in lines]
+        return {**values, 'error_y.arrayminus': below, 'error_y.array': above}
+
+    chart = go.Figure()
+    for i, line in enumerate(slides[0].panels[0].lines):
+        trace = _trace(i, line.label, line.x)
+        chart.add_trace(trace.update(error_y=dict(symmetric=False, thickness=1)))
+    _name_layers(chart, slides[0].layers)
+    _add_slider(chart, steps, 'step ', data)
+    return _style(chart, 560, symbol(slides[0].statistic), slides[0].log)
+
+
+def equations_chart(runs: Runs) -> go.Figure:
+    """Draw figure eq6: a panel for each training, a slider through the steps.
+
+    Raises:
+        ValueError: If there is no value to draw.
+    """
+    steps = _shown_steps(runs)
+    slides = depth_slides(runs, 'eq6', steps)
+
+    def data(position: int) -> dict[str, list[np.ndarray]]:
+        return dict(y=[line.y for p in slides[position].panels for line in p.lines])
+
+    chart = make_subplots(
+        len(runs),
+        1,
+        shared_xaxes='all',
+        shared_yaxes='all',
+        subplot_titles=[escape(panel.title) for panel in slides[0].panels],
+        vertical_spacing=0.2 / len(runs),
+    )
+    for row, panel in enumerate(slides[0].panels, 1):
+        for line, (color, dash, _) in zip(panel.lines, SIDE_STYLES, strict=True):
+            trace = _trace(0, line.label, line.x)
+            trace.line = dict(color=color, dash=DASHES[dash])
+            trace.update(legendgroup=line.label, showlegend=row == 1)
+            chart.add_trace(trace, row, 1)
+    _name_layers(chart, slides[0].layers)
+    _add_slider(chart, steps, 'step ', data)
+    height = 300 + 220 * len(runs)
+    return _style(chart, height, symbol(slides[0].statistic), slides[0].log)
+
+
+def course_chart(runs: Runs, name: str) -> go.Figure:
+    """Draw figure 2a or 2b: a line for each training, a slider through the layers.
+
+    Raises:
+        ValueError: If the trainings cannot be compared, or there is no value to draw.
+    """
+    figure = course_figure(runs, name)
+
+    def thinned(line: Line) -> Line:
+        rows = thin(len(line.x))
+        return Line(line.label, [line.x[i] for i in rows], line.y[rows])
+
+    def data(position: int) -> dict[str, list[np.ndarray]]:
+        return dict(y=[thinned(line).y for line in figure.panels[position].lines])
+
+    chart = go.Figure()
+    for i, record in enumerate(runs.values()):
+        label = figure.panels[0].lines[i].label
+        steps = record.steps[thin(len(record.steps))].tolist()
+        chart.add_trace(_trace(i, label, steps))
+    chart.update_xaxes(title=figure.x_label)
+    active = min(2, len(figure.layers) - 1)  # the paper shows the third convolution
+    _add_slider(chart, figure.layers, 'layer ', data, active)
+    return _style(chart, 480, symbol(figure.statistic), figure.log)
+
+
+def overview_chart(runs: Runs) -> go.Figure:
+    """Draw figure layers: a column for each training, a row for each statistic.
+
+    Raises:
+        ValueError: If a statistic has no value to draw.
+    """
+    chart = make_subplots(
+        2,
+        len(runs),
+        subplot_titles=[escape(label) for label in runs],
+        shared_xaxes='all',
+        shared_yaxes='all',
+        vertical_spacing=0.05,
+    )
+    for row, heat_maps in enumerate(overview_figure(runs), 1):
+        _add_colors(chart, row, heat_maps)
+        for column, heat_map in enumerate(heat_maps.maps, 1):
+            shown = thin(len(heat_map.steps))
+            values = heat_map.values[:, shown]
+            trace = go.Heatmap(
+                x=heat_map.steps[shown].tolist(),
+                y=heat_map.layers,
+                z=[_numbers(np.log10(v)) for v in values],
+                customdata=[_numbers(v) for v in values],
+                coloraxis=f'coloraxis{row}',
+                hovertemplate='step %{x}<br>%{y}<br>%{customdata:.5g}<extra></extra>',
+            )
+            chart.add_trace(trace, row, column)
+    depth = max(len(record.layers) for record in runs.values())
+    chart.update_yaxes(autorange='reversed', type='category', dtick=1)
+    chart.update_xaxes(title='training step', row=2)
+    return _style(chart, 160 + 2 * max(240, 14 * depth)).update_layout(
+        hovermode='closest', plot_bgcolor='#d9d9d9'
+    )
+
+
+def symbol(statistic: str) -> str:
+    """Return the symbol of a statistic as HTML."""
+    return SYMBOLS[statistic].replace('_o', '<sub>o</sub>')
+
+
+def thin(count: int) -> np.ndarray:
+    """Return at most MAX_STEPS of the indices 0 to count - 1, with both ends."""
+    return np.linspace(0, count - 1, min(count, MAX_STEPS)).round().astype(int)
+
+
+def _shown_steps(runs: Runs) -> list[int]:
+    """Return the watched steps that a slider goes through."""
+    steps = sorted(set().union(*(record.steps.tolist() for record in runs.values())))
+    return [steps[i] for i in thin(len(steps))]
+
+
+def _numbers(values: np.ndarray | Sequence[float]) -> list[float | None]:
+    """Return numbers for JSON: five digits, and None for NaN."""
+    return [None if math.isnan(v) else float(f'{v:.5g}') for v in np.asarray(values)]
+
+
+def _trace(
+    index: int, name: str, x: Sequence[Any], y: Sequence[float] = ()
+) -> go.Scatter:
+    """Return the line of the training of that index."""
+    color, dash = COLORS[index % len(COLORS)], DASHES[LINES[index % len(LINES)]]
+    return go.Scatter(
+        x=x,
+        y=_numbers(y),
+        name=escape(name),
+        line=dict(color=color, dash=dash),
+        mode='lines+markers',
+        marker_size=5,
+        hovertemplate='%{y:.5g}',
+    )
+
+
+def _style(
+    chart: go.Figure, height: int, y_title: str | None = None, log: bool = False
+) -> go.Figure:
+    """Set the options that all charts of the page share."""
+    chart.update_yaxes(title=y_title, exponentformat='power')
+    if log:
+        chart.update_yaxes(type='log')
+    return chart.update_layout(
+        template='plotly_white',
+        height=height,
+        hovermode='x unified',
+        margin=dict(l=70, r=20, t=50, b=50),
+        showlegend=True,
+    )
+
+
+def _add_slider(
+    chart: go.Figure,
+    names: Sequence[Any],
+    prefix: str,
+    data: Callable[[int], dict[str, list[np.ndarray]]],
+    active: int = 0,
+) -> None:
+    """Put a slider above a chart. It changes the data of the traces.
+
+    Args:
+        chart: The chart with its traces.
+        names: The names of the positions.
+        prefix: Text before the name of the current position.
+        data: Returns, for a position, the attributes that change: an array for each
+            trace.
+        active: The first position.
+    """
+    steps = []
+    for i, name in enumerate(names):
+        found = {key: list(map(_numbers, arrays)) for key, arrays in data(i).items()}
+        steps.append(dict(method='restyle', label=str(name), args=[found]))
+        if i == active:
+            for key, arrays in found.items():
+                for trace, array in zip(chart.data, arrays, strict=True):
+                    trace[key] = array
+    place = dict(x=0, y=1, yanchor='bottom', pad=dict(b=35))
+    slider = dict(steps=steps, active=active, currentvalue_prefix=prefix, **place)
+    chart.update_layout(sliders=[slider])
+
+
+def _name_layers(chart: go.Figure, names: Sequence[str]) -> None:
+    """Name the layers on the x axes, from the first layer to the last."""
+    chart.update_xaxes(
+        tickangle=-90, dtick=1, categoryorder='array', categoryarray=names
+    )
+    [*_, last] = chart.select_xaxes()
+    last.title = 'layer'
+
+
+def _add_colors(chart: go.Figure, row: int, heat_maps: HeatMapRow) -> None:
+    """Add the colours of a row, and their bar."""
+    low, high = np.log10([heat_maps.low, heat_maps.high])
+    ticks = np.arange(math.ceil(low), math.floor(high) + 1)
+    ticks = ticks[:: len(ticks) // 6 + 1].tolist()
+    bar = dict(
+        title=symbol(heat_maps.statistic),
+        tickvals=ticks,
+        ticktext=[f'10<sup>{tick}</sup>' for tick in ticks],
+        y=1.25 - 0.5 * row,
+        len=0.5,
+    )
+    colors = dict(colorscale='Viridis', cmin=low, cmax=high, colorbar=bar)
+    chart.update_layout({f'coloraxis{row}': colors})

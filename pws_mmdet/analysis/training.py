@@ -1,0 +1,153 @@
+"""Read a work_dir: what it tells of a training, for a report."""
+
+import math
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from .scalars import read_scalars
+from .variance_record import VarianceRecord, read_record
+
+DIVERGED = re.compile(r'Training diverged at iteration (\d+)')
+TIMESTAMP = re.compile(r'\d{8}_\d{6}')  # MMEngine's name for the folder of a run
+IMAGE_SUFFIXES = ('.png', '.jpg', '.jpeg')
+
+
+@dataclass(frozen=True)
+class Training:
+    """What a work_dir tells of a training.
+
+    Args:
+        label: Its name in the report.
+        path: The work_dir.
+        steps: The S training steps that were logged.
+        loss: Loss at each step, NaN where it is not finite.
+        lr: Learning rate at each step.
+        validations: Metrics of each validated epoch.
+        record: What VarianceMonitorHook measured, or the reason why there is no record.
+        is_logged: Whether loss and learning rate are from MMEngine's log. If not, they
+            are from the variance record.
+        images: Images of detections, later steps last.
+    """
+
+    label: str
+    path: Path
+    steps: list[int]
+    loss: list[float]
+    lr: list[float]
+    validations: dict[int, dict[str, float]]
+    record: VarianceRecord | str
+    is_logged: bool
+    images: list[Path]
+
+    @property
+    def config(self) -> str:
+        """The name of the config. MMEngine copies the config into the work_dir."""
+        paths = sorted(self.path.glob('*.py'), key=lambda path: path.stat().st_mtime)
+        return paths[-1].stem if paths else 'unknown'
+
+    @property
+    def hardware(self) -> str:
+        """Device, processes and version of PyTorch, from MMEngine's log."""
+        logs = sorted(self.path.glob('*/*.log'))
+        if not logs:
+            return 'unknown'
+        text = logs[-1].read_text(encoding='utf-8', errors='replace')
+        found = re.findall(r'^ +GPU [\d,]+: (.+)$', text, re.MULTILINE)
+        if not found and 'CUDA available: False' in text:
+            found = ['CPU']
+        for pattern, words in (
+            (r'^ +GPU number: (\d+)', 'processes: {}'),
+            (r'^ +PyTorch: (\S+)', 'PyTorch {}'),
+        ):
+            found += map(words.format, re.findall(pattern, text, re.MULTILINE)[-1:])
+        return ', '.join(found) or 'unknown'
+
+    @property
+    def divergence(self) -> str | None:
+        """How the training diverged; None if it did not."""
+        # a console.log is written by the program that trains the rows of a table
+        for log in [*self.path.glob('*.log'), *self.path.glob('*/*.log')]:
+            text = log.read_text(encoding='utf-8', errors='replace')
+            for iteration in DIVERGED.findall(text)[-1:]:
+                # A later training in this work_dir may have passed this iteration.
+                if not self.steps or int(iteration) >= self.steps[-1]:
+                    return f'diverged at iteration {iteration}'
+        if self.loss and math.isnan(self.loss[-1]):
+            finite = [i for i, loss in enumerate(self.loss) if not math.isnan(loss)]
+            first = self.steps[finite[-1] + 1 if finite else 0]
+            return f'diverged: loss not finite from step {first}'
+        return None
+
+
+def read_training(
+    label: str, work_dir: str | Path, image_dir: str | Path | None = None
+) -> Training:
+    """Read the work_dir of a training.
+
+    Args:
+        label: Name of the training.
+        work_dir: The folder.
+        image_dir: Take the images of detections from here, not from the work_dir.
+
+    Raises:
+        ValueError: If the work_dir holds neither a log nor a variance record, or the
+            ``image_dir`` holds no image.
+        OSError: If a file cannot be read.
+    """
+    work_dir = Path(work_dir)
+    try:
+        record = read_record(work_dir)
+    except ValueError as e:
+        record = str(e)
+    try:
+        scalars = read_scalars(work_dir)
+        entries, validations = scalars.training, scalars.validations
+    except ValueError:
+        if isinstance(record, str):
+            raise
+        entries, validations = {}, {}
+    steps = list(entries)
+    loss = [_finite(entry.get('loss')) for entry in entries.values()]
+    lr = [_finite(entry['lr']) for entry in entries.values()]
+    is_logged = bool(steps) or isinstance(record, str)
+    if not is_logged:  # the training ended before its first log entry
+        steps, loss, lr = (v.tolist() for v in (record.steps, record.loss, record.lr))
+    images = find_images(work_dir, image_dir)
+    return Training(
+        label, work_dir, steps, loss, lr, validations, record, is_logged, images
+    )
+
+
+def find_images(work_dir: Path, image_dir: str | Path | None = None) -> list[Path]:
+    """Return the images that MMDetection drew, later steps last.
+
+    MMEngine names the folder of a run by its time. The images lie below that folder: in
+    vis_data/vis_image, or in the folder of ``--show-dir`` of tools/test.py.
+
+    Args:
+        work_dir: The work_dir.
+        image_dir: Return all images below this folder instead.
+
+    Raises:
+        ValueError: If ``image_dir`` holds no image.
+    """
+    root = Path(image_dir or work_dir)
+    found = [
+        path
+        for path in root.rglob('*')
+        if path.suffix.lower() in IMAGE_SUFFIXES
+        and (image_dir or any(map(TIMESTAMP.fullmatch, path.relative_to(root).parts)))
+    ]
+    if image_dir and not found:
+        raise ValueError(f'{image_dir} holds no image (.png, .jpg)')
+
+    def by_numbers(path: Path) -> list[str | int]:  # 90 before 100
+        parts = re.split(r'(\d+)', str(path.relative_to(root)))
+        return [int(part) if i % 2 else part for i, part in enumerate(parts)]
+
+    return sorted(found, key=by_numbers)
+
+
+def _finite(value: float | None) -> float:
+    return value if value is not None and math.isfinite(value) else math.nan
