@@ -317,7 +317,8 @@ def train_cifar(kind: str, data: Path, out: Path, budget: float, toy: bool) -> N
     from PIL import Image
     from torch import Tensor, nn
 
-    from pws_mmdet import PWSCifarResNet, PWSConv2d
+    from pws_mmdet import PWSConv2d
+    from pws_mmdet.models import PWSCifarResNet
 
     device = torch.device('cpu' if toy else 'cuda')
     torch.backends.cudnn.benchmark = True

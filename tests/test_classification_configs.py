@@ -12,7 +12,8 @@ from mmengine.registry import DATASETS, MODELS, init_default_scope
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from pws_mmdet import AnySizeInstanceNorm2d, PWSConv2d, SwitchableNorm2d, WNConv2d
+from pws_mmdet import PWSConv2d
+from pws_mmdet.layers import AnySizeInstanceNorm2d, SwitchableNorm2d, WNConv2d
 
 pytest.importorskip('mmpretrain', reason='the extra `pretrain` is not installed')
 

@@ -15,7 +15,8 @@ from mmengine.registry import MODELS
 from test_configs import halve
 from torch import nn
 
-from pws_mmdet import PWSConv2d, WNConv2d
+from pws_mmdet import PWSConv2d
+from pws_mmdet.layers import WNConv2d
 
 KINDS = ('bn', 'gn', 'in', 'ln', 'sn', 'wn', 'normal')
 PAIRS = [

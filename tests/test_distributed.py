@@ -51,7 +51,9 @@ def test_weights_of_layers(tmp_path):
 def switchable_norm_worker(rank, path):
     torch.manual_seed(rank)
     convs = [nn.Conv2d(3, 8, 3, bias=False), nn.Conv2d(8, 4, 3)]
-    net = nn.Sequential(convs[0], pws_mmdet.SwitchableNorm2d(8), nn.ReLU(), convs[1])
+    net = nn.Sequential(
+        convs[0], pws_mmdet.layers.SwitchableNorm2d(8), nn.ReLU(), convs[1]
+    )
     before = net.state_dict()['1.mean_weight'].clone()
     wrapped = nn.parallel.DistributedDataParallel(net, broadcast_buffers=True)
     train(net, wrapped, torch.randn(2, 3, 9, 9) + rank)

@@ -8,13 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from mmcv.cnn import build_conv_layer
 
-from pws_mmdet import (
-    AnySizeInstanceNorm2d,
-    NoNorm,
-    PWSConv2d,
-    SwitchableNorm2d,
-    WNConv2d,
-)
+from pws_mmdet import PWSConv2d
+from pws_mmdet.layers import AnySizeInstanceNorm2d, NoNorm, SwitchableNorm2d, WNConv2d
 
 settings.register_profile(
     'repeatable', derandomize=True, deadline=None, database=None, max_examples=100

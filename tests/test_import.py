@@ -1,6 +1,14 @@
-"""Importing the package registers types, and changes nothing else."""
+"""The public names, and what importing the package changes."""
 
 import sys
+
+import pytest
+import torch
+from mmengine.hooks import CheckpointHook
+from mmengine.registry import HOOKS
+
+import pws_mmdet
+from pws_mmdet.engine import AtomicCheckpointHook, ModelSummaryHook
 
 # In a process of its own: which modules of the host libraries does the import need?
 LIST = """
@@ -101,3 +109,48 @@ def test_it_changes_nothing_in_the_host_libraries(run, tmp_path):
     process = run(sys.executable, '-W', 'ignore', '-c', COMPARE, modules)
     # The forks print a line of their own.
     assert 'changed:' not in process.stdout, process.stdout
+
+
+def test_the_public_names_are_few_sorted_and_there():
+    assert pws_mmdet.__all__ == sorted(pws_mmdet.__all__)
+    assert len(pws_mmdet.__all__) <= 14
+    assert all(hasattr(pws_mmdet, name) for name in pws_mmdet.__all__)
+    with pytest.raises(AttributeError, match="no attribute 'convert_to_bn'"):
+        pws_mmdet.convert_to_bn  # noqa: B018
+
+
+OLD_NAMES = [
+    ('WholeCheckpointHook', AtomicCheckpointHook, dict(interval=2, max_keep_ckpts=1)),
+    ('CompositionHook', ModelSummaryHook, {}),
+]
+
+
+@pytest.mark.parametrize('old, new, options', OLD_NAMES)
+def test_old_names_of_hooks_work_and_warn(old, new, options):
+    message = f'{old} is now {new.__name__}'
+    with pytest.warns(DeprecationWarning, match=message) as caught:
+        hook = HOOKS.build(dict(type=old, **options))
+    assert isinstance(hook, new) and len(caught) == 1
+    assert all(getattr(hook, name) == value for name, value in options.items())
+    with pytest.warns(DeprecationWarning, match=message) as caught:
+        assert getattr(pws_mmdet, old) is new
+    assert caught[0].filename == __file__
+
+
+def test_an_old_name_in_a_config_takes_the_place_of_the_default(make_runner):
+    custom_hooks = [dict(type='CompositionHook')]
+    default_hooks = dict(checkpoint=dict(type='WholeCheckpointHook', interval=3))
+    with pytest.warns(DeprecationWarning):
+        runner = make_runner(
+            torch.nn.Linear(1, 1),
+            [0],
+            runner_type=pws_mmdet.PWSRunner,
+            custom_hooks=custom_hooks,
+            default_hooks=default_hooks,
+        )
+    summaries = [h for h in runner.hooks if isinstance(h, ModelSummaryHook)]
+    checkpoints = [h for h in runner.hooks if isinstance(h, CheckpointHook)]
+    assert [type(h).__name__ for h in summaries] == ['CompositionHook']
+    assert [h.interval for h in checkpoints] == [3]
+    with pytest.warns(DeprecationWarning), pytest.raises(TypeError, match='intervall'):
+        HOOKS.build(dict(type='WholeCheckpointHook', intervall=3))

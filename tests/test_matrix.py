@@ -41,15 +41,9 @@ from torch.nn.utils import prune
 from torch.utils.checkpoint import checkpoint
 from torch.utils.data import Dataset
 
-from pws_mmdet import (
-    PWSConv2d,
-    PWSResNet,
-    PWSRunner,
-    PWSSSDHead,
-    fuse_pws,
-    share_filters,
-)
+from pws_mmdet import PWSConv2d, PWSRunner, fuse_pws, share_filters
 from pws_mmdet.layers import share_filters_of_heads
+from pws_mmdet.models import PWSResNet, PWSSSDHead
 from pws_mmdet.utils.model import unwrap_model
 
 nms_module = importlib.import_module('mmcv.ops.nms')  # not the function

@@ -1,6 +1,12 @@
 """Checkpoints: read them without running their code, check them, write them whole."""
 
-from .read import Checkpoint, DamagedCheckpointError, read_checkpoint, safe_loading
+from .read import (
+    Checkpoint,
+    DamagedCheckpointError,
+    read_checkpoint,
+    register_loaders,
+    safe_loading,
+)
 from .weights import check_finite, check_kind, load_strictly
 from .write import publish_checkpoint, write_checkpoint
 
@@ -12,6 +18,7 @@ __all__ = [
     'load_strictly',
     'publish_checkpoint',
     'read_checkpoint',
+    'register_loaders',
     'safe_loading',
     'write_checkpoint',
 ]

@@ -10,16 +10,11 @@ from mmengine.optim import OptimWrapper, OptimWrapperDict
 from torch import nn
 from torch.nn.utils.parametrizations import spectral_norm, weight_norm
 
-from pws_mmdet import (
-    AnySizeInstanceNorm2d,
-    NoNorm,
-    PWSConv2d,
-    SwitchableNorm2d,
-    WNConv2d,
-)
+from pws_mmdet import PWSConv2d
 from pws_mmdet.analysis import summarize_model
 from pws_mmdet.analysis.layer_kinds import KINDS
 from pws_mmdet.analysis.model_findings import NO_DECAY
+from pws_mmdet.layers import AnySizeInstanceNorm2d, NoNorm, SwitchableNorm2d, WNConv2d
 from pws_mmdet.utils.config import find_image_size
 
 PWS, REPARAMETRIZED, PLAIN, LINEAR, NORM, REST = KINDS

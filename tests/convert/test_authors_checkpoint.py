@@ -8,8 +8,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from pws_mmdet import PWSResNet
 from pws_mmdet.convert.authors_checkpoint import from_official
+from pws_mmdet.models import PWSResNet
 
 BLOCKS = {
     18: (2, 2, 2, 2),

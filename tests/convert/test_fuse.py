@@ -18,10 +18,11 @@ from test_configs import CONFIGS, build, halve, num_classes
 from torch import nn
 from torch.nn.utils import parametrizations, parametrize, prune
 
-from pws_mmdet import PWSConv2d, PWSResNet, fuse_pws, standardize_weight
+from pws_mmdet import PWSConv2d, fuse_pws, standardize_weight
 from pws_mmdet.convert import to_conv2d
 from pws_mmdet.convert.pretrained import load_bn_weights
 from pws_mmdet.layers import ReparamConv2d, WNConv2d, bias_conv2d
+from pws_mmdet.models import PWSResNet
 
 REPARAMETRIZED = [
     name

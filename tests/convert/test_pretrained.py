@@ -7,9 +7,11 @@ from mmdet.models.backbones import ResNet
 from mmengine.model import BaseModule
 from torch import nn
 
-from pws_mmdet import PWSAlphaInitHook, PWSConv2d, PWSResNet, convert_to_pws
+from pws_mmdet import PWSConv2d, convert_to_pws
 from pws_mmdet.checkpoint.read import weights_of
 from pws_mmdet.convert.pretrained import load_bn_weights
+from pws_mmdet.engine import PWSAlphaInitHook
+from pws_mmdet.models import PWSResNet
 
 SMALL = dict(depth=18, base_channels=8, stem_channels=8)
 

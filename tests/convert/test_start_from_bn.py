@@ -16,10 +16,11 @@ from mmengine.utils import get_installed_path
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from pws_mmdet import PWSAlphaInitHook, PWSConv2d
+from pws_mmdet import PWSConv2d
 from pws_mmdet.convert import pretrained
 from pws_mmdet.convert.calibrate import ConvertedLayer
 from pws_mmdet.convert.norm_free_config import norm_free_model
+from pws_mmdet.engine import PWSAlphaInitHook
 
 CONFIGS = Path(get_installed_path('mmdet'), '.mim/configs')
 # For each family a config, what makes its backbone small, how many convolutions are PWS

@@ -11,7 +11,8 @@ from mmengine.registry import WEIGHT_INITIALIZERS
 from torch import nn
 from torch.utils.data import Dataset
 
-from pws_mmdet import DivergenceHook, PWSConv2d, PWSRunner
+from pws_mmdet import PWSConv2d, PWSRunner
+from pws_mmdet.engine import DivergenceHook
 
 
 class Backbone(BaseModule):

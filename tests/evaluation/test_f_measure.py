@@ -13,7 +13,7 @@ from mmengine.evaluator import Evaluator
 from mmengine.registry import METRICS
 from mmengine.structures import InstanceData
 
-from pws_mmdet import FMeasureMetric
+from pws_mmdet.evaluation import FMeasureMetric
 
 BOX = (0, 0, 10, 10)
 SHIFTED = (5, 0, 15, 10)  # IoU 1/3 with BOX, half of its area in BOX

@@ -8,16 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from pws_mmdet import (
-    AnySizeInstanceNorm2d,
-    NoNorm,
-    PWSConv2d,
-    SwitchableNorm2d,
-    WNConv2d,
-    fuse_pws,
-    share_filters,
-    standardize_weight,
-)
+from pws_mmdet import PWSConv2d, fuse_pws, share_filters, standardize_weight
+from pws_mmdet.layers import AnySizeInstanceNorm2d, NoNorm, SwitchableNorm2d, WNConv2d
 
 pytestmark = pytest.mark.gpu
 

@@ -8,7 +8,7 @@ from mmcv.cnn import ConvModule, build_norm_layer
 from mmengine.registry import init_default_scope
 from torch import nn
 
-from pws_mmdet import AnySizeInstanceNorm2d
+from pws_mmdet.layers import AnySizeInstanceNorm2d
 
 
 def randomize(norm):

@@ -2,7 +2,7 @@ import pytest
 import torch
 from mmcv.cnn import build_norm_layer
 
-from pws_mmdet import NoNorm
+from pws_mmdet.layers import NoNorm
 
 
 @pytest.mark.parametrize('shape', [(2, 6, 5, 5), (2, 6, 7), (2, 6)])

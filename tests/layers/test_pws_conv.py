@@ -21,7 +21,8 @@ from mmengine.registry import init_default_scope
 from mmengine.runner.checkpoint import load_state_dict as mmengine_load
 from torch import nn
 
-from pws_mmdet import PWSConv2d, WNConv2d, standardize_weight
+from pws_mmdet import PWSConv2d, standardize_weight
+from pws_mmdet.layers import WNConv2d
 
 
 def randomize(conv):

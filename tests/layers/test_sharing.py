@@ -16,8 +16,8 @@ from torch.nn.utils import prune
 from torch.nn.utils.parametrizations import spectral_norm, weight_norm
 from torch.utils.checkpoint import checkpoint
 
-from pws_mmdet import PWSConv2d, WNConv2d, fuse_pws, share_filters, shared_filters
-from pws_mmdet.layers import pws_conv
+from pws_mmdet import PWSConv2d, fuse_pws, share_filters
+from pws_mmdet.layers import WNConv2d, pws_conv, shared_filters
 
 
 class Head(nn.Module):

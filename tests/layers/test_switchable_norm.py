@@ -10,7 +10,7 @@ from mmengine.model import BaseModule
 from mmengine.registry import init_default_scope
 from torch import nn
 
-from pws_mmdet import SwitchableNorm2d
+from pws_mmdet.layers import SwitchableNorm2d
 
 
 def randomize(norm):

@@ -13,8 +13,7 @@ from mmengine.registry import init_default_scope
 from torch import nn
 from torch.nn.utils.parametrizations import weight_norm
 
-from pws_mmdet import WNConv2d
-from pws_mmdet.layers import normalize_weight
+from pws_mmdet.layers import WNConv2d, normalize_weight
 
 
 def randomize(conv):

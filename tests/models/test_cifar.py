@@ -4,7 +4,9 @@ from mmengine.registry import MODELS, init_default_scope
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from pws_mmdet import ConvPoolCNN, NoNorm, PWSCifarResNet, PWSConv2d
+from pws_mmdet import PWSConv2d
+from pws_mmdet.layers import NoNorm
+from pws_mmdet.models import ConvPoolCNN, PWSCifarResNet
 
 BN = dict(type='BN')
 NORMALIZING = (_BatchNorm, nn.GroupNorm, nn.LayerNorm, nn.InstanceNorm2d)

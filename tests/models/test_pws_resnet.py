@@ -7,7 +7,9 @@ from mmengine.registry import MODELS, init_default_scope
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from pws_mmdet import PWSVGG, NoNorm, PWSCifarResNet, PWSConv2d, PWSResNet
+from pws_mmdet import PWSConv2d
+from pws_mmdet.layers import NoNorm
+from pws_mmdet.models import PWSVGG, PWSCifarResNet, PWSResNet
 
 BN = dict(type='BN')
 NORMALIZING = (_BatchNorm, nn.GroupNorm, nn.LayerNorm, nn.InstanceNorm2d)

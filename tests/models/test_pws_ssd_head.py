@@ -6,7 +6,8 @@ from mmengine.config import Config
 from mmengine.structures import InstanceData
 from torch import nn
 
-from pws_mmdet import PWSConv2d, PWSSSDHead
+from pws_mmdet import PWSConv2d
+from pws_mmdet.models import PWSSSDHead
 
 CHANNELS = (8, 16)
 

@@ -3,7 +3,8 @@ import torch
 from mmcv.cnn import ConvModule
 from torch import nn
 
-from pws_mmdet import PWSVGG, PWSConv2d
+from pws_mmdet import PWSConv2d
+from pws_mmdet.models import PWSVGG
 
 
 def test_layout_of_vgg16_for_320():

@@ -15,9 +15,10 @@ from mmengine.config import Config, ConfigDict
 from mmengine.registry import MODELS
 from torch import nn
 
-from pws_mmdet import PWSVGG, fuse_pws
+from pws_mmdet import fuse_pws
 from pws_mmdet.convert import fuse_detector
 from pws_mmdet.layers import NoNorm, ReparamConv2d
+from pws_mmdet.models import PWSVGG
 
 MASK_RCNN = 'configs/mini/mask_rcnn_r18_fpn_pws_digits.py'
 SSD = 'configs/mini/ssd96_vgg16_pws_digits.py'

@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 
-from pws_mmdet import PWSResNet
+from pws_mmdet.models import PWSResNet
 
 GN1 = dict(type='GN', num_groups=1)
 

@@ -9,8 +9,9 @@ from mmengine.registry import init_default_scope
 from test_configs import CONFIGS
 from torch import nn
 
-from pws_mmdet import NoNorm, PWSConv2d
+from pws_mmdet import PWSConv2d
 from pws_mmdet.convert import PWSPretrainedInit
+from pws_mmdet.layers import NoNorm
 from pws_mmdet.utils.config import (
     build_model,
     drop_pretrained,

@@ -24,13 +24,14 @@ from collections.abc import Mapping, Sequence
 from mmengine.config import Config
 from mmengine.logging import MMLogger
 
-from pws_mmdet import DivergenceError, PWSConv2d, PWSRunner, suggest_gamma
+from pws_mmdet import PWSConv2d, PWSRunner, suggest_gamma
 from pws_mmdet.analysis import gamma_of_record, read_record
 from pws_mmdet.analysis.gamma import (
     LARGEST_RATE,
     LARGEST_STEP,
     pws_convs,
 )
+from pws_mmdet.engine import DivergenceError
 from pws_mmdet.utils.arguments import positive
 from pws_mmdet.utils.config import ConfigOptions, build_for_training, read_config
 

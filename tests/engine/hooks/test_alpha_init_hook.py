@@ -13,7 +13,8 @@ from mmengine.runner import Runner
 from torch import nn
 from torch.utils.data import Dataset
 
-from pws_mmdet import PWSAlphaInitHook, PWSConv2d, PWSRunner
+from pws_mmdet import PWSConv2d, PWSRunner
+from pws_mmdet.engine import PWSAlphaInitHook
 from pws_mmdet.layers import share_filters_of_heads
 
 

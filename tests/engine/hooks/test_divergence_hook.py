@@ -19,7 +19,8 @@ from mmengine.structures import InstanceData
 from torch import nn
 from torch.utils.data import Dataset
 
-from pws_mmdet import DivergenceError, DivergenceHook, PWSConv2d
+from pws_mmdet import PWSConv2d
+from pws_mmdet.engine import DivergenceError, DivergenceHook
 
 EAGER = dict(backend='eager')  # what torch.compile traces, without a compiler
 

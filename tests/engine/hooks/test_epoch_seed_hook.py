@@ -9,7 +9,8 @@ from mmengine.model import BaseModel
 from torch import nn
 from torch.utils.data import Dataset
 
-from pws_mmdet import EpochSeedHook, PWSRunner
+from pws_mmdet import PWSRunner
+from pws_mmdet.engine import EpochSeedHook
 from pws_mmdet.utils.model import unwrap_model
 
 

@@ -9,7 +9,8 @@ from mmengine.runner import Runner
 from torch import nn
 from torch.utils.data import Dataset
 
-from pws_mmdet import FusePWSHook, PWSConv2d, PWSRunner
+from pws_mmdet import PWSConv2d, PWSRunner
+from pws_mmdet.engine import FusePWSHook
 from pws_mmdet.layers import ReparamConv2d
 
 

@@ -16,8 +16,10 @@ from mmengine.visualization.vis_backend import BaseVisBackend
 from torch import nn
 from torch.utils.data import Dataset
 
-from pws_mmdet import PWSConv2d, VarianceMonitorHook, WNConv2d
+from pws_mmdet import PWSConv2d
 from pws_mmdet.analysis import STATISTICS, read_record
+from pws_mmdet.engine import VarianceMonitorHook
+from pws_mmdet.layers import WNConv2d
 
 
 class Images(Dataset):
