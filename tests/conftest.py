@@ -28,6 +28,7 @@ from mmengine.runner import Runner
 import pws_mmdet  # noqa: F401  MMDetection may not import before it
 
 ROOT = Path(__file__).parents[1]
+pytest_plugins = ['detection_data']
 
 torch.set_num_threads(min(torch.get_num_threads(), 4))
 

@@ -63,7 +63,7 @@ def test_options_that_are_none(end, program):
 def test_data_and_checkpoints_that_are_missing(end, digits, tmp_path):
     code, error = end('train.py', ROOT / SSD)
     assert code == 2
-    assert '\nFileNotFoundError: The data that the config names is not there' in error
+    assert '\nFileNotFoundError: Data that the config names is missing' in error
     (tmp_path / 'data').mkdir()
     (tmp_path / 'data/digits').symlink_to(digits)
     code, error = end('test.py', ROOT / SSD, 'none.pth')

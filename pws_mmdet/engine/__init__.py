@@ -1,26 +1,35 @@
-from .hooks.alpha_init import PWSAlphaInitHook
-from .hooks.checkpoint import AtomicCheckpointHook
-from .hooks.data_check import DataCheckHook
-from .hooks.divergence import DivergenceError, DivergenceHook
-from .hooks.epoch_seed import EpochSeedHook
-from .hooks.fuse import FusePWSHook
-from .hooks.model_summary import ModelSummaryHook
-from .hooks.share_filters import ShareFiltersHook
-from .hooks.variance import VarianceMonitorHook
+from .checkpoint_files import find_checkpoints
+from .hooks import (
+    AtomicCheckpointHook,
+    DataCheckHook,
+    DivergenceError,
+    DivergenceHook,
+    EpochSeedHook,
+    FusePWSHook,
+    ModelSummaryHook,
+    PWSAlphaInitHook,
+    ResumedValidationHook,
+    ShareFiltersHook,
+    VarianceMonitorHook,
+    WeightCheckHook,
+)
 from .optim import PWSOptimWrapperConstructor
 from .runner import PWSRunner
 
 __all__ = [
-    'ModelSummaryHook',
+    'AtomicCheckpointHook',
     'DataCheckHook',
     'DivergenceError',
     'DivergenceHook',
     'EpochSeedHook',
     'FusePWSHook',
+    'ModelSummaryHook',
     'PWSAlphaInitHook',
     'PWSOptimWrapperConstructor',
     'PWSRunner',
+    'ResumedValidationHook',
     'ShareFiltersHook',
     'VarianceMonitorHook',
-    'AtomicCheckpointHook',
+    'WeightCheckHook',
+    'find_checkpoints',
 ]

@@ -187,7 +187,9 @@ HOOKS = dict(
     divergence='DivergenceHook',
     fuse='FusePWSHook',
     model_summary='ModelSummaryHook',
+    resumed_validation='ResumedValidationHook',
     share_filters='ShareFiltersHook',
+    weight_check='WeightCheckHook',
 )
 
 

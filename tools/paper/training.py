@@ -20,8 +20,8 @@ from mmengine.config import Config
 from outcome import read_outcome
 from records import is_done, read_records, write_record
 
-from pws_mmdet.engine.checks.data import check_data
-from pws_mmdet.engine.hooks.checkpoint import find_checkpoints
+from pws_mmdet.engine import find_checkpoints
+from pws_mmdet.engine.checks import check_data
 from pws_mmdet.utils.files import write_whole
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -1,20 +1,17 @@
 """Checks of the ground truth of CocoMetric, before the first step."""
 
+from collections.abc import Iterator, Sequence
+
 import numpy as np
 from mmdet.evaluation import CocoMetric
 from mmengine.evaluator import Evaluator
 
 from ...utils.names import first_names
-from .annotations import (
-    SHORT_MASK,
-    CheckedCOCO,
-    Oddities,
-    fault_of_numbers,
-    fault_of_polygons,
-    fault_of_rle,
-    warn,
-)
+from .annotations import CheckedCOCO
 from .classes import fault_of_order
+from .coco_content import fault_of_numbers
+from .masks import SHORT_MASK, fault_of_polygons, fault_of_rle
+from .oddities import Oddities
 
 ID_0 = (
     'pycocotools takes the annotation id 0 for "not found": this object counts as '
@@ -22,112 +19,109 @@ ID_0 = (
     "for i, a in enumerate(content['annotations'], 1): a['id'] = i."
 )
 NO_TRUE_MASK = (
-    'The number of masks whose RLE is of another size than their image is {number} '
-    '(the first: {first}). No detection can match them.'
+    'Masks whose RLE has another size than their image: {number} (the first: {first}). '
+    'No detection can match them.'
 )
 
 
 def check_truth(evaluator: Evaluator) -> None:
-    """Look for what CocoMetric needs of each annotation of its file.
+    """Check that the annotation files of CocoMetric have what it needs.
 
     Raises:
-        ValueError: If it would fail after the epoch, or count right detections as
+        ValueError: If it would fail after the epoch, or count correct detections as
             wrong ones.
     """
     for metric in getattr(evaluator, 'metrics', ()):
         truth = getattr(metric, '_coco_api', None)
         is_stock = type(metric).compute_metrics is CocoMetric.compute_metrics
         if isinstance(truth, CheckedCOCO) and is_stock and not metric.format_only:
-            try:
-                _check_truth(metric, truth)
-            except _Unfit as e:
-                raise ValueError(f'{truth.path}: {e}') from None
+            odd = Oddities()
+            for fault in _faults(metric, truth, odd):
+                raise ValueError(f'{truth.path}: {fault}')
+            odd.warn(truth.path)
 
 
-class _Unfit(Exception):
-    pass
-
-
-def _check_truth(metric: CocoMetric, truth: CheckedCOCO) -> None:
+def _faults(metric: CocoMetric, truth: CheckedCOCO, odd: Oddities) -> Iterator[str]:
     name = type(metric).__name__
     classes = (metric.dataset_meta or {}).get('classes') or ()
     categories = truth.dataset.get('categories') or []
     of_classes = [c for c in categories if c.get('name') in classes]
     annotations = truth.dataset.get('annotations') or []
     if annotations and classes:
-        names = [c['name'] for c in of_classes]
-        fault = fault_of_order(names, classes)
-        if not fault and len(names) < len(classes):
-            fault = (
-                f'has categories for {len(names)} of the {len(classes)} classes: '
-                f'{name} fails at a detection of the others. Add '
-                f"{first_names(classes[len(names) :])} to its 'categories'"
-            )
-        if fault:
-            raise _Unfit(f'it {fault}')
+        yield from _faults_of_names([c['name'] for c in of_classes], classes, name)
     for kind, ids in (('image', truth.imgs), ('category', truth.cats)):
         try:
             sorted(ids)
         except TypeError:
-            raise _Unfit(
-                f'some of the {kind} ids are texts, others numbers; {name} sorts them'
-            ) from None
+            yield (
+                f'some of the {kind} ids are texts, others are numbers, and {name} '
+                'sorts them'
+            )
     if metric.classwise:
         for category in of_classes:
             try:
-                truth.loadCats(category['id'])[0]['name']  # as it makes its table
+                truth.loadCats(category['id'])[0]['name']  # as CocoMetric does
             except (KeyError, TypeError):
-                raise _Unfit(
+                yield (
                     f'{name} with classwise=True needs category ids that are integers, '
                     f'got {category["id"]!r}'
-                ) from None
+                )
     metrics = set(metric.metrics)
     used = {c['id'] for c in of_classes}
     if metrics & {'proposal', 'proposal_fast'}:
         used = {*truth.cats}
-    odd = Oddities()
     for annotation in annotations:
         if annotation['image_id'] in truth.imgs and annotation['category_id'] in used:
-            _check_annotation(annotation, metrics, name, truth, odd)
-    if odd.found:
-        warn(f'{truth.path}: {odd}')
+            yield from _faults_of_annotation(annotation, metrics, name, truth, odd)
 
 
-def _check_annotation(
+def _faults_of_names(
+    names: Sequence[str], classes: Sequence[str], metric: str
+) -> Iterator[str]:
+    if fault := fault_of_order(names, classes):
+        yield f'it {fault}'
+    if len(names) < len(classes):
+        yield (
+            f'it has categories for {len(names)} of the {len(classes)} classes: '
+            f'{metric} fails at a detection of the others. Add '
+            f"{first_names(classes[len(names) :])} to its 'categories'"
+        )
+
+
+def _faults_of_annotation(
     annotation: dict, metrics: set, name: str, truth: CheckedCOCO, odd: Oddities
-) -> None:
+) -> Iterator[str]:
     i = annotation['id']
     needed = ['iscrowd', *(['segmentation'] if 'segm' in metrics else [])]
     for key in needed:
         if annotation.get(key) in (None, []):
-            raise _Unfit(f'the annotation {i!r} has no {key!r}, which {name} needs')
+            yield f'the annotation {i!r} has no {key!r}, and {name} needs it'
     try:
         int(annotation['iscrowd'])
     except (TypeError, ValueError):
-        raise _Unfit(
+        yield (
             f'the iscrowd of the annotation {i!r} must be 0 or 1, not '
             f'{annotation["iscrowd"]!r}'
-        ) from None
+        )
     keys = ['area'] if metrics - {'proposal_fast'} else []
     keys += ['bbox'] if metrics - {'segm'} else []
     if fault := fault_of_numbers(annotation, keys):
-        raise _Unfit(fault)
-    # pycocotools writes the id of a match into an array of floats. A 0 there means
+        yield fault
+    # pycocotools writes the id of a match into an array of floats. A 0 in it means
     # that no detection matched.
     try:
         number = np.float64(i)
     except (OverflowError, TypeError, ValueError):
-        raise _Unfit(
-            f'{name} needs annotation ids that are numbers, got {i!r:.40}'
-        ) from None
-    if number == 0:
-        odd.add(ID_0, '')
+        yield f'{name} needs annotation ids that are numbers, got {i!r:.40}'
+    else:
+        if number == 0:
+            odd.add(ID_0)
     if 'segm' in metrics:
-        if fault := _fault_of_truth(annotation, truth, odd):
-            raise _Unfit(f'the segmentation of the annotation {i!r} {fault}')
+        if fault := _fault_of_mask(annotation, truth, odd):
+            yield f'the segmentation of the annotation {i!r} {fault}'
 
 
-def _fault_of_truth(annotation: dict, truth: CheckedCOCO, odd: Oddities) -> str:
+def _fault_of_mask(annotation: dict, truth: CheckedCOCO, odd: Oddities) -> str:
     mask = annotation['segmentation']
     image = truth.imgs[annotation['image_id']]
     size = [image.get('height'), image.get('width')]
@@ -137,7 +131,7 @@ def _fault_of_truth(annotation: dict, truth: CheckedCOCO, odd: Oddities) -> str:
             return fault
         try:
             truth.annToRLE(annotation)
-        except Exception as e:  # of whatever kind pycocotools finds for it
+        except Exception as e:  # pycocotools raises many types.
             return f'must be polygons of 3 points or more: pycocotools says {e!r}'
     elif not isinstance(mask, dict):
         return f'must be a list of polygons, or RLE, not {mask!r:.40}'

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ...layers import PWSConv2d
 from ...utils.model import unwrap_model
-from ..utils import training_context
+from ..optimizers import training_context
 
 
 @HOOKS.register_module(force=True)

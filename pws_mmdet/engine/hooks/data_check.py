@@ -14,7 +14,7 @@ from ..checks.classes import (
     check_same_classes,
     check_trained_classes,
 )
-from ..checks.data import check_data
+from ..checks.data_paths import check_data
 from ..checks.datasets import check_dataset
 from ..checks.ground_truth import check_truth
 

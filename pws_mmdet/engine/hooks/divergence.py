@@ -22,7 +22,7 @@ from ...utils.arguments import check_integers
 from ...utils.model import unwrap_model
 from ...utils.names import first_names
 from ..checks.suspicious_data import describe_suspicious_data
-from ..utils import base_learning_rate, optim_wrappers, training_context
+from ..optimizers import base_learning_rate, optim_wrappers, training_context
 
 # A module with one of these is a head: it computes a loss from its outputs.
 LOSSES_OF_HEADS = ('loss_by_feat', 'loss_and_target')

@@ -31,7 +31,7 @@ from ...compat import is_compiling
 from ...layers.observer import Observer
 from ...utils.arguments import check_integers
 from ...utils.model import unwrap_model
-from ..utils import learning_rate, optim_wrappers
+from ..optimizers import learning_rate, optim_wrappers
 
 
 @HOOKS.register_module(force=True)

@@ -18,15 +18,14 @@ from mmdet.datasets import CocoDataset
 from mmdet.evaluation.metrics import CocoMetric, coco_metric
 from pycocotools import mask as mask_api
 
-from pws_mmdet.engine.checks.annotations import (
+from pws_mmdet.engine.checks import (
     CheckedCOCO,
+    check_dataset,
+    check_truth,
     checked_annotations,
-    describe_oddities,
-    fault_of_rle,
-    find_fault,
 )
-from pws_mmdet.engine.checks.datasets import check_dataset
-from pws_mmdet.engine.checks.ground_truth import check_truth
+from pws_mmdet.engine.checks.coco_content import describe_oddities, find_fault
+from pws_mmdet.engine.checks.masks import fault_of_rle
 
 CLASSES = ('a', 'b', 'c')
 OBJECTS = [
@@ -212,17 +211,17 @@ ODD = dict(
         renumber('annotations', None, lambda i: i - 1),
         'Number the ids from 1',
     ),
-    removed_image=(lambda c: c['images'].pop(0), 'images.* does not list is 2 '),
-    removed_images=(lambda c: c.update(images=c['images'][:1]), 'not list is 4 '),
+    removed_image=(lambda c: c['images'].pop(0), "not in 'images': 2 "),
+    removed_images=(lambda c: c.update(images=c['images'][:1]), "not in 'images': 4 "),
     image_id_none=(annotation(image_id=None), 'annotation 1, image_id None'),
     removed_category=(annotation(category_id=7), 'annotation 1, category_id 7'),
     category_id_as_text=(annotation(category_id='1'), "category_id '1'"),
-    negative_area=(annotation(area=-5), 'not train on is 1 .*area -5'),
-    zero_area=(annotation(area=0), 'not train on is 1 .*area 0'),
+    negative_area=(annotation(area=-5), 'not train on: 1 .*area -5'),
+    zero_area=(annotation(area=0), 'not train on: 1 .*area 0'),
     negative_width=(annotation(bbox=[9, 9, -5, 5]), r'bbox \[9, 9, -5, 5\]'),
     zero_width=(annotation(bbox=[9, 9, 0, 5]), r'bbox \[9, 9, 0, 5\]'),
     outside=(annotation(bbox=[100, 9, 5, 5]), 'outside their image'),
-    nan_in_box=(annotation(bbox=[9, math.nan, 5, 5]), 'not train on is 1'),
+    nan_in_box=(annotation(bbox=[9, math.nan, 5, 5]), 'not train on: 1'),
     crowd_of_2=(annotation(iscrowd=2), 'annotation 1, iscrowd 2'),
     crowd_as_text=(annotation(iscrowd='0'), "annotation 1, iscrowd '0'"),
     wrong_size=(change('images', 0, width=50), '64 x 48 pixels .* 50 x 48 in its'),
@@ -230,9 +229,12 @@ ODD = dict(
 )
 # Odd where masks are read, and of no concern to others
 ODD_MASKS = dict(
-    rle_that_ends_early=(segmentation(dict(size=[48, 64], counts=[9, 20])), 'cut off'),
-    rle_of_nothing=(segmentation(dict(size=[48, 64], counts=[])), 'cut off is 1'),
-    rle_of_no_text=(segmentation(dict(size=[48, 64], counts='')), 'cut off is 1'),
+    rle_that_ends_early=(
+        segmentation(dict(size=[48, 64], counts=[9, 20])),
+        'end too early',
+    ),
+    rle_of_nothing=(segmentation(dict(size=[48, 64], counts=[])), 'end too early: 1'),
+    rle_of_no_text=(segmentation(dict(size=[48, 64], counts='')), 'end too early: 1'),
 )
 # MMDetection fails at them
 BROKEN = dict(
@@ -256,9 +258,18 @@ BROKEN = dict(
         lambda c: c['annotations'].append(dict(c['annotations'][0])),
         'the annotation id 1 is given twice',
     ),
-    no_image_id=(drop('annotations', 1, 'image_id'), 'image_id None'),
-    no_category_id=(drop('annotations', 1, 'category_id'), 'category_id None'),
-    list_as_category=(annotation(category_id=[1]), r'category_id \[1\]'),
+    no_image_id=(
+        drop('annotations', 1, 'image_id'),
+        'image_id of the annotation 2 .* None',
+    ),
+    no_category_id=(
+        drop('annotations', 1, 'category_id'),
+        'category_id of the annotation 2 .* None',
+    ),
+    list_as_category=(
+        annotation(category_id=[1]),
+        r'category_id of the annotation 1 .* \[1\]',
+    ),
     no_bbox=(drop('annotations', 1, 'bbox'), 'bbox .* annotation 2 .* None'),
     three_numbers=(annotation(bbox=[1, 2, 3]), r'bbox .* \[1, 2, 3\]'),
     five_numbers=(annotation(bbox=[1, 2, 3, 4, 5]), r'bbox .* \[1, 2, 3, 4, 5\]'),
@@ -415,7 +426,7 @@ def test_polygons_that_a_training_leaves_out(folder, messages, mask):
         train = build(folder, True, poly2mask)
         assert len(train[0]['data_samples'].gt_instances) == 1
         check_dataset(train)
-        assert 'left out because their masks cannot be used is 1 ' in messages.pop()
+        assert 'left out because their masks cannot be used: 1 ' in messages.pop()
 
 
 @pytest.mark.parametrize('mask', [TEXT, 'x', 5, dict(size=[3], counts=[1])])

@@ -14,13 +14,13 @@ from mmengine.registry import MODELS
 from torch import nn
 from torch.utils.data import Subset
 
-from pws_mmdet.engine.checks.annotations import checked_annotations
-from pws_mmdet.engine.checks.classes import (
+from pws_mmdet.engine.checks import (
+    check_dataset,
     check_num_classes,
     check_same_classes,
     check_trained_classes,
+    checked_annotations,
 )
-from pws_mmdet.engine.checks.datasets import check_dataset
 
 
 def dataset(*classes, **kwargs):

@@ -11,7 +11,8 @@ from mmengine.registry import DATASETS
 from mmengine.structures import InstanceData
 from PIL import Image
 
-from pws_mmdet.engine.checks.suspicious_data import describe_suspicious_data, image_size
+from pws_mmdet.engine.checks import describe_suspicious_data
+from pws_mmdet.engine.checks.images import image_size
 
 
 def sample_of(boxes, **metainfo):

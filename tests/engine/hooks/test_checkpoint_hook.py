@@ -22,7 +22,7 @@ from torch.utils.data import Dataset
 
 from pws_mmdet import PWSRunner
 from pws_mmdet.checkpoint.read import DamagedCheckpointError, load_file
-from pws_mmdet.engine.hooks.checkpoint import LATEST, find_checkpoints
+from pws_mmdet.engine.checkpoint_files import LATEST, find_checkpoints
 from pws_mmdet.utils.files import write_whole
 
 EPOCHS = 8

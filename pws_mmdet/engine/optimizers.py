@@ -1,4 +1,4 @@
-"""What several hooks ask of a runner."""
+"""What hooks ask about the optimizers of a runner."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -10,7 +10,7 @@ from ..utils.model import unwrap_model
 
 
 def optim_wrappers(runner: Runner) -> list[OptimWrapper]:
-    """Return the optimizer wrappers of a runner; mostly there is one."""
+    """Return the optimizer wrappers of a runner. Most runners have one."""
     wrapper = runner.optim_wrapper
     is_dict = isinstance(wrapper, OptimWrapperDict)
     return list(wrapper.values()) if is_dict else [wrapper]
@@ -18,9 +18,9 @@ def optim_wrappers(runner: Runner) -> list[OptimWrapper]:
 
 @contextmanager
 def training_context(runner: Runner) -> Iterator[None]:
-    """What a forward pass of the training runs in, such as mixed precision.
+    """Enter the context of a training's forward pass, such as mixed precision.
 
-    Several optimizers have no context together, so each gives its own.
+    OptimWrapperDict has no context of its own, so that of each wrapper is entered.
     """
     model = unwrap_model(runner.model)
     with ExitStack() as stack:
@@ -36,7 +36,7 @@ def learning_rate(runner: Runner) -> float:
 
 
 def base_learning_rate(runner: Runner) -> float:
-    """Return the learning rate without what warm-up has taken from it."""
-    # MMEngine appends a group without parameters, which has the config's own rate.
+    """Return the learning rate that a schedule starts from, without warm-up."""
+    # MMEngine appends a group without parameters, with the learning rate of the config.
     group = optim_wrappers(runner)[0].param_groups[-1]
     return float(max(group['lr'], group.get('initial_lr', 0)))
