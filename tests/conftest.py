@@ -5,6 +5,7 @@ import gc
 import importlib.util
 import itertools
 import logging
+import multiprocessing
 import os
 import socket
 import subprocess
@@ -39,6 +40,9 @@ FLOAT16 = pytest.param(
         torch.__version__ < '2.3', reason='a CPU convolves in fp16 since torch 2.3'
     ),
 )
+
+# The server imports once what each of its processes would import for seconds.
+multiprocessing.set_forkserver_preload(['torch', 'pws_mmdet'])
 
 
 class Hostile:
@@ -81,7 +85,9 @@ def run_on_two_processes(function, *args):
     with socket.socket() as s:
         s.bind(('127.0.0.1', 0))
         port = s.getsockname()[1]
-    torch.multiprocessing.spawn(_process, (port, function, args), nprocs=2)
+    torch.multiprocessing.start_processes(
+        _process, (port, function, args), nprocs=2, start_method='forkserver'
+    )
 
 
 @pytest.fixture(autouse=True)

@@ -274,7 +274,7 @@ def test_a_program_succeeds_or_says_why_not(path, inputs, try_program, monkeypat
     lines = command_lines(parser_of(program, monkeypatch), words)
 
     @given(lines)
-    @settings(REPEATABLE, max_examples=60)
+    @settings(REPEATABLE, max_examples=30)
     def run(line):
         check(line)
 
@@ -336,11 +336,12 @@ def test_a_hostile_word_in_the_place_of_every_argument(path, try_program, monkey
         for i in range(len(right))
         for word in HOSTILE
     ]
-    for action in parser_of(program, monkeypatch)._actions:
+    # Options are many, and most of them are read alike: a third of the words each.
+    for i, action in enumerate(parser_of(program, monkeypatch)._actions):
         if action.option_strings and action.nargs != 0:
             number = action.nargs if isinstance(action.nargs, int) else 1
             name = action.option_strings[-1]
-            lines += [[*right, name, *[word] * number] for word in HOSTILE]
+            lines += [[*right, name, *[word] * number] for word in HOSTILE[i % 3 :: 3]]
     for line in lines:
         check(line)
 
