@@ -1,21 +1,25 @@
 """What PWS costs and does on a GPU, in parts that gpu.sh runs one by one.
 
     python benchmarks/gpu.py speed ResNet-50 --out parts/resnet.json --budget 60
+    python benchmarks/gpu.py speed ResNet-50 --out parts/filters.json --training \
+        --kinds plain BN GN PWS 'PWS, kernel'
     python benchmarks/gpu.py cifar PWS --data cifar10_jpeg.zip --out parts/pws.json
     python benchmarks/gpu.py pack cifar10_jpeg.zip small.zip --images 24000
     python benchmarks/gpu.py report parts/*.json --out gpu.json --markdown gpu.md
 
 ``speed`` compares all kinds of convolutions and norm layers side by side, as
 ``benchmarks/speed.py`` does: in fp32 with TF32 matrix units, in mixed precision (fp16),
-and in mixed precision with weights in channels_last. What the budget does not reach is
-listed as not measured. ``cifar`` trains a ResNet-20 with the images on the device for
-as long as the budget says; the learning rate drops by 10 at 1/2 and 3/4 of it.
+and in mixed precision with weights in channels_last. "PWS, kernel" is PWS whose filters
+the Triton kernel computes. What the budget does not reach is listed as not measured.
+``cifar`` trains a ResNet-20 with the images on the device for as long as the budget
+says; the learning rate drops by 10 at 1/2 and 3/4 of it.
 """
 
 import argparse
 import io
 import json
 import math
+import statistics
 import sys
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
@@ -34,6 +38,7 @@ KINDS = (
     'plain',
     'plain, again',
     'PWS',
+    'PWS, kernel',
     'PWS, fused',
     'BN',
     'frozen BN',
@@ -72,7 +77,7 @@ TOY_CASES = {
     'VGG-16-SSD320': Case('VGG-16-SSD320', [1], (320, 320)),
     'Mask R-CNN': Case('Mask R-CNN R-50-FPN', [1], (64, 96)),
 }
-TOY_KINDS = ('plain', 'PWS', 'PWS, fused')
+TOY_KINDS = ('plain', 'PWS', 'PWS, kernel', 'PWS, fused')
 
 
 def make_kinds() -> dict[str, Any]:
@@ -120,12 +125,15 @@ def make_kinds() -> dict[str, Any]:
     kinds['frozen BN'] = kinds['BN']._replace(
         norm_cfg=dict(type='BN', requires_grad=False)
     )
+    kinds['PWS, kernel'] = kinds['PWS']
     kinds['ScaledWS'] = speed.Kind(speed.with_bias('BenchmarkScaledWS', ScaledWSConv2d))
     return kinds
 
 
 def prepare(contender: Any, frozen: bool, amp: bool) -> Any:
     """Let a contender build on its device, which is faster, and infer under autocast.
+
+    Before each step it turns the Triton kernel on or off, as its name says.
 
     Args:
         contender: Of speed.py's.
@@ -135,7 +143,14 @@ def prepare(contender: Any, frozen: bool, amp: bool) -> Any:
     import torch
     from torch.nn.modules.batchnorm import _BatchNorm
 
+    from pws_mmdet.layers.filter_kernel import use_filter_kernel
+
     build, run = contender.build, contender.run
+    prepare_step = contender.prepare
+
+    def prepare_with_kernel() -> None:
+        use_filter_kernel(contender.name == 'PWS, kernel')
+        prepare_step()
 
     def build_fast(device: torch.device, *args) -> None:
         try:
@@ -154,12 +169,20 @@ def prepare(contender: Any, frozen: bool, amp: bool) -> Any:
             return run()
 
     contender.build = build_fast
+    contender.prepare = prepare_with_kernel
     if amp and contender.inference:
         contender.run = run_under_autocast
     return contender
 
 
-def measure_speed(name: str, out: Path, budget: float, toy: bool) -> None:
+def measure_speed(
+    name: str,
+    out: Path,
+    budget: float,
+    toy: bool,
+    chosen: Sequence[str] | None = None,
+    inference_too: bool = True,
+) -> None:
     """Measure a network in all settings, and write each as soon as it is there.
 
     Args:
@@ -167,12 +190,16 @@ def measure_speed(name: str, out: Path, budget: float, toy: bool) -> None:
         out: The file to write.
         budget: Seconds for all of it.
         toy: Small images, few kinds, two steps; on a CPU.
+        chosen: The kinds to compare; by default all.
+        inference_too: Measure inference besides training.
     """
     end = perf_counter() + budget
     import speed
     import torch
     from device import describe_machine
     from mmengine.logging import MMLogger
+
+    from pws_mmdet.layers.filter_kernel import use_filter_kernel
 
     MMLogger.get_instance('speed', log_level='WARNING')
     speed.MIN_ROUNDS = 1 if toy else 4
@@ -187,13 +214,19 @@ def measure_speed(name: str, out: Path, budget: float, toy: bool) -> None:
         (batch_size, setting, inference)
         for batch_size in case.batch_sizes
         for setting in settings
-        for inference in (False, True)
+        for inference in ((False, True) if inference_too else (False,))
     ]
+    everything = chosen is None
+    if everything:
+        chosen = TOY_KINDS if toy and name != 'ResNet-50' else KINDS
     # what matters most comes first: small batches, and the first of the settings
     plan.sort(key=lambda p: case.batch_sizes.index(p[0]) + settings.index(p[1]))
     report: dict[str, Any] = dict(
         part=name, machine=describe_machine(device), results=[], not_measured=[]
     )
+    if name == 'ResNet-50':
+        report.update(look_at_filters(case, device, 1e-3 if toy else 1.0))
+        write_json(report, out)
     longest = 0.0
     for i, (batch_size, setting, inference) in enumerate(plan):
         left = end - perf_counter()
@@ -210,7 +243,7 @@ def measure_speed(name: str, out: Path, budget: float, toy: bool) -> None:
                 kind == 'frozen BN',
                 switches['amp'],
             )
-            for kind in (TOY_KINDS if toy and name != 'ResNet-50' else KINDS)
+            for kind in chosen
             if inference or not kinds[kind].fuse
         ]
         for contender in contenders:
@@ -251,7 +284,8 @@ def measure_speed(name: str, out: Path, budget: float, toy: bool) -> None:
             sep='\n  ',
             flush=True,
         )
-    if name == 'ResNet-50':
+    use_filter_kernel(False)
+    if name == 'ResNet-50' and everything:
         report.update(look_closer(case, device, amp=not toy))
     write_json(report, out)
 
@@ -271,6 +305,94 @@ def look_closer(case: Case, device: Any, amp: bool) -> dict[str, Any]:
     except Exception as e:  # what is measured is worth more than this
         print(f'no profile: {e!r}', flush=True)
         return {}
+
+
+def look_at_filters(case: Case, device: Any, seconds: float) -> dict[str, Any]:
+    """What all filters and their gradients alone take, with and without the kernel.
+
+    Nothing else happens in such a step. Under autocast the filters become fp16.
+
+    Args:
+        case: Names the network.
+        device: Where to compute.
+        seconds: For each of fp32 and autocast.
+
+    Returns:
+        Median milliseconds of a step, those in which the CPU launches it and those in
+        which the GPU works; and the number of kernels.
+    """
+    import speed
+    import torch
+    from torch import Tensor
+
+    from pws_mmdet.layers import ReparamConv2d
+    from pws_mmdet.layers.filter_kernel import use_filter_kernel
+
+    def synchronize() -> None:
+        if device.type == 'cuda':
+            torch.cuda.synchronize(device)
+
+    def step(amp: bool) -> None:
+        with torch.autocast(device.type, torch.float16, enabled=amp):
+            made = [conv.filters_to_convolve_with() for conv in convs]
+        if amp:  # what is not in fp16 yet is converted by autocast
+            made = [w.half() for w in made]
+        torch.autograd.backward(made, half_grads if amp else grads)
+        for conv in convs:
+            conv.weight.grad = conv.alpha.grad = None
+
+    def clock(kernel: bool, amp: bool) -> tuple[float, float]:
+        use_filter_kernel(kernel)
+        synchronize()
+        start = perf_counter()
+        step(amp)
+        launched = perf_counter()
+        synchronize()
+        return perf_counter() - start, launched - start
+
+    try:
+        contender = speed.PARTS[case.part].make(
+            '', make_kinds()['PWS'], 1, case.image_size[0], False
+        )
+        contender.build(device, 1, False, 0, torch.contiguous_format)
+        convs = [m for m in contender.model.modules() if isinstance(m, ReparamConv2d)]
+        grads: list[Tensor] = [torch.randn_like(conv.weight) for conv in convs]
+        half_grads = [g.half() for g in grads]
+        rows = []
+        for amp in (False, True):
+            times: dict[bool, list] = {False: [], True: []}
+            for i in speed.count_rounds(3, seconds):
+                for kernel, own in times.items():
+                    pair = clock(kernel, amp)
+                    if i >= 3:
+                        own.append(pair)
+            for kernel, own in times.items():
+                wall, launch = map(statistics.median, zip(*own, strict=True))
+                row = dict(kernel=kernel, amp=amp, rounds=len(own), layers=len(convs))
+                row.update(ms=1e3 * wall, launch_ms=1e3 * launch)
+                rows.append(row)
+                if device.type == 'cuda':
+                    row.update(gpu_work(lambda k=kernel, a=amp: clock(k, a)))
+                print(row, flush=True)
+        return dict(filters=rows)
+    except Exception as e:
+        print(f'no times of the filters alone: {e!r}', flush=True)
+        return {}
+    finally:
+        use_filter_kernel(False)
+
+
+def gpu_work(step: Callable) -> dict[str, float]:
+    """Milliseconds in which the GPU works in a step, and how many kernels it runs."""
+    from torch.profiler import ProfilerActivity, profile
+
+    with profile(activities=[ProfilerActivity.CUDA]) as profiler:
+        step()
+    events = [e for e in profiler.key_averages() if e.self_device_time_total]
+    return dict(
+        gpu_ms=sum(e.self_device_time_total for e in events) / 1e3,
+        kernels=sum(e.count for e in events),
+    )
 
 
 def read_images(path: Path, split: str, decode: Callable) -> tuple[list, list[int]]:
@@ -513,9 +635,7 @@ def goals(rows: list[dict[str, Any]]) -> list[str]:
         }
         texts = []
         if pws := own.get(('PWS', False)):
-            for _, other, least in GOALS:
-                if ratio := pws['speed'].get(other):
-                    texts.append(f'{ratio:.2f} of {other} (goal {least})')
+            texts += reached(pws)
             for other in ('BN', 'GN'):
                 if row := own.get((other, False)):
                     texts.append(
@@ -525,9 +645,36 @@ def goals(rows: list[dict[str, Any]]) -> list[str]:
         if fused := own.get(('PWS, fused', True)):
             if ratio := fused['speed'].get('plain'):
                 texts.append(f'fused inference {ratio:.3f} of plain')
+        if pws := own.get(('PWS, kernel', False)):
+            texts.append(f'with the kernel {", ".join(reached(pws))}')
         part, batch_size, setting = key
         lines.append(f'* {part}, {batch_size} images, {setting}: {"; ".join(texts)}.')
     return lines
+
+
+def reached(row: dict[str, Any]) -> list[str]:
+    return [
+        f'{ratio:.2f} of {other} (goal {least})'
+        for _, other, least in GOALS
+        if (ratio := row['speed'].get(other))
+    ]
+
+
+def filters_table(rows: list[dict[str, Any]]) -> str:
+    lines = [
+        f'**All {rows[0]["layers"]} filters and their gradients alone (ms)**\n',
+        '| | step | launches on the CPU | work on the GPU | kernels |',
+        '|---' * 5 + '|',
+    ]
+    for row in rows:
+        name = 'kernel' if row['kernel'] else 'group norm'
+        name += ', AMP' if row['amp'] else ', fp32'
+        busy, count = row.get('gpu_ms'), row.get('kernels', '')
+        busy = '' if busy is None else f'{busy:.2f}'
+        lines.append(
+            f'| {name} | {row["ms"]:.2f} | {row["launch_ms"]:.2f} | {busy} | {count} |'
+        )
+    return '\n'.join(lines) + '\n'
 
 
 def closer_look(part: dict[str, Any]) -> str:
@@ -572,6 +719,8 @@ def to_markdown(report: dict[str, Any]) -> str:
                 )
         if 'profile' in part:
             blocks.append(closer_look(part))
+        if 'filters' in part:
+            blocks.append(filters_table(part['filters']))
         if part['not_measured']:
             texts = [
                 f'{b} images, {s}, {"inference" if i else "training"}'
@@ -628,6 +777,8 @@ def main() -> None:
     commands = parser.add_subparsers(dest='command', required=True)
     speed = commands.add_parser('speed', help='measure a network')
     speed.add_argument('name', choices=CASES)
+    speed.add_argument('--kinds', nargs='+', choices=KINDS, help='by default all')
+    speed.add_argument('--training', action='store_true', help='no inference')
     cifar = commands.add_parser('cifar', help='train ResNet-20 on CIFAR-10')
     cifar.add_argument('name', choices=CIFAR_KINDS)
     cifar.add_argument('--data', type=Path, required=True, help='zip file')
@@ -646,7 +797,9 @@ def main() -> None:
     report.add_argument('--notes', nargs='*', default=[], metavar='KEY=VALUE')
     args = parser.parse_args()
     if args.command == 'speed':
-        measure_speed(args.name, args.out, args.budget, args.toy)
+        measure_speed(
+            args.name, args.out, args.budget, args.toy, args.kinds, not args.training
+        )
     elif args.command == 'cifar':
         train_cifar(args.name, args.data, args.out, args.budget, args.toy)
     elif args.command == 'pack':

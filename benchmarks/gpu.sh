@@ -2,13 +2,15 @@
 #
 # Test and measure pws_mmdet on a machine with an NVIDIA GPU, in at most 8 minutes:
 #
-#   benchmarks/gpu.sh [--cpu] [--data CIFAR10.zip] OUT [WHEELS]
+#   benchmarks/gpu.sh [--cpu] [--filters] [--data CIFAR10.zip] OUT [WHEELS]
 #
 # OUT         gets gpu.json and gpu.md with what was measured, and the logs
 # WHEELS      packages from benchmarks/collect_wheels.sh, for a machine without a
 #             network; else what is missing comes from the package index
 # --data ZIP  images of CIFAR-10, train/CLASS/*.jpg and test/CLASS/*.jpg; without
 #             them nothing is trained on CIFAR-10
+# --filters   only the kernel that computes filters: its tests, and the training of a
+#             ResNet-50 with and without it; two minutes
 # --cpu       walk through all of it at toy size on a CPU
 #
 # PYTHON=python3.12 names an interpreter that has torch and pytest. Nothing is
@@ -19,11 +21,12 @@
 
 set -uo pipefail
 
-usage() { sed -n '3,20s/^# \{0,1\}//p' "$0" >&2; exit 2; }
-toy=() data=
+usage() { sed -n '3,22s/^# \{0,1\}//p' "$0" >&2; exit 2; }
+toy=() data= filters=
 while [[ ${1:-} == -* ]]; do
     case $1 in
     --cpu) toy=(--toy) ;;
+    --filters) filters=yes ;;
     --data) data=${2:?--data needs a zip file}; shift ;;
     *) usage ;;
     esac
@@ -100,6 +103,10 @@ install_mmcv() {
     fi
     [[ -n $archive ]] || return
     rm -rf "$site"/mmcv*
+    if [[ -n $filters ]]; then # it needs no operator
+        install_mmcv_without_operators "$archive" && mmcv='without operators'
+        return
+    fi
     cpu=()
     [[ ${#toy[@]} -eq 0 ]] || cpu=(--cpu)
     if timeout 150 nice "$python" "$root/benchmarks/build_mmcv.py" "${cpu[@]}" \
@@ -148,6 +155,31 @@ if [[ ${#toy[@]} -gt 0 ]]; then
     limits=(2 300 300 300) spare=300
     export PWS_GPU_TESTS_ON=cpu OMP_NUM_THREADS=1
     chosen=(-k 'layers and PWS-torch or distributed and 1')
+fi
+
+if [[ -n $filters ]]; then
+    parts=$out/parts # what is there comes back even if this run is cut off
+    mkdir -p "$parts"
+    interpret=()
+    [[ ${#toy[@]} -eq 0 ]] || interpret=(env TRITON_INTERPRET=1)
+    kernel_tests() {
+        (cd "$root" && timeout -s INT -k 5 "$@" -m gpu -q -p no:cacheprovider) 2>&1 |
+            tee -a "$out/tests.log"
+    }
+    kernel_tests $((20 + spare)) "${interpret[@]}" "$python" -m pytest \
+        tests/gpu/test_gpu_filters.py
+    tests=$(grep -E '[0-9]+ (passed|failed|error)' "$out/tests.log" | tail -1)
+    say 'the kernel is tested'
+    report
+    part 60 speed.log speed ResNet-50 --out "$parts/filters.json" --training \
+        --kinds plain 'plain, again' PWS 'PWS, kernel' BN GN
+    say 'the kernel is measured'
+    report
+    cat "$out/speed.log" "$out/gpu.md"
+    export PWS_FILTER_KERNEL=1
+    kernel_tests $((20 + spare)) "$python" -m pytest tests/gpu/test_gpu_layers.py \
+        -k 'PWS and not compiled or shared or graph or synchronization'
+    exit
 fi
 
 if [[ -n $data ]]; then

@@ -6,6 +6,7 @@ from mmengine.registry import MODELS
 from torch import Tensor, fx, nn
 
 from ..utils.arguments import check_flags
+from .filter_kernel import conv_dtype
 from .reparam_conv import ReparamConv2d
 from .standardize import standardize_weight
 
@@ -129,6 +130,28 @@ class PWSConv2d(ReparamConv2d):
         if self.deployed:
             return self.weight
         return standardize_weight(self.weight, self.alpha, self.gamma, self.scale)
+
+    def filters_to_convolve_with(self) -> Tensor:
+        # Filters of its own are left as they are; so is what a convolution of its own
+        # gets.
+        if (dtype := conv_dtype(self.weight)) is None or not self._is_usual():
+            return self.effective_weight()
+        return standardize_weight(
+            self.weight, self.alpha, self.gamma, self.scale, dtype
+        )
+
+    def _is_usual(self) -> bool:
+        cls, own = type(self), vars(self)
+        return (
+            cls.effective_weight is PWSConv2d.effective_weight
+            and cls._conv_forward is nn.Conv2d._conv_forward
+            and 'effective_weight' not in own
+            and '_conv_forward' not in own
+        )
+
+    def expanded_bias(self) -> Tensor | None:
+        # What needs no expanding is spared a node in the graph of the gradients.
+        return super().expanded_bias() if self.alpha_mode == 'layer' else self.bias
 
     def _load_from_state_dict(
         self, state_dict, prefix, metadata, strict, missing, unexpected, errors

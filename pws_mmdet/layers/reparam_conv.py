@@ -225,10 +225,14 @@ class ReparamConv2d(nn.Conv2d):
         self.weight, self.bias = plain.weight, plain.bias
         self.deployed = True
 
+    def filters_to_convolve_with(self) -> Tensor:
+        """``effective_weight()``, maybe already in the dtype of autocast."""
+        return self.effective_weight()
+
     def forward(self, x: Tensor) -> Tensor:
         if self.deployed:
             return self._conv_forward(x, self.weight, self.bias)
-        filters = filters_of(self, self.effective_weight)
+        filters = filters_of(self, self.filters_to_convolve_with)
         return self._conv_forward(x, filters, self.expanded_bias())
 
     def extra_options(self) -> str:

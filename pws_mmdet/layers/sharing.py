@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..compat import is_compiling, saves_tensors_by_hooks
+from .filter_kernel import autocast_dtype
 
 Module = TypeVar('Module', bound=nn.Module)
 
@@ -22,7 +23,7 @@ class _Entry(NamedTuple):
     filters: Tensor
 
 
-_Store = dict[tuple[int, bool], _Entry]
+_Store = dict[tuple[int, bool, torch.dtype | None], _Entry]
 _store: ContextVar[_Store | None] = ContextVar('_store', default=None)
 
 
@@ -64,7 +65,8 @@ def filters_of(conv: nn.Conv2d, compute: Callable[[], Tensor]) -> Tensor:
     versions = [
         None if p is None or p.is_inference() else p._version for p in parameters
     ]
-    key = id(conv), torch.is_grad_enabled()
+    # The dtype may be that of autocast.
+    key = id(conv), torch.is_grad_enabled(), autocast_dtype()
     entry = store.get(key)
     if (
         entry is None

@@ -6,12 +6,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .filter_kernel import can_use_kernel, standardize_by_kernel
+
 
 def standardize_weight(
     weight: Tensor,
     alpha: Tensor | None = None,
     gamma: float = 1e-4,
     scale: bool = True,
+    dtype: torch.dtype | None = None,
 ) -> Tensor:
     r"""Standardize every filter of a convolution.
 
@@ -29,22 +32,35 @@ def standardize_weight(
             shape (1,). None is a gain of 1.
         gamma: Added to the variance of each filter, inside the root; > 0.
         scale: Multiply by sqrt(2 / n), which gives the filters He variance.
+        dtype: Of the result; by default that of ``weight``.
 
     Returns:
-        The standardized filters, in the shape and dtype of ``weight``.
+        The standardized filters, in the shape of ``weight``.
 
     Raises:
         ValueError: If a filter has a single weight (its variance is 0).
 
     Source: equation (12).
     """
-    out_channels = weight.shape[0]
     n = math.prod(weight.shape[1:])
     if n < 2:
         raise ValueError(
             'weight must have at least 2 values per filter to be standardized, '
             f'got the shape {tuple(weight.shape)}'
         )
+    if can_use_kernel(weight, alpha):
+        return standardize_by_kernel(
+            weight, alpha, gamma, scale, dtype or weight.dtype, _by_group_norm
+        )
+    filters = _by_group_norm(weight, alpha, gamma, scale)
+    return filters if dtype is None else filters.to(dtype)
+
+
+def _by_group_norm(
+    weight: Tensor, alpha: Tensor | None, gamma: float, scale: bool
+) -> Tensor:
+    out_channels = weight.shape[0]
+    n = math.prod(weight.shape[1:])
     w = weight if weight.dtype == torch.float64 else weight.float()
     gain = w.new_ones(out_channels) if alpha is None else alpha.to(w.dtype)
     if scale:
