@@ -54,7 +54,7 @@ from torch.profiler import ProfilerActivity, profile
 import pws_mmdet
 from pws_mmdet.layers import ReparamConv2d
 from pws_mmdet.utils.arguments import positive
-from pws_mmdet.utils.config import drop_pretrained, find_dicts, type_name
+from pws_mmdet.utils.config import drop_pretrained, type_name, walk
 from pws_mmdet.utils.files import put_in_page, write_whole
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -267,8 +267,8 @@ class DetectorPart(Part):
 
     def make(self, name, kind, batch_size, size, inference):
         cfg = Config.fromfile(ROOT / self.config)
-        for part in find_dicts(cfg.model):
-            if 'conv_cfg' not in part:
+        for _, part in walk(cfg.model):
+            if not isinstance(part, dict) or 'conv_cfg' not in part:
                 continue
             predicts = type_name(part) == 'PWSSSDHead'
             part.conv_cfg = copy.deepcopy(

@@ -13,7 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..checkpoint.weights import load_strictly
 from ..layers import NoNorm, ReparamConv2d
-from ..utils.config import drop_pretrained, registered, type_name
+from ..utils.config import drop_pretrained, registered, type_name, walk
 from ..utils.names import first_names
 from .fuse import fuse_pws
 
@@ -259,18 +259,13 @@ def _for_testing(cfg: dict) -> dict:
 
 
 def _names_package(cfg: Any) -> bool:
-    """Whether a part of a config names a type of this package."""
-    if isinstance(cfg, Mapping):
-        type_ = cfg.get('type')
-        name = type_.split('.')[-1] if isinstance(type_, str) else None
-        registries = (registry.MODELS, registry.HOOKS, registry.METRICS)
-        if name:
-            type_ = next(
-                filter(None, (r.module_dict.get(name) for r in registries)), None
-            )
+    """Tell whether a config, or a part of it, names a type of this package."""
+    registries = (registry.MODELS, registry.HOOKS, registry.METRICS)
+    for _, part in walk(cfg):
+        type_ = part.get('type') if isinstance(part, Mapping) else None
+        if isinstance(type_, str):
+            found = (r.module_dict.get(type_name(part)) for r in registries)
+            type_ = next(filter(None, found), None)
         if getattr(type_, '__module__', '').split('.')[0] == PACKAGE:
             return True
-        cfg = cfg.values()
-    elif not isinstance(cfg, (list, tuple)):
-        return False
-    return any(_names_package(part) for part in cfg)
+    return False

@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..layers import ReparamConv2d
-from ..utils.config import drop_pretrained, registered, type_name
+from ..utils.config import drop_pretrained, registered, type_name, walk
 from .pretrained import BN_EPS
 
 NO_NORM = dict(type='NoNorm')
@@ -89,18 +89,11 @@ def bn_eps_of(model: dict) -> float:
     return next((part['eps'] for part in parts if 'eps' in part), BN_EPS)
 
 
-def _parts(cfg: Any, name: str = '') -> Iterator[tuple[str, dict]]:
-    """The dicts below a model that name a class, with their places in it."""
-    if isinstance(cfg, dict):
-        if name and type_name(cfg):
-            yield name, cfg
-        items = [(k, v) for k, v in cfg.items() if k not in ('train_cfg', 'test_cfg')]
-    elif isinstance(cfg, (list, tuple)):
-        items = [(str(i), value) for i, value in enumerate(cfg)]
-    else:
-        return
-    for key, value in items:
-        yield from _parts(value, f'{name}.{key}' if name else key)
+def _parts(model: Mapping) -> Iterator[tuple[str, dict]]:
+    """Yield the dicts below a model that name a class, with their names."""
+    for name, part in walk(model, skip=('train_cfg', 'test_cfg')):
+        if name and type_name(part):
+            yield name, part
 
 
 def _change(part: dict, conv_cfg: dict) -> str:

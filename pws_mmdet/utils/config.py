@@ -1,7 +1,7 @@
 """Configs for programs, with one error for all that may be wrong with them."""
 
 import argparse
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from textwrap import shorten
 from typing import Any
@@ -128,23 +128,38 @@ def find_image_size(
         Height and width, or None if no Resize or CenterCrop tells them.
     """
     for loader in loaders:
-        for transform in find_dicts(cfg.get(loader)):
-            key = dict(Resize='scale', CenterCrop='crop_size').get(type_name(transform))
-            size = transform.get(key)
+        for _, part in walk(cfg.get(loader)):
+            key = dict(Resize='scale', CenterCrop='crop_size').get(type_name(part))
+            size = part.get(key) if key else None
             if size is not None:
                 width, height = (size, size) if isinstance(size, int) else size
                 return height, width
     return None
 
 
-def find_dicts(cfg: Any) -> Iterator[Mapping]:
-    """Yield every dict in nested dicts and lists, the outer ones first."""
+def walk(
+    cfg: Any, name: str = '', skip: Collection[str] = ()
+) -> Iterator[tuple[str, Any]]:
+    """Yield every part of a config, each before the parts in it.
+
+    The caller may change a dict that it gets: its new parts are yielded then.
+
+    Args:
+        cfg: Nested dicts and lists.
+        name: The name of ``cfg`` itself.
+        skip: Keys of dicts to leave out.
+
+    Returns:
+        The name of each part, such as 'neck.convs.0', and the part.
+    """
+    yield name, cfg
+    items: Iterable[tuple[Any, Any]] = ()
     if isinstance(cfg, Mapping):
-        yield cfg
-        cfg = list(cfg.values())
-    if isinstance(cfg, (list, tuple)):
-        for value in cfg:
-            yield from find_dicts(value)
+        items = [(key, value) for key, value in cfg.items() if key not in skip]
+    elif isinstance(cfg, (list, tuple)):
+        items = enumerate(cfg)
+    for key, value in items:
+        yield from walk(value, f'{name}.{key}' if name else str(key), skip)
 
 
 def registered(cfg: Any) -> Any:

@@ -9,7 +9,7 @@ from grid import GRID, SCALES, Table, TableError
 from mmdet.registry import MODELS
 
 from pws_mmdet import summarize_model
-from pws_mmdet.analysis.model_summary import NORM, PWS
+from pws_mmdet.analysis.layer_kinds import NORM, PWS
 
 NAMES = [name for name in yaml.safe_load(GRID.read_text()) if name[0] != '_']
 CLASSIFIERS = {'table4', 'table5', 'textures'}

@@ -17,6 +17,7 @@ from pws_mmdet.utils.config import (
     drop_pretrained,
     registered,
     type_name,
+    walk,
 )
 
 
@@ -90,3 +91,20 @@ def test_a_model_with_a_teacher_is_built_without_its_weights(tmp_path):
 def test_a_class_in_a_config_is_built():
     backbone = dict(type=ResNet, depth=18, init_cfg=dict(type=PretrainedInit))
     assert isinstance(build_model('x.py', Config(dict(model=backbone))), ResNet)
+
+
+def test_walk_yields_each_part_before_those_in_it():
+    cfg = dict(neck=[dict(type='A'), 3], test_cfg=dict(type='B'))
+    assert list(walk(cfg, 'model', skip=['test_cfg'])) == [
+        ('model', cfg),
+        ('model.neck', cfg['neck']),
+        ('model.neck.0', cfg['neck'][0]),
+        ('model.neck.0.type', 'A'),
+        ('model.neck.1', 3),
+    ]
+    names = []
+    for name, part in walk(cfg):
+        names.append(name)
+        if part == dict(type='A'):
+            part['new'] = 1
+    assert 'neck.0.new' in names and 'test_cfg.type' in names

@@ -22,6 +22,7 @@ from records import is_done, read_records, write_record
 
 from pws_mmdet.engine import find_checkpoints
 from pws_mmdet.engine.checks import check_data
+from pws_mmdet.utils.config import walk
 from pws_mmdet.utils.files import write_whole
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -232,22 +233,12 @@ class Trainer:
 
 def find_data(cfg: dict, data: str) -> list[tuple[str, str]]:
     """Return the options that replace the data folder of a config by ``data``."""
-
-    def walk(value, key):
-        if isinstance(value, dict):
-            for name, item in value.items():
-                yield from walk(item, f'{key}.{name}')
-        elif isinstance(value, (list, tuple)):
-            for i, item in enumerate(value):
-                yield from walk(item, f'{key}.{i}')
-        elif isinstance(value, str):
-            yield key, value
-
     strings = [
-        item
+        (key, value)
         for loop in ('train', 'val', 'test')
         for part in ('dataloader', 'evaluator')
-        for item in walk(cfg.get(f'{loop}_{part}', {}), f'{loop}_{part}')
+        for key, value in walk(cfg.get(f'{loop}_{part}'), f'{loop}_{part}')
+        if isinstance(value, str)
     ]
     roots = [v for k, v in strings if k.endswith('.data_root') and v]
     root = cfg.get('data_root') or os.path.commonpath(roots)

@@ -1,6 +1,5 @@
 """A search for wrong boxes and image sizes in one batch."""
 
-from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -8,6 +7,7 @@ from mmdet.structures.bbox import get_box_tensor
 from mmengine.structures import BaseDataElement
 from torch.utils.data import Dataset
 
+from ...utils.config import walk
 from .hosts import base_datasets
 from .images import annotated_size, size_fault
 
@@ -66,15 +66,8 @@ def _box_fault(boxes: torch.Tensor) -> str:
     return ''
 
 
-def _samples(data: Any) -> Iterator[BaseDataElement]:
-    if isinstance(data, BaseDataElement):
-        yield data
-    elif isinstance(data, Mapping):
-        for part in data.values():
-            yield from _samples(part)
-    elif isinstance(data, Sequence) and not isinstance(data, str):
-        for part in data:
-            yield from _samples(part)
+def _samples(data: Any) -> list[BaseDataElement]:
+    return [part for _, part in walk(data) if isinstance(part, BaseDataElement)]
 
 
 def _annotated_sizes(dataset: Dataset | None, paths: set) -> dict[str, tuple]:
