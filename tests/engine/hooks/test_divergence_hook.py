@@ -573,4 +573,4 @@ def test_names_the_image_and_not_the_learning_rate(make_runner, end, kind):
     assert 'loss_b is ' in first
     assert images.startswith('7.jpg has a box ') and kind in images
     assert '7.jpg is 31 x 20 pixels' in images and '30 x 20 in its ann' in images
-    assert advice.startswith('Mend these images first')
+    assert advice.startswith('Correct these images first')
