@@ -7,6 +7,7 @@ import pytest
 
 from pws_mmdet.analysis import Layer
 from pws_mmdet.analysis.gamma import pws_convs
+from pws_mmdet.analysis.gamma_suggestion import config_part
 from pws_mmdet.analysis.variance import STATISTICS
 from pws_mmdet.analysis.variance_record import write_header, write_step
 from pws_mmdet.utils.config import ConfigOptions, build_model, read_config
@@ -14,13 +15,11 @@ from pws_mmdet.utils.config import ConfigOptions, build_model, read_config
 SSD = 'configs/mini/ssd96_vgg16_{}_digits.py'
 
 
-@pytest.fixture(scope='module')
-def program(load_program):
-    return load_program('tools/analysis_tools/suggest_gamma.py')
-
-
 @pytest.fixture
-def suggest(program, root, monkeypatch, capsys):
+def suggest(load_program, root, monkeypatch, capsys):
+    """Run the program; return what it prints."""
+    program = load_program('tools/analysis_tools/suggest_gamma.py')
+
     def run(config, *args):
         monkeypatch.setattr(sys, 'argv', ['', str(root / config), *map(str, args)])
         program.main()
@@ -30,13 +29,13 @@ def suggest(program, root, monkeypatch, capsys):
 
 
 def rows(text):
-    """Numbers of each layer: n, gamma, suggested, fraction."""
+    """Return the numbers of each layer: n, gamma, suggested gamma, fraction."""
     table = re.search(r'^layer .*?\n(.*?)\n\n', text, re.M | re.S)[1]
     lines = [line.split() for line in table.splitlines()]
     return {name: list(map(float, numbers)) for name, *numbers in lines}
 
 
-def test_a_fraction_of_the_he_variance(suggest):
+def test_without_options_it_suggests_a_fraction_of_the_he_variance(suggest):
     text = suggest(SSD.format('pws'))
     layers = rows(text)
     assert len(layers) == 27
@@ -53,7 +52,7 @@ MASK_RCNN = 'configs/mini/mask_rcnn_r18_fpn_pws_digits.py'
 
 
 @pytest.mark.parametrize('config', [SSD.format('pws'), MASK_RCNN])
-def test_its_options_make_the_model(suggest, root, config):
+def test_the_config_accepts_the_printed_options(suggest, root, config):
     text = suggest(config, '--lr', 0.05)
     options = [o for o in re.findall(r'^  (model\..*)$', text, re.M)]
     parser = argparse.ArgumentParser()
@@ -66,7 +65,7 @@ def test_its_options_make_the_model(suggest, root, config):
         assert conv.gamma * conv.weight[0].numel() / 2 == pytest.approx(0.5)
 
 
-def test_parts_of_lists_and_of_no_config(program):
+def test_a_layer_belongs_to_the_innermost_part_of_the_config():
     model = dict(
         type='Detector',
         neck=[dict(type='FPN'), dict(type='BFP', refine=dict(a=1))],
@@ -77,10 +76,10 @@ def test_parts_of_lists_and_of_no_config(program):
         'roi_head.bbox_head.1.fcs.0': 'model.roi_head.bbox_head.1',
         'student.backbone.conv': 'model',
     }.items():
-        assert program.owner(layer, model) == key
+        assert config_part(layer, model) == key
 
 
-def test_a_layer_that_no_gamma_helps(suggest, tmp_path):
+def test_it_says_so_if_no_gamma_can_help(suggest, tmp_path):
     record(tmp_path, ['backbone.stages.0.0.conv'], step=math.nan)
     text = suggest(SSD.format('pws'), '--record', tmp_path)
     assert 'model.backbone: its steps were not finite' in text
@@ -96,7 +95,7 @@ def record(path, names, step=0.2):
     write_step(path / 'log/variance.jsonl', 1, 0.01, 3.0, values)
 
 
-def test_a_record(suggest, tmp_path):
+def test_a_record_bounds_the_steps(suggest, tmp_path):
     record(tmp_path, ['backbone.stages.0.0.conv'])
     text = suggest(SSD.format('pws'), '--record', tmp_path)
     suggested = 0.071 * 16 - 0.07
@@ -106,7 +105,7 @@ def test_a_record(suggest, tmp_path):
     assert rows(text)['backbone.stages.0.0.conv'][3] == 0.001
 
 
-def test_steps_of_a_training(suggest, digits):
+def test_it_trains_some_steps_first(suggest, digits):
     options = [f'data_root={digits}/', 'train_dataloader.batch_size=2']
     options += ['train_dataloader.num_workers=0']
     options += ['train_dataloader.persistent_workers=False']
@@ -138,7 +137,7 @@ def test_bad_input(suggest, capsys, tmp_path, monkeypatch, config, args, message
     assert message in capsys.readouterr().err
 
 
-def test_a_convolution_alone(suggest, capsys, tmp_path):
+def test_a_convolution_alone_is_an_error(suggest, capsys, tmp_path):
     config = tmp_path / 'conv.py'
     config.write_text(
         "model = dict(type='PWS', in_channels=2, out_channels=2, kernel_size=3)"
@@ -148,7 +147,7 @@ def test_a_convolution_alone(suggest, capsys, tmp_path):
     assert 'describes one convolution, and no network' in capsys.readouterr().err
 
 
-def test_a_record_of_another_model(suggest, capsys, tmp_path):
+def test_a_record_of_another_model_is_an_error(suggest, capsys, tmp_path):
     record(tmp_path, ['neck.other'])
     with pytest.raises(SystemExit):
         suggest(SSD.format('pws'), '--record', tmp_path)
