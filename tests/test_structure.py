@@ -37,7 +37,6 @@ LONG_FUNCTIONS = {
     'convert.pretrained.load_bn_weights': 'not yet split',
 }
 LONG_TOOLS = {
-    'tools/analysis_tools/suggest_gamma.py': 'not yet split',
     'tools/dataset_converters/digits_to_coco.py': 'not yet split',
     'tools/dataset_converters/digits_to_imagefolder.py': 'not yet split',
     'tools/misc/make_norm_free.py': 'not yet split',
