@@ -5,7 +5,7 @@
         --kinds plain BN GN PWS 'PWS, kernel'
     python benchmarks/gpu.py cifar PWS --data cifar10_jpeg.zip --out parts/pws.json
     python benchmarks/gpu.py pack cifar10_jpeg.zip small.zip --images 24000
-    python benchmarks/gpu.py report parts/*.json --out gpu.json --markdown gpu.md
+    python benchmarks/gpu.py report parts/*.json --out gpu.jsonl --markdown gpu.md
 
 ``speed`` compares all kinds of convolutions and norm layers side by side, as
 ``benchmarks/speed.py`` does: in fp32 with TF32 matrix units, in mixed precision (fp16),
@@ -82,9 +82,10 @@ TOY_KINDS = ('plain', 'PWS', 'PWS, kernel', 'PWS, fused')
 
 def make_kinds() -> dict[str, Any]:
     """The kinds of speed.py, frozen BN and ScaledWS."""
-    import speed
+    import comparison as speed
     import torch
     import torch.nn.functional as F
+    from kinds import Kind, with_bias
     from torch import Tensor, nn
 
     from pws_mmdet.layers import ReparamConv2d
@@ -126,7 +127,7 @@ def make_kinds() -> dict[str, Any]:
         norm_cfg=dict(type='BN', requires_grad=False)
     )
     kinds['PWS, kernel'] = kinds['PWS']
-    kinds['ScaledWS'] = speed.Kind(speed.with_bias('BenchmarkScaledWS', ScaledWSConv2d))
+    kinds['ScaledWS'] = Kind(with_bias('BenchmarkScaledWS', ScaledWSConv2d))
     return kinds
 
 
@@ -194,7 +195,7 @@ def measure_speed(
         inference_too: Measure inference besides training.
     """
     end = perf_counter() + budget
-    import speed
+    import comparison as speed
     import torch
     from device import describe_machine
     from mmengine.logging import MMLogger
@@ -249,7 +250,6 @@ def measure_speed(
         for contender in contenders:
             contender.image_size = case.image_size
         rows = speed.compare(
-            name,
             contenders,
             inference,
             1 if toy else 2,  # rounds to warm up
@@ -263,7 +263,14 @@ def measure_speed(
             else torch.contiguous_format,
         )
         for row, contender in zip(rows, contenders, strict=True):
-            row.update(setting=setting, image_size=list(case.image_size))
+            row.update(
+                part=name,
+                setting=setting,
+                inference=inference,
+                batch_size=batch_size,
+                image_size=list(case.image_size),
+                error=contender.error,
+            )
             if row['error'] is None:
                 row['images_per_second'] = contender.images_per_second()
                 row['speed'] = {  # over that of each other kind, round by round
@@ -292,7 +299,7 @@ def measure_speed(
 
 def look_closer(case: Case, device: Any, amp: bool) -> dict[str, Any]:
     """What standardizing all filters takes alone, and each operator of a step."""
-    import speed
+    import comparison as speed
     import torch
 
     try:
@@ -321,7 +328,7 @@ def look_at_filters(case: Case, device: Any, seconds: float) -> dict[str, Any]:
         Median milliseconds of a step, those in which the CPU launches it and those in
         which the GPU works; and the number of kernels.
     """
-    import speed
+    import comparison as speed
     import torch
     from torch import Tensor
 
@@ -577,8 +584,15 @@ def train_cifar(kind: str, data: Path, out: Path, budget: float, toy: bool) -> N
 
 
 def write_json(report: Any, path: Path) -> None:
+    write_lines([report], path)
+
+
+def write_lines(records: list[Any], path: Path) -> None:
+    """Write a line of JSON for each record."""
     part = path.with_name(f'{path.name}.partial')
-    part.write_text(json.dumps(round_numbers(report), indent=1) + '\n')
+    part.write_text(
+        ''.join(json.dumps(round_numbers(record)) + '\n' for record in records)
+    )
     part.replace(path)
 
 
@@ -750,6 +764,18 @@ def to_markdown(report: dict[str, Any]) -> str:
     return '\n'.join(blocks)
 
 
+def read_report(path: Path) -> dict[str, Any]:
+    """Read the lines that ``report`` wrote."""
+    records = [json.loads(line) for line in path.read_text().splitlines()]
+    *parts, noted = records
+    return dict(
+        machine=parts[0]['machine'] if parts else None,
+        notes=noted['notes'],
+        speed=[part for part in parts if part['part'] != 'cifar'],
+        cifar=[part for part in parts if part['part'] == 'cifar'],
+    )
+
+
 def make_report(parts: list[Path], out: Path, markdown: Path, notes: list[str]) -> None:
     """Put the files of the parts together; those that are missing are left out."""
     found = []
@@ -758,14 +784,9 @@ def make_report(parts: list[Path], out: Path, markdown: Path, notes: list[str]) 
             found.append(json.loads(path.read_text()))
         except (OSError, ValueError) as e:
             print(f'{path} is left out: {e}', file=sys.stderr)
-    report = dict(
-        machine=found[0]['machine'] if found else None,
-        notes=dict(note.split('=', 1) for note in notes),
-        speed=[part for part in found if part['part'] != 'cifar'],
-        cifar=[part for part in found if part['part'] == 'cifar'],
-    )
-    write_json(report, out)
-    text = to_markdown(report)
+    noted = dict(part='notes', notes=dict(note.split('=', 1) for note in notes))
+    write_lines([*found, noted], out)
+    text = to_markdown(read_report(out))
     markdown.write_text(text)
     print(text, end='')
 
@@ -792,7 +813,7 @@ def main() -> None:
     packing.add_argument('--images', type=int, default=24000, help='for training')
     report = commands.add_parser('report', help='put parts together')
     report.add_argument('parts', type=Path, nargs='*')
-    report.add_argument('--out', type=Path, required=True, help='JSON file')
+    report.add_argument('--out', type=Path, required=True, help='a line for each part')
     report.add_argument('--markdown', type=Path, required=True, help='tables')
     report.add_argument('--notes', nargs='*', default=[], metavar='KEY=VALUE')
     args = parser.parse_args()

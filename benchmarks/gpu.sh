@@ -4,7 +4,7 @@
 #
 #   benchmarks/gpu.sh [--cpu] [--filters] [--data CIFAR10.zip] OUT [WHEELS]
 #
-# OUT         gets gpu.json and gpu.md with what was measured, and the logs
+# OUT         gets gpu.jsonl and gpu.md with what was measured, and the logs
 # WHEELS      packages from benchmarks/collect_wheels.sh, for a machine without a
 #             network; else what is missing comes from the package index
 # --data ZIP  images of CIFAR-10, train/CLASS/*.jpg and test/CLASS/*.jpg; without
@@ -132,9 +132,9 @@ mmcv=found
 } >"$out/install.log" 2>&1 || { tail -20 "$out/install.log"; say 'not installed'; exit 1; }
 say "installed; MMCV: $mmcv"
 
-# report: gpu.json and gpu.md of what there is, after every part
+# report: gpu.jsonl and gpu.md of what there is, after every part
 report() {
-    py "$root/benchmarks/gpu.py" report $(compgen -G "$parts/*.json" | sort) --out "$out/gpu.json" \
+    py "$root/benchmarks/gpu.py" report $(compgen -G "$parts/*.json" | sort) --out "$out/gpu.jsonl" \
         --markdown "$out/gpu.md" --notes "MMCV=$mmcv" "tests=${tests:-none}" \
         "seconds=$((SECONDS - began))" >/dev/null
 }

@@ -14,10 +14,8 @@ from PIL import Image
 
 
 @pytest.fixture(scope='module')
-def program(root, load_program):
-    sys.path.insert(0, str(root / 'benchmarks'))  # it imports speed.py
-    yield load_program('benchmarks/gpu.py')
-    sys.path.remove(str(root / 'benchmarks'))
+def program(load_program):
+    return load_program('benchmarks/gpu.py')
 
 
 @pytest.fixture(scope='module')
@@ -39,7 +37,7 @@ def images(tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_all_of_it_on_a_cpu(root, images, tmp_path):
+def test_all_of_it_on_a_cpu(program, root, images, tmp_path):
     out = tmp_path / 'out'
     process = subprocess.run(
         [root / 'benchmarks/gpu.sh', '--cpu', '--data', images, out],
@@ -49,7 +47,7 @@ def test_all_of_it_on_a_cpu(root, images, tmp_path):
     )
     assert process.returncode == 0, process.stdout + process.stderr
     assert 'failed' not in process.stdout, process.stdout
-    report = json.loads((out / 'gpu.json').read_text())
+    report = program.read_report(out / 'gpu.jsonl')
     assert [part['part'] for part in report['speed']] == [
         'ResNet-50',
         'VGG-16-SSD320',
@@ -114,10 +112,10 @@ def test_a_run_that_was_cut_off_is_reported(program, tmp_path, capsys):
     part = dict(part='ResNet-50', machine=machine, results=rows)
     part['not_measured'] = [[2, 'fp32', True]]
     (tmp_path / 'speed.json').write_text(json.dumps(part))
-    out = tmp_path / 'gpu.json'
+    out = tmp_path / 'gpu.jsonl'
     parts = [tmp_path / name for name in ('speed.json', 'broken.json', 'none.json')]
     program.make_report(parts, out, tmp_path / 'gpu.md', ['tests=all'])
-    assert json.loads(out.read_text())['speed'] == [part]
+    assert program.read_report(out)['speed'] == [part]
     text = (tmp_path / 'gpu.md').read_text()
     assert '| PWS | 10.0 (0.500) |' in text
     assert '| BN | OutOfMemoryError |' in text
@@ -148,6 +146,6 @@ REGISTER_DEVICE_IMPL(knn_forward_impl, CUDA,
 
 
 def test_published_tables_are_those_of_the_measurements(program, root):
-    report = json.loads((root / 'docs/benchmarks/gpu/h200.json').read_text())
+    report = program.read_report(root / 'docs/benchmarks/gpu/h200.jsonl')
     page = (root / 'docs/benchmarks-gpu.md').read_text()
     assert page.endswith(f'## Tables\n\n{program.to_markdown(report)}')

@@ -1,56 +1,59 @@
 """Tests of benchmarks/speed.py."""
 
-import json
+import re
 import sys
 
+import comparison
 import pytest
+import speed
 import torch
+from conftest import ROOT
+from kinds import make_kinds
+from networks import PARTS
 from torch import nn
 
 from pws_mmdet import PWSConv2d
+from pws_mmdet.utils.records import read_records
 
 CPU = torch.device('cpu')
 LAYER = 'conv 3x3, 64 channels, H/4'
 MASK_RCNN = 'Mask R-CNN R-50-FPN'
-
-
-@pytest.fixture(scope='module')
-def program(load_program):
-    return load_program('benchmarks/speed.py')
+RECORDS = sorted((ROOT / 'docs/benchmarks').glob('*.jsonl'))
 
 
 @pytest.fixture
-def main(program, monkeypatch):
-    monkeypatch.setattr(program, 'MIN_ROUNDS', 1)
+def main(monkeypatch):
+    monkeypatch.setattr(comparison, 'MIN_ROUNDS', 1)
 
     def run_main(*args):
         monkeypatch.setattr(sys, 'argv', ['benchmarks/speed.py', *map(str, args)])
-        program.main()
+        speed.main()
 
     return run_main
 
 
-def build(program, part, kind, size=32, inference=False):
-    contender = program.PARTS[part].make(
-        kind, program.make_kinds()[kind], 2, size, inference
-    )
+def build(part, kind, size=32, inference=False):
+    contender = PARTS[part].make(kind, make_kinds()[kind], 2, size, inference)
     contender.build(CPU, 2, False, 0, torch.contiguous_format)
     return contender
 
 
 def test_all_kinds_side_by_side(main, tmp_path, capsys):
-    out, page = tmp_path / 'speed.json', tmp_path / 'page.md'
+    out, page = tmp_path / 'speed.jsonl', tmp_path / 'page.md'
     page.write_text('Before.\n<!-- speed -->\nold\n<!-- /speed -->\nAfter.\n')
     small = ['--parts', LAYER, '--batch-sizes', 1, 2, '--image-sizes', 32]
     main(*small, '--floors', '--seconds', 1e-3, '--out', out, '--markdown', page)
-    report = json.loads(out.read_text())
-    rows = report['results']
-    kinds = {row['kind'] for row in rows}
+    records = read_records(out)
+    compared = [(r['inference'], r['batch_size']) for r in records]
+    assert compared == [(False, 1), (False, 2), (True, 1), (True, 2)]
+    kinds = set(records[-1]['kinds'])
     assert {'plain', 'PWS', 'BN', 'GN', 'IN', 'SN', 'WN', 'ConvWS'} <= kinds
-    assert len(rows) == 2 * 2 * len(kinds) - 2  # nothing is fused in training
-    assert not any(row['error'] for row in rows)
-    assert all(row['time'] == 1 for row in rows if row['kind'] == 'plain')
-    training = {row['kind']: row for row in rows if not row['inference']}
+    for record in records:  # nothing is fused in training
+        fused = set() if record['inference'] else {'PWS, fused'}
+        assert set(record['kinds']) == kinds - fused
+        assert record['kinds']['plain']['time'] == 1
+        assert not any('error' in row for row in record['kinds'].values())
+    training = records[1]['kinds']
     plain, pws = training['plain'], training['PWS']
     assert plain['peak_mib'] < pws['peak_mib']
     assert pws['peak_mib'] <= plain['peak_mib'] + 3 * plain['weights_mib']
@@ -60,31 +63,44 @@ def test_all_kinds_side_by_side(main, tmp_path, capsys):
     assert '| | 1 x 32² | 2 x 32² |' in text
     main('--read', out)
     assert capsys.readouterr().out in text
+    with pytest.raises(SystemExit):
+        main(*small, '--out', out)
+    assert 'speed.jsonl exists; name a new file' in capsys.readouterr().err
 
 
-def test_published_tables_are_those_of_the_measurements(main, root, tmp_path):
+@pytest.mark.parametrize('path', RECORDS, ids=lambda path: path.stem)
+def test_published_tables_are_those_of_the_records(main, path, tmp_path):
+    published = path.with_suffix('.md').read_text()
     page = tmp_path / 'page.md'
-    published = (root / 'docs/benchmarks.md').read_text()
     page.write_text(published)
-    reports = sorted(root.glob('docs/benchmarks/*.json'))
-    for report in reports:
-        main('--read', report, '--markdown', page)
-    assert reports and page.read_text() == published
+    main('--read', path, '--markdown', page)
+    assert page.read_text() == published
+
+
+def test_tables_of_the_summary_are_those_of_the_records(main, tmp_path):
+    published = (ROOT / 'docs/benchmarks.md').read_text()
+    page = tmp_path / 'page.md'
+    page.write_text(published)
+    tables = re.findall(r'^<!-- ([\w-]+): (.*) -->$', published, re.MULTILINE)
+    for name, title in tables:
+        records = ROOT / f'docs/benchmarks/{name}.jsonl'
+        main('--read', records, '--table', title, '--markdown', page)
+    assert 0 < len(tables) <= 4 and page.read_text() == published
 
 
 def test_the_floor_is_a_copy_of_the_filters(main, tmp_path):
-    out = tmp_path / 'speed.json'
+    out = tmp_path / 'speed.jsonl'
     main('--parts', '--floors', 'VGG-16-SSD320', '--seconds', 1e-3, '--out', out)
-    (floor,) = json.loads(out.read_text())['floors']
+    (floor,) = read_records(out)
     assert floor['layers'] == 15 + 6 + 10  # backbone, neck, predictors
     assert floor['ms'] > 0 and floor['copy_ms'] > 0
 
 
 def test_profiles_add_up_to_the_step(main, tmp_path, capsys):
-    out = tmp_path / 'speed.json'
+    out = tmp_path / 'speed.jsonl'
     small = ['--batch-sizes', 1, '--image-sizes', 32, '--seconds', 1e-3]
     main('--parts', '--floors', '--profiles', LAYER, *small, '--out', out)
-    (profile,) = json.loads(out.read_text())['profiles']
+    (profile,) = read_records(out)
     for i, total in enumerate(profile['ms']):
         operators = sum(row['ms'][i] for row in profile['operators'])
         assert 0 < total == pytest.approx(operators, rel=1e-3)
@@ -96,10 +112,10 @@ def test_profiles_add_up_to_the_step(main, tmp_path, capsys):
 
 @pytest.mark.parametrize('part', ['ResNet-50', 'VGG-16-SSD320', MASK_RCNN])
 @pytest.mark.parametrize('kind', ['plain', 'PWS', 'BN', 'ConvWS and GN'])
-def test_networks_differ_in_convolutions_and_norm_layers_only(program, part, kind):
-    model = build(program, part, kind, inference=True).model
+def test_networks_differ_in_convolutions_and_norm_layers_only(part, kind):
+    model = build(part, kind, inference=True).model
     others = (nn.Conv2d, nn.modules.batchnorm._NormBase, nn.GroupNorm)
-    reference = build(program, part, 'plain', inference=True).model
+    reference = build(part, 'plain', inference=True).model
 
     def rest(network):
         return [
@@ -127,14 +143,15 @@ def test_networks_differ_in_convolutions_and_norm_layers_only(program, part, kin
         (['--batch-sizes', '0'], '--batch-sizes: invalid positive int'),
         (['--seconds', 'nan'], '--seconds: invalid positive float'),
         (['--device', 'cpu', '--amp'], '--amp needs a GPU'),
-        (['--read', 'missing.json'], 'missing.json'),
-        (['--read', '{broken}'], 'broken.json is no file of this program'),
+        (['--read', 'missing.jsonl'], 'missing.jsonl'),
+        (['--read', '{broken}'], 'broken.jsonl is no file of this program'),
+        (['--parts', '--floors'], 'nothing to measure'),
     ],
     ids=lambda value: ' '.join(value) if isinstance(value, list) else '',
 )
 def test_bad_input(main, tmp_path, capsys, args, message):
-    broken = tmp_path / 'broken.json'
-    broken.write_text('{"results": 1}')
+    broken = tmp_path / 'broken.jsonl'
+    broken.write_text('{"results": 1}\n')
     with pytest.raises(SystemExit) as e:
         main(*(arg.format(broken=broken) for arg in args))
     assert e.value.code == 2
