@@ -18,7 +18,7 @@ FLOORS = (
     ('convert',),
     ('deploy', 'analysis', 'evaluation'),
     ('engine',),
-    ('pretrain', '__init__'),
+    ('pretrain', 'deprecated', '__init__'),
 )
 
 MOST_LINES_OF_A_FILE = 400

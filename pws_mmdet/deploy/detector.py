@@ -72,7 +72,7 @@ class DeployedDetector(nn.Module):
     def forward(
         self, images: Tensor, least_score: Tensor | None = None
     ) -> tuple[Tensor, ...]:
-        size = tuple(images.shape[-2:])
+        size = images.shape[-2], images.shape[-1]
         maps = self.maps(images)
         least = self.least_score if least_score is None else least_score
         if isinstance(self.model, SingleStageDetector):

@@ -69,7 +69,7 @@ def export_onnx(
     network = DeployedDetector(build_model(config, cfg))
     load_weights(network.model, checkpoint)
     fuse_pws(network.model, inplace=True)
-    size = tuple(shape or trace_size(network.model))
+    size = shape or trace_size(network.model)
     outputs = list(OUTPUTS[: 4 if network.with_masks else 3])
 
     out.parent.mkdir(parents=True, exist_ok=True)

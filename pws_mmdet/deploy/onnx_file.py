@@ -3,6 +3,7 @@
 import warnings
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -70,14 +71,14 @@ def write_onnx(
         except Exception as e:  # torch.export raises many types
             hint = '' if fixed_size else ' With --shape the size is fixed.'
             raise RuntimeError(f'torch.export cannot trace it: {e}{hint}') from e
-        onnx_program = torch.onnx.export(
+        onnx_program: Any = torch.onnx.export(
             program,
             dynamo=True,
             input_names=list(inputs),
             output_names=outputs,
             dynamic_shapes=(names, *fixed),
             opset_version=OPSET,
-            custom_translation_table=TRANSLATIONS,
+            custom_translation_table=TRANSLATIONS,  # type: ignore[arg-type]
             verbose=False,
         )
     onnx_program.save(str(path))
@@ -93,6 +94,6 @@ def set_least_score(path: str | Path, value: float) -> None:
     for values in (model.graph.input, model.graph.initializer):
         for old in [v for v in values if v.name == 'least_score']:
             values.remove(old)
-    constant = onnx.numpy_helper.from_array(np.float32(value), 'least_score')
+    constant = onnx.numpy_helper.from_array(np.array(value, np.float32), 'least_score')
     model.graph.initializer.append(constant)
     onnx.save(model, str(path))

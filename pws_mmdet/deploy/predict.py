@@ -4,6 +4,8 @@ Each step works on a whole batch. ``predict`` drops a candidate; these functions
 its score to 0 instead, so that the sizes of the tensors do not depend on the images.
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from mmdet.models.dense_heads import RPNHead
@@ -161,7 +163,7 @@ def roi_features(
     boxes = boxes.flatten(0, 1)
     maps = maps[: extractor.num_inputs]
     levels = extractor.map_roi_levels(F.pad(boxes, (1, 0)), len(maps))
-    result = 0
+    result: Any = 0
     for level, (layer, features) in enumerate(
         zip(extractor.roi_layers, maps, strict=True)
     ):

@@ -7,19 +7,19 @@ from ..utils.arguments import check_flags, check_integers
 
 @MODELS.register_module(force=True)
 class NoNorm(nn.Module):
-    """The norm layer that does not normalize.
+    """A norm layer that does not normalize.
 
-    For blocks that insist on a ``norm_cfg``. With ``bias=True`` it adds what
-    MMDetection's blocks take from a plain convolution when a norm layer
-    follows it: the fair control for networks without normalization.
+    It is for blocks that need a ``norm_cfg``. MMDetection's blocks build a convolution
+    without a bias if a norm layer follows it; ``bias=True`` adds the bias here. This
+    makes the fair control network without normalization.
 
     Args:
         num_features: Channels of the input (N, num_features, ...).
         bias: Add a learned bias of shape (num_features,), which starts at 0.
-        eps: Accepted and ignored: MMCV passes it to every norm layer.
+        eps: Ignored; MMCV passes it to every norm layer.
 
     Raises:
-        ValueError: If an argument is no such number or flag.
+        ValueError: If an argument is out of range, or no number or flag.
     """
 
     _abbr_ = 'no_norm'  # MMCV's prefix of the attribute: no_norm1, no_norm2, ...

@@ -2,13 +2,13 @@ from collections.abc import Callable
 
 
 class Observer:
-    """A forward hook that looks at what passes, and changes nothing.
+    """A forward hook that reads what passes a module, and changes nothing.
 
-    Copies and pickles of the module have one that does nothing: what it looks with,
-    such as a training's state, is not theirs.
+    In copies and pickles of the module the hook does nothing, because its function may
+    hold objects that must not be copied, such as the state of a training.
 
     Args:
-        look: Takes what the hook gets. None does nothing.
+        look: A function that takes the arguments of a forward hook. None does nothing.
     """
 
     def __init__(self, look: Callable | None = None) -> None:

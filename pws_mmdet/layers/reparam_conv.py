@@ -21,19 +21,11 @@ def conv_like(
         of_type: A class that takes the arguments of ``nn.Conv2d``.
         **options: More arguments for it.
     """
+    sizes: Any = (conv.kernel_size, conv.stride, conv.padding, conv.dilation)
+    channels = conv.in_channels, conv.out_channels
     options.setdefault('device', conv.weight.device)
-    return of_type(
-        conv.in_channels,
-        conv.out_channels,
-        conv.kernel_size,
-        conv.stride,
-        conv.padding,
-        conv.dilation,
-        conv.groups,
-        padding_mode=conv.padding_mode,
-        dtype=conv.weight.dtype,
-        **options,
-    )
+    options.update(padding_mode=conv.padding_mode, dtype=conv.weight.dtype)
+    return of_type(*channels, *sizes, conv.groups, **options)
 
 
 def makes_parameter(hook: Any) -> bool:
@@ -127,9 +119,9 @@ class ReparamConv2d(nn.Conv2d):
                 f'in_channels={in_channels}, out_channels={out_channels}, '
                 f'groups={groups}'
             )
+        rest: Any = (groups, beta, padding_mode, device, dtype)
         super().__init__(
-            *(in_channels, out_channels, kernel_size, stride, padding, dilation),
-            *(groups, beta, padding_mode, device, dtype),
+            in_channels, out_channels, kernel_size, stride, padding, dilation, *rest
         )
 
     def reset_parameters(self) -> None:
@@ -187,15 +179,16 @@ class ReparamConv2d(nn.Conv2d):
                 # The parameter is as old as the last pass: compute it again.
                 hook(self, ())
         # On the meta device nn.Conv2d draws no random numbers.
-        plain = conv_like(self, bias=self.bias is not None, device='meta')
+        plain: nn.Conv2d = conv_like(self, bias=self.bias is not None, device='meta')
         # Look for a part of the name: a pruned bias is the parameter bias_orig.
         trained = [name for name, p in self.named_parameters() if p.requires_grad]
         filters = torch.empty_like(self.weight)  # keeps channels_last
         filters.copy_(self.weight if self.deployed else self.effective_weight())
         plain.weight = nn.Parameter(filters, any('bias' not in n for n in trained))
-        if self.bias is not None:
-            bias = self.expanded_bias().clone()
-            plain.bias = nn.Parameter(bias, any('bias' in name for name in trained))
+        if (bias := self.expanded_bias()) is not None:
+            plain.bias = nn.Parameter(
+                bias.clone(), any('bias' in name for name in trained)
+            )
         return plain.train(self.training)
 
     def switch_to_deploy(self) -> None:

@@ -1,4 +1,4 @@
-"""Filters that are computed once where a layer is applied several times."""
+"""Compute the filters of a layer once when it is applied several times."""
 
 import copyreg
 from collections.abc import Callable, Iterator
@@ -29,12 +29,12 @@ _store: ContextVar[_Store | None] = ContextVar('_store', default=None)
 
 @contextmanager
 def shared_filters() -> Iterator[None]:
-    """Let layers that are applied several times compute their filters once.
+    """Let each layer compute its filters once in this context.
 
     A layer whose parameters are replaced, or changed in place, computes its filters
-    again. A change through ``.data`` is not seen, because torch does not count it.
-    At the end of the context everything is forgotten, and inside of it another one
-    starts afresh.
+    again. A change through ``.data`` is not noticed, because torch does not count it.
+    The filters are dropped at the end of the context. A context inside another one
+    starts without filters.
     """
     token = _store.set({})
     try:
@@ -44,24 +44,29 @@ def shared_filters() -> Iterator[None]:
 
 
 def filters_of(conv: nn.Conv2d, compute: Callable[[], Tensor]) -> Tensor:
-    """The filters of a layer, computed unless :func:`shared_filters` has them.
+    """Compute the filters of a layer, unless :func:`shared_filters` has them.
 
-    Those of other parameters (functional_call, parametrizations) and those without
-    gradients are told apart. Inside of a region that is computed again in the
-    backward pass (checkpointing), everything is computed, and then again.
+    Filters are shared only between calls with the same parameters and the same grad
+    mode: ``functional_call`` and parametrizations replace the parameters. They are not
+    shared where the forward pass runs again during the backward pass (activation
+    checkpointing).
+
+    Args:
+        conv: The layer.
+        compute: Returns the filters.
     """
-    # is_compiling() comes first: torch.compile cannot trace a look into the store, and
-    # finds repeated filters itself.
+    # Ask is_compiling() first: torch.compile cannot trace the access to the store. It
+    # merges repeated computations by itself.
     if is_compiling() or (store := _store.get()) is None:
         return compute()
     if saves_tensors_by_hooks():
         return compute()
-    # Not -1 in a backward pass. The function is private; in torch 2.1 to 2.15.
+    # -1 outside of a backward pass. The function is private; seen in torch 2.1 to 2.15.
     if torch._C._current_graph_task_id() != -1:
         return compute()
-    # Parametrizations are modules of the layer: their parameters count, too.
+    # A parametrization is a submodule of the layer: include its parameters.
     parameters = [p for m in conv.modules() for p in m._parameters.values()]
-    # Whoever changes a parameter in place raises its version.
+    # Every change of a parameter in place raises its version.
     versions = [
         None if p is None or p.is_inference() else p._version for p in parameters
     ]
@@ -78,30 +83,32 @@ def filters_of(conv: nn.Conv2d, compute: Callable[[], Tensor]) -> Tensor:
 
 
 class _SharesFilters:
-    """The forward pass of :func:`share_filters`, put before that of a class.
+    """The forward pass of :func:`share_filters`, as a mixin for the module's class.
 
-    A class and no hook: hooks after the forward pass do not run on
-    KeyboardInterrupt. A class and no attribute of the module: copies and replicas
-    of the module, shallow ones too, then run their own layers.
+    It is no forward hook, because these do not run after a KeyboardInterrupt. It is
+    not set on the module itself, because then a copy or a replica of the module would
+    run the layers of the original.
     """
 
     def forward(self, *args, **kwargs) -> Any:
         if is_compiling():
-            return super().forward(*args, **kwargs)
+            return super().forward(*args, **kwargs)  # type: ignore[misc]
         with shared_filters():
-            return super().forward(*args, **kwargs)
+            return super().forward(*args, **kwargs)  # type: ignore[misc]
 
-    def __reduce_ex__(self, protocol: int) -> tuple:
-        # No module holds the class by its name, so pickles name the one below it.
-        function, args, *state = super().__reduce_ex__(max(protocol, 2))
-        if function is copyreg.__newobj__:
+    def __reduce_ex__(self, protocol: Any) -> tuple:
+        # Pickles name the original class: no module holds the new one by its name.
+        reduced: Any = super().__reduce_ex__(max(protocol, 2))
+        function, args, *state = reduced
+        if function is copyreg.__newobj__:  # type: ignore[attr-defined]
             cls, *rest = args
             function, args = _new, (cls.__bases__[-1], *rest)
         return function, args, *state
 
 
 @cache
-def _sharing(cls: type[nn.Module]) -> type[nn.Module]:
+def _sharing(cls: Any) -> type[nn.Module]:
+    """Make the subclass of a class that shares filters."""
     names = ('__module__', '__qualname__', '__doc__')
     own = {name: getattr(cls, name) for name in names}
     return new_class(
@@ -109,35 +116,36 @@ def _sharing(cls: type[nn.Module]) -> type[nn.Module]:
     )
 
 
-def _new(cls: type[nn.Module], *args: Any) -> nn.Module:
+def _new(cls: Any, *args: Any) -> nn.Module:
+    """Make an instance of the sharing subclass, for unpickling."""
     cls = _sharing(cls)
     return cls.__new__(cls, *args)
 
 
 def share_filters(module: Module) -> Module:
-    """Make every forward pass of a module a context of :func:`shared_filters`.
+    """Run every forward pass of a module in a context of :func:`shared_filters`.
 
-    For modules that apply a layer several times, such as a head to the maps of all
-    levels. It costs nothing elsewhere, and the outputs and gradients stay the same.
+    It saves time in modules that apply a layer several times, such as a head that is
+    applied to the feature maps of all levels. Outputs and gradients stay the same.
     A ``forward`` that was set on the module itself shares nothing.
 
     Args:
-        module: It is changed in place: its class becomes a subclass of its class, of
-            the same name. A second time changes nothing.
+        module: It is changed in place: its class becomes a subclass of its class, with
+            the same name. A second call changes nothing.
 
     Returns:
         The module.
     """
     if not isinstance(module, _SharesFilters):
-        module.__class__ = _sharing(type(module))
+        module.__class__ = _sharing(type(module))  # type: ignore[arg-type]
     return module
 
 
 def share_filters_of_heads(model: nn.Module) -> None:
-    """:func:`share_filters` for each head that sees the maps of several levels.
+    """Apply :func:`share_filters` to each head that takes the maps of several levels.
 
-    They are known by ``forward_single``, MMDetection's name for what such a head
-    does to one map.
+    Such heads have a method ``forward_single``, MMDetection's name for the forward pass
+    of one level.
     """
     for module in model.modules():
         if hasattr(module, 'forward_single'):

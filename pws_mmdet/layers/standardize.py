@@ -65,9 +65,10 @@ def _by_group_norm(
     gain = w.new_ones(out_channels) if alpha is None else alpha.to(w.dtype)
     if scale:
         gain = gain * math.sqrt(2 / n)
-    # A batch of one "image" whose channels are the filters, each of them a group:
-    # group norm is then exactly the formula, in one fused kernel each way. Batch
-    # norm would be, too; on a CPU its kernel takes 2 to 4 times as long.
+    # Group norm of a batch of one "image" whose channels are the filters, with one
+    # group for each filter, is exactly the formula. It runs in one fused kernel, and
+    # so does its backward pass. Batch norm could do the same, but its kernel takes 2
+    # to 4 times as long on a CPU.
     w = F.group_norm(
         w.reshape(1, out_channels, n),
         out_channels,
@@ -78,10 +79,10 @@ def _by_group_norm(
 
 
 def standardize_as_mmcv(weight: Tensor, eps: float = 1e-5) -> Tensor:
-    """The filters that MMCV's ConvWS2d makes of its weight, which have no gain.
+    """Compute the filters of MMCV's ConvWS2d, which has no gain.
 
-    Unlike those of PWS they have variance 1, the unbiased one, and eps is added to
-    the standard deviation.
+    They differ from those of PWS: the variance is the unbiased one, it becomes 1, and
+    eps is added to the standard deviation.
 
     Args:
         weight: Shape (O, ...).

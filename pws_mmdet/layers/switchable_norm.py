@@ -15,31 +15,31 @@ class SwitchableNorm2d(nn.Module):
     .. math:: y = weight\, \frac{x - \sum_k w_k \mu_k}
               {\sqrt{\sum_k w'_k \sigma_k^2 + eps}} + bias
 
-    where k runs over the statistics of IN (a channel of a image), LN (a
-    image) and BN (a channel of the batch), w = softmax(mean_weight) and
-    w' = softmax(var_weight). They start at 1/3 each. Input and output are
-    (N, num_features, H, W), from a batch of 1 and maps of 1x1 on. The
+    where k runs over the statistics of IN (one channel of one image), LN (one
+    image) and BN (one channel of the batch), w = softmax(mean_weight) and
+    w' = softmax(var_weight). All w and w' start at 1/3. Input and output are
+    (N, num_features, H, W); a batch of 1 and maps of 1x1 are possible. The
     statistics are computed in fp32 (fp64 for fp64 input), also under autocast
-    and for half-precision input; the output has the dtype of the input.
+    and for half-precision input. The output has the dtype of the input.
 
-    In eval mode, running averages take the place of BN's statistics. In a
-    distributed training they are those of one process, as BN's are, until
-    MMEngine's SyncBuffersHook averages them. ``running_var`` is the average of
-    the biased variance, which a batch of one value has, too; BN's is unbiased.
+    In eval mode, running averages replace BN's statistics. In a distributed
+    training each process has its own averages, as with BN, until MMEngine's
+    SyncBuffersHook averages them. ``running_var`` is the average of the biased
+    variance, because it exists for a batch of one value, too; BN's is unbiased.
 
-    It is no subclass of torch's BN, lest tools that fuse or replace BN take it
-    for one. Hence neither ``norm_eval`` of MMDetection's ResNet nor
-    ``paramwise_cfg=dict(norm_decay_mult=...)`` has an effect on it;
-    ``frozen_stages`` and ``requires_grad=False`` in a ``norm_cfg`` have.
+    The class is no subclass of torch's BN, so that tools that fold or replace BN
+    leave it alone. For the same reason ``norm_eval`` of MMDetection's ResNet and
+    ``paramwise_cfg=dict(norm_decay_mult=...)`` have no effect on it. ``frozen_stages``
+    and ``requires_grad=False`` in a ``norm_cfg`` have an effect.
 
     Args:
         num_features: Channels of the input.
         eps: Added to the variance, inside the root.
-        momentum: Share of the new batch in the running averages.
+        momentum: Weight of the new batch in the running averages.
 
     Raises:
-        ValueError: If an argument is no such number, or an input does not have the
-            shape (N, num_features, H, W).
+        ValueError: If an argument is out of range or no number, or an input does not
+            have the shape (N, num_features, H, W).
 
     Source: Luo et al. 2019; Tables 1, 2 and 4.
     """
@@ -76,7 +76,7 @@ class SwitchableNorm2d(nn.Module):
             x = x.float()
         var, mean = torch.var_mean(x, dim=(2, 3), unbiased=False)
         image_var, image_mean = _merge(var, mean, dim=1)
-        # An empty batch, as of a head without RoIs, has no statistics.
+        # An empty batch has no statistics, for example in a head without RoIs.
         if self.training and x.numel():
             batch_var, batch_mean = _merge(var, mean, dim=0)
             with torch.no_grad():
@@ -91,7 +91,7 @@ class SwitchableNorm2d(nn.Module):
         var = _mix(self.var_weight, var, image_var, batch_var)
         scale = self.weight * (var + self.eps).rsqrt()
         shift = self.bias - mean * scale
-        # the only pass over the map besides that of var_mean
+        # One pass over the map; var_mean was the only other one.
         y = torch.addcmul(shift[..., None, None], x, scale[..., None, None])
         return y.to(dtype)
 
@@ -100,15 +100,20 @@ class SwitchableNorm2d(nn.Module):
 
 
 def _merge(var: Tensor, mean: Tensor, dim: int) -> tuple[Tensor, Tensor]:
-    """Statistics of all values from those of equally large parts along ``dim``.
+    """Compute the statistics of all values from those of parts of equal size.
 
-    Var = E[Var of a part] + Var[mean of a part]: a sum, in which nothing cancels.
+    Var = E[Var of a part] + Var[mean of a part]. Both terms are positive, so that no
+    digits cancel.
+
+    Args:
+        var, mean: The statistics of the parts.
+        dim: The dimension of the parts.
     """
     var_of_mean, mean = torch.var_mean(mean, dim, unbiased=False, keepdim=True)
     return var.mean(dim, keepdim=True) + var_of_mean, mean
 
 
 def _mix(logits: Tensor, *statistics: Tensor) -> Tensor:
-    """Sum of (N, C), (N, 1) and (1, C) statistics, weighted by a softmax."""
+    """Add (N, C), (N, 1) and (1, C) statistics, weighted by a softmax."""
     weights = logits.to(statistics[0].dtype).softmax(0)
     return sum(w * s for w, s in zip(weights, statistics, strict=True))

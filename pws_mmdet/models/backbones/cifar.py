@@ -17,25 +17,26 @@ PLAIN = (nn.Conv2d, mmcv.cnn.Conv2d)
 class PWSCifarResNet(PWSResNet):
     """ResNet for images of 32x32: depth 6m + 2, three stages of m basic blocks.
 
-    A stem of 3x3 and stride 1 without pooling, then stages of ``base_channels``
-    times 1, 2 and 4. The output is one map (N, 4 base_channels, H / 4, W / 4),
-    sizes rounded up. The original parameter-free shortcuts are 1x1 convolutions
-    here where the shape changes, as in every ResNet of MMDetection.
+    The stem is a 3x3 convolution of stride 1 without pooling. The three stages have
+    1, 2 and 4 times ``base_channels``. The output is one map
+    (N, 4 base_channels, H / 4, W / 4), sizes rounded up. Where the shape changes, the
+    shortcut is a 1x1 convolution, as in every ResNet of MMDetection; the original
+    shortcut has no parameters.
 
     With the defaults every convolution is a PWS one and nothing normalizes. All
-    rows of Table 4 have the original order of layers, convolution, norm, ReLU,
-    so that they differ in the norm alone.
+    rows of Table 4 have the original order of layers (convolution, norm, ReLU), so
+    that they differ in the norm alone.
 
     Args:
         depth: 20, 32, 44, 56 or 110.
-        base_channels: Channels of the first stage; fewer for small networks.
+        base_channels: Channels of the first stage.
         conv_cfg: Convolution layers; None or ``dict(type='Conv2d')`` for plain ones.
-        norm_cfg: Norm layer after each convolution. None is ``NoNorm``, with the
-            bias that the blocks withhold from plain convolutions.
+        norm_cfg: Norm layer after each convolution. None is ``NoNorm``, with a bias
+            if the convolutions are plain: the blocks build these without one.
         stem_norm_cfg, stem_conv_cfg, pre_activation: As of :class:`PWSResNet`.
-        norm_eval, zero_init_residual: As of ``ResNet``, off as in the original.
-        **kwargs: As of :class:`PWSResNet`, but for the number, strides and
-            dilations of the stages, the outputs and ``deep_stem``.
+        norm_eval, zero_init_residual: As of ``ResNet``; False, as in the original.
+        **kwargs: As of :class:`PWSResNet`. The number, strides and dilations of the
+            stages, the outputs and ``deep_stem`` are fixed.
 
     Raises:
         ValueError: If the depth is unknown.
@@ -94,15 +95,15 @@ class PWSCifarResNet(PWSResNet):
 class ConvPoolCNN(BaseModule):
     """ConvPool-CNN-C without dropout, up to its classifier.
 
-    Twice three 3x3 convolutions and a 3x3 max pooling of stride 2, then one 3x3
-    convolution without padding, which leaves 6x6 of 32x32 as in the original, and
-    one of 1x1. The output is a map (N, 192 width, H / 4 - 2, W / 4 - 2), H / 4
-    rounded up.
+    There are two groups of three 3x3 convolutions and a 3x3 max pooling of stride 2.
+    A 3x3 convolution without padding and a 1x1 convolution follow. The output is a
+    map (N, 192 width, H / 4 - 2, W / 4 - 2), H / 4 rounded up: 6x6 for an image of
+    32x32, as in the original.
 
-    Global average pooling and a linear layer complete it. The original has the
-    linear layer, as a 1x1 convolution, before the pooling: both are linear, and
-    the same function in either order. (Its ReLU between them is left out, as
-    usual: it would keep scores from being negative.)
+    Global average pooling and a linear layer complete the network. In the original
+    the linear layer is a 1x1 convolution before the pooling. Both are linear, so that
+    the order does not matter. The original also has a ReLU between them. It is left
+    out, because it would make negative scores impossible.
 
     Args:
         width: Multiplier of all channels, for small networks.
@@ -110,7 +111,7 @@ class ConvPoolCNN(BaseModule):
         norm_cfg: Norm layers after each convolution; None for none.
         in_channels: Channels of the images.
         init_cfg: Initialization. The default is Kaiming normal (fan_in) for
-            plain convolutions and does not touch those that compute their filters.
+            plain convolutions. It does not change PWS and WN convolutions.
 
     Raises:
         ValueError: If ``width`` leaves a layer without channels.

@@ -1,3 +1,5 @@
+from collections.abc import Callable
+
 import torch.nn.functional as F
 import torch.utils.checkpoint as cp
 from mmcv.cnn import build_norm_layer
@@ -5,7 +7,7 @@ from mmdet.models.backbones.resnet import BasicBlock, ResNet
 from mmdet.models.backbones.resnext import Bottleneck
 from mmdet.models.layers import ResLayer
 from mmengine.registry import MODELS
-from torch import Tensor
+from torch import Tensor, nn
 
 from ...layers.no_norm import NoNorm
 from ...utils.config import registered
@@ -14,11 +16,21 @@ NO_NORM = dict(type='NoNorm')
 
 
 class _PreActivation:
-    """x -> conv(relu(... conv1(relu(x)))) + shortcut, and no ReLU after the sum."""
+    """A mixin for blocks: x -> conv(relu(... conv1(relu(x)))) + shortcut.
+
+    No ReLU follows the sum.
+    """
+
+    # set by MMDetection's blocks
+    num_convs: int
+    relu: nn.Module
+    downsample: nn.Module | None
+    with_cp: bool
+    forward_plugin: Callable
 
     def forward(self, x: Tensor) -> Tensor:
         def inner(x: Tensor) -> Tensor:
-            # not in place: x goes on along the identity path
+            # F.relu is not in place: the identity path needs x as it is.
             relu_x = out = F.relu(x)
             for i in range(1, self.num_convs + 1):
                 if i > 1:
@@ -52,28 +64,31 @@ class PWSResNet(ResNet):
     A subclass of MMDetection's ``ResNet`` with the same outputs: one map
     (N, C_i, H / s_i, W / s_i) for each of ``out_indices``, s = 4, 8, 16, 32.
     With the defaults every convolution is a PWS one, beta included, and the
-    only layer that normalizes is the one after the stem. With
-    ``conv_cfg=None`` and a ``norm_cfg`` of BN or GN it is the control network, whose
-    convolutions start as those of PWS: He normal, fan_in.
+    only layer that normalizes is the one after the stem. ``conv_cfg=None`` and a
+    ``norm_cfg`` of BN or GN make the control network. Its convolutions start from the
+    distribution of PWS: He normal, fan_in.
 
     Args:
         depth: 18, 34, 50, 101 or 152.
         conv_cfg: Convolution of stem, blocks and downsampling.
-        norm_cfg: Norm layer of the blocks. None is ``dict(type='NoNorm')``;
-            ``dict(type='NoNorm', bias=True)`` gives plain convolutions
-            (``conv_cfg=None``) the bias that the blocks withhold from them.
-        stem_norm_cfg: Norm layer after the stem where ``norm_cfg`` is none:
-            GN with one group, as the paper's authors have it, or None for a
-            network without any. A normalized network has its ``norm_cfg`` there.
-        stem_conv_cfg: Convolution of the stem, if another one. Trained networks with
-            BN lose most in the stem when they are converted;
-            ``dict(type='BiasConv2d')`` is a plain one that takes their BN over.
-        pre_activation: The authors' blocks, whose identity path carries the sum
-            before the ReLU and so keeps a mean near zero; each output map
-            passes a ReLU at the end. False gives MMDetection's order.
-        out_norm_cfg: Norm layer before the ReLU of the last output map; the
-            authors have GN with one group there for classification.
-            Pre-activation only.
+        norm_cfg: Norm layer of the blocks. None is ``dict(type='NoNorm')``.
+            MMDetection's blocks build convolutions without a bias;
+            ``dict(type='NoNorm', bias=True)`` adds it for plain convolutions
+            (``conv_cfg=None``).
+        stem_norm_cfg: Norm layer after the stem of a network whose blocks have
+            none. The default is the authors' GN with one group; None makes a network
+            without any norm layer. If the blocks have one, ``norm_cfg`` holds for the
+            stem, too.
+        stem_conv_cfg: Convolution of the stem; None for ``conv_cfg``. A trained
+            network with BN loses most of its accuracy in the stem when it is
+            converted; ``dict(type='BiasConv2d')`` is a plain convolution, into which
+            the stem's BN can be folded.
+        pre_activation: True makes the authors' blocks: the identity path carries the
+            sum before the ReLU, so that its mean stays near zero, and each output
+            map passes a ReLU at the end. False makes MMDetection's blocks.
+        out_norm_cfg: Norm layer before the ReLU of the last output map. The authors
+            have GN with one group there for classification. It needs
+            ``pre_activation``.
         groups, base_width: As of ``ResNeXt`` (depth 50 and more).
         zero_init_residual: As of ``ResNet``; without norm layers it does nothing.
         **kwargs: As of ``ResNet``.
@@ -86,7 +101,7 @@ class PWSResNet(ResNet):
     the code of the paper's authors.
     """
 
-    # by depth, and the least depth that has bottlenecks
+    # Blocks in each stage, by depth; and the smallest depth that has bottlenecks.
     blocks_per_stage = {d: blocks for d, (_, blocks) in ResNet.arch_settings.items()}
     bottlenecks_from: float = 50
 
@@ -132,9 +147,10 @@ class PWSResNet(ResNet):
         self._default_init = kwargs.get('init_cfg') is None
         super().__init__(depth, conv_cfg=conv_cfg, norm_cfg=norm_cfg, **kwargs)
         if self._default_init and isinstance(self.init_cfg, list):
-            # ResNet's fan_out differs from what PWS starts with: by up to a factor of 4
+            # ResNet has fan_out, whose variance differs by up to a factor of 4 from
+            # that of PWS.
             self.init_cfg = [{**self.init_cfg[0], 'mode': 'fan_in'}, *self.init_cfg[1:]]
-        self.out_norm = None
+        self.out_norm: nn.Module | None = None
         if out_norm_cfg:
             channels = self.block.expansion * self.base_channels
             channels *= 2 ** max(self.out_indices)
@@ -149,7 +165,7 @@ class PWSResNet(ResNet):
                 base_channels=self.base_channels,
             )
         if self.zero_init_residual and self._default_init:
-            # ResNet does this for its own two classes of blocks only
+            # ResNet itself does this for BasicBlock and Bottleneck only.
             last_norm = dict(name='norm3' if is_bottleneck else 'norm2')
             init_cfg = dict(type='Constant', val=0, override=last_norm)
             kwargs.update(init_cfg=init_cfg)
@@ -161,7 +177,7 @@ class PWSResNet(ResNet):
         self.conv_cfg = conv_cfg
         norm_name, norm = build_norm_layer(self.stem_norm_cfg, stem_channels, postfix=1)
         if self.deep_stem:
-            # conv norm relu conv norm relu conv norm relu
+            # The stem is conv norm relu conv norm relu conv norm relu.
             self.stem[7] = norm
             if self.pre_activation:
                 del self.stem[8]
@@ -174,13 +190,15 @@ class PWSResNet(ResNet):
         if not self.pre_activation:
             return super().forward(x)
         x = self.stem(x) if self.deep_stem else self.norm1(self.conv1(x))
-        # The first block's ReLU and max pooling commute: no ReLU here, so that
-        # its identity path, too, carries what comes before the ReLU.
+        # No ReLU here, so that the identity path of the first block gets the values
+        # before the ReLU. Its other path is unchanged: ReLU and max pooling commute.
         x = self.maxpool(x)
         outs = []
         for i, name in enumerate(self.res_layers):
             x = getattr(self, name)(x)
             if i in self.out_indices:
-                is_normalized = self.out_norm and i == max(self.out_indices)
-                outs.append(F.relu(self.out_norm(x) if is_normalized else x))
+                out = x
+                if self.out_norm is not None and i == max(self.out_indices):
+                    out = self.out_norm(x)
+                outs.append(F.relu(out))
         return tuple(outs)

@@ -10,18 +10,19 @@ from torch import Tensor, nn
 class PWSVGG(BaseModule):
     """VGG of SSD for 320x320, with any convolution and any norm layer.
 
-    VGG-16's thirteen convolutions, a pool5 of 3x3 and stride 1, conv6 of 3x3
-    without dilation and conv7 of 1x1; the output of conv4_3 is not L2-normalized.
+    It has the thirteen convolutions of VGG-16, pool5 of 3x3 and stride 1, conv6 of 3x3
+    without dilation, and conv7 of 1x1. The output of conv4_3 is not L2-normalized.
 
     Args:
         depth: 11, 13, 16 or 19.
         width: Multiplier of all channels, for small networks.
         conv_cfg: Convolution layers, PWS by default; None for plain ones.
         norm_cfg: Norm layers after each convolution; None for none.
-        stem_conv_cfg: The first convolution, if another one: see :class:`PWSResNet`.
+        stem_conv_cfg: The first convolution; None for ``conv_cfg``. See
+            :class:`PWSResNet`.
         in_channels: Channels of the images.
         init_cfg: Initialization. The default is Kaiming normal (fan_in) for
-            plain convolutions and does not touch PWS ones.
+            plain convolutions. It does not change PWS convolutions.
 
     Returns (forward):
         conv4_3 (N, 512 width, H / 8, W / 8) and conv7
@@ -34,7 +35,7 @@ class PWSVGG(BaseModule):
     Source: "Object Detection in VOC07" and the code of the paper's authors.
     """
 
-    # convolutions per stage
+    # convolutions in each stage
     arch_settings = {
         11: (1, 1, 2, 2, 2),
         13: (2, 2, 2, 2, 2),
@@ -81,7 +82,8 @@ class PWSVGG(BaseModule):
                 conv_cfg=next_conv_cfg,
                 norm_cfg=norm_cfg,
             )
-            # or else that of direct children undoes what init_cfg says
+            # Else MMEngine would call the init_weights of the direct children after
+            # init_cfg was applied, and undo it.
             module.is_init = True
             in_channels = out_channels
             next_conv_cfg = conv_cfg
@@ -111,9 +113,9 @@ class PWSVGG(BaseModule):
 class PWSSSDVGG(SSDVGG):
     """MMDetection's VGG of SSD, for 300x300 and 512x512, with any convolution.
 
-    Its layers have the names and the geometry of ``SSDVGG``, so that it starts from
-    the same weights, converted (``PWSPretrained``). :class:`PWSVGG` is the one of the
-    paper.
+    Its layers have the names and sizes of those of ``SSDVGG``, so that
+    ``PWSPretrained`` can convert the same weights for it. The paper's network is
+    :class:`PWSVGG`.
 
     Args:
         *args, **kwargs: As of ``SSDVGG``.

@@ -11,17 +11,18 @@ from ...utils.config import registered
 
 @MODELS.register_module(force=True)
 class PWSSSDHead(SSDHead):
-    """SSD head whose predictors, too, are built from ``conv_cfg``.
+    """SSD head whose predictors are built from ``conv_cfg``, too.
 
-    PWS predictors have one alpha and one beta per layer unless ``conv_cfg``
+    PWS predictors have one alpha and one beta for each layer, unless ``conv_cfg``
     names another mode. All other arguments, the shapes and the losses are those
-    of MMDetection's ``SSDHead``, whose instances cannot predict in MMDetection
-    3.3.0: they lack the attribute ``loss_cls`` that prediction looks at.
+    of MMDetection's ``SSDHead``. In MMDetection 3.3.0 that class cannot predict,
+    because it lacks the attribute ``loss_cls`` that the prediction reads; this class
+    has the attribute.
 
     Source: "Object Detection in VOC07" and the code of the paper's authors.
     """
 
-    loss_cls = None  # the loss is a plain cross-entropy: SSDHead has no module
+    loss_cls = None  # SSDHead computes a plain cross-entropy, without a module
 
     def _init_layers(self) -> None:
         super()._init_layers()
