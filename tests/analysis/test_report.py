@@ -1,25 +1,21 @@
-"""Tests of tools/analysis_tools/report.py."""
-
 import base64
 import json
 import math
 import re
 import shutil
 import subprocess
-import sys
 from html.parser import HTMLParser
 
 import cv2
 import numpy as np
 import pytest
-
-from pws_mmdet.analysis import STATISTICS
-from pws_mmdet.analysis.variance_record import Layer, write_header, write_step
+from variance_data import NAMES, write_record
 
 pytest.importorskip('plotly', reason='the extra `report` is not installed')
 
+from pws_mmdet.analysis.report import write_report  # noqa: E402
+
 NAN = math.nan
-NAMES = ('backbone.a', 'backbone.b', 'backbone.c', 'head.d')
 MAP = 'coco/bbox_mAP'
 FIGURES = ('1a', '1b', '2a', '2b', 'eq6', 'layers')
 
@@ -38,22 +34,9 @@ def val(epoch, **metrics):
     return dict(metrics, time=0.1, step=epoch)
 
 
-def write_record(work_dir, steps, names=NAMES, **statistics):
-    """Write a record; statistics are (S, L) or what broadcasts to it, else all 1."""
-    shape = len(steps), len(names)
-    values = {name: np.ones(shape) for name in STATISTICS}
-    for name, value in statistics.items():
-        values[name] = np.broadcast_to(value, shape)
-    path = work_dir / '20260101_000000' / 'variance.jsonl'
-    layer = dict(type='Conv2d', n=9, filters=4, gamma=0.0, frozen=False)
-    write_header(path, [Layer(name=name, **layer) for name in names])
-    for i, step in enumerate(steps):
-        write_step(path, step, 0.1, 1.0, {k: v[i] for k, v in values.items()})
-
-
 @pytest.fixture
 def work_dirs(tmp_path):
-    """A training that finished, and one that diverged; both with records."""
+    """A training that finished and one that diverged, both with variance records."""
     pws, normal = tmp_path / 'PWS', tmp_path / 'Normal'
     write_log(
         pws,
@@ -77,7 +60,7 @@ def work_dirs(tmp_path):
 
 
 class Page(HTMLParser):
-    """What a page holds: its text, its headings, what it loads, its figures."""
+    """The text, headings, figures and images of a page, and what it loads."""
 
     def __init__(self, html):
         super().__init__()
@@ -109,35 +92,32 @@ class Page(HTMLParser):
 
 
 @pytest.fixture
-def main(load_program, monkeypatch, tmp_path):
-    """Run the program; return the page that it writes."""
-    program = load_program('tools/analysis_tools/report.py')
+def report(tmp_path):
+    """Write a report; return the page."""
 
-    def run_main(*args):
+    def write(*work_dirs, **options):
         path = tmp_path / 'new' / 'report.html'
-        arguments = ['report.py', *map(str, args), '-o', str(path)]
-        monkeypatch.setattr(sys, 'argv', arguments)
-        program.main()
+        write_report(work_dirs, path, **options)
         return Page(path.read_text(encoding='utf-8'))
 
-    return run_main
+    return write
 
 
 def slide(page, figure, position):
-    """The values that a slider gives the traces of a figure."""
+    """Return the values that a slider gives the traces of a figure."""
     [slider] = page.figures[figure][1]['sliders']
     return slider['steps'][position]['args'][0]
 
 
-def test_nothing_is_loaded(main, work_dirs):
-    page = main(*work_dirs, '--title', 'Plain & PWS')
+def test_a_page_loads_nothing_from_elsewhere(report, work_dirs):
+    page = report(*work_dirs, title='Plain & PWS')
     assert page.loads == []
     assert 'Plain & PWS' in page.text
     assert [*page.figures] == ['loss', 'lr', 'validation', *FIGURES]
 
 
-def test_logs(main, work_dirs):
-    page = main(*work_dirs)
+def test_loss_and_learning_rate_are_those_of_the_log(report, work_dirs):
+    page = report(*work_dirs)
     (pws, normal), layout = page.figures['loss']
     assert (pws['name'], pws['x'], pws['y']) == ('PWS', [10, 20, 30], [3, 2, 1.5])
     assert normal['name'] == 'Normal (2 values not finite)'
@@ -149,24 +129,24 @@ def test_logs(main, work_dirs):
     assert page.text.count('diverged') == 1
 
 
-def test_resumed_training(main, tmp_path):
+def test_a_resumed_training_replaces_the_steps_it_repeats(report, tmp_path):
     for name, *steps in (('20260101_000000', 10, 20, 30), ('20260102_000000', 20)):
         write_log(tmp_path / 'run', *map(train, steps), name=name)
-    page = main(tmp_path / 'run')
+    page = report(tmp_path / 'run')
     assert page.figures['loss'][0][0]['x'] == [10, 20]
 
 
-def test_divergence_is_read_from_the_console(main, work_dirs):
+def test_divergence_is_read_from_console_log(report, work_dirs):
     pws, _ = work_dirs
     console = pws / 'console.log'
     console.write_text('Error: Training diverged at iteration 37: loss is nan.')
-    assert 'diverged at iteration 37' in main(pws).text
+    assert 'diverged at iteration 37' in report(pws).text
     console.write_text('Error: Training diverged at iteration 7: loss is nan.')
-    assert 'diverged' not in main(pws).text  # it was trained again
+    assert 'diverged' not in report(pws).text  # a later training came further
 
 
-def test_validations(main, work_dirs):
-    page = main(*work_dirs)
+def test_a_menu_chooses_the_metric_of_the_validations(report, work_dirs):
+    page = report(*work_dirs)
     traces, layout = page.figures['validation']
     shown = [trace for trace in traces if trace['visible']]
     assert [(t['name'], t['x'], t['y']) for t in shown] == [
@@ -181,7 +161,7 @@ def test_validations(main, work_dirs):
     assert f_measure['y'] == [None, 0.4]
     cells = page.text.split('last validation\n')[1].split()
     assert cells[:5] == ['PWS', 'epoch', '2', 'Normal', 'none']
-    # COCO's -1 is no score
+    # COCO's -1 is no value
     rows = [cells[5:8], cells[8:11], cells[11:14]]
     assert rows == [
         [MAP, '0.31', '–'],
@@ -190,8 +170,8 @@ def test_validations(main, work_dirs):
     ]
 
 
-def test_figures_over_layers_slide_through_the_steps(main, work_dirs):
-    page = main(*work_dirs)
+def test_figures_over_layers_slide_through_the_steps(report, work_dirs):
+    page = report(*work_dirs)
     traces, layout = page.figures['1b']
     assert [t['x'] for t in traces] == [list(NAMES)] * 2
     assert traces[1]['name'] == 'Normal (4 values not finite)'
@@ -204,7 +184,7 @@ def test_figures_over_layers_slide_through_the_steps(main, work_dirs):
     pws, normal = slide(page, '1b', 1)['y']
     assert np.allclose(pws, [2e-9, 4e-9, 6e-9, 8e-9])
     assert normal == [2, 20, 200, 2000]
-    # gaps where the values are not finite, and after the end of a training
+    # There are gaps where values are not finite, and after the end of a training.
     assert [slide(page, '1b', i)['y'][1] for i in (2, 3)] == [[None] * 4] * 2
     ends = slide(page, '1a', 0)
     assert ends['y'][1] == [1] * 4
@@ -212,8 +192,8 @@ def test_figures_over_layers_slide_through_the_steps(main, work_dirs):
     assert ends['error_y.arrayminus'][1] == [0] * 4
 
 
-def test_figures_over_steps_slide_through_the_layers(main, work_dirs):
-    page = main(*work_dirs)
+def test_figures_over_steps_slide_through_the_layers(report, work_dirs):
+    page = report(*work_dirs)
     (pws, normal), layout = page.figures['2a']
     [slider] = layout['sliders']
     assert [step['label'] for step in slider['steps']] == list(NAMES)
@@ -224,8 +204,8 @@ def test_figures_over_steps_slide_through_the_layers(main, work_dirs):
     assert slide(page, '2a', 3)['y'][0] == [0.4, 0.8, 1.2, 1.6]
 
 
-def test_equations_and_overview(main, work_dirs):
-    page = main(*work_dirs)
+def test_figures_eq6_and_layers(report, work_dirs):
+    page = report(*work_dirs)
     traces, layout = page.figures['eq6']
     assert 'title' not in layout['xaxis']
     assert layout['xaxis2']['title']['text'] == 'layer'
@@ -238,49 +218,53 @@ def test_equations_and_overview(main, work_dirs):
     assert traces[1]['y'] == list(NAMES)
 
 
-def test_long_records_are_thinned(main, tmp_path):
+def test_a_long_record_shows_100_steps(report, tmp_path):
     steps = range(1, 1001, 3)
     write_record(tmp_path / 'run', steps, shift=np.array(steps)[:, None])
-    page = main(tmp_path / 'run')
+    page = report(tmp_path / 'run')
     [slider] = page.figures['1b'][1]['sliders']
     labels = [int(step['label']) for step in slider['steps']]
     assert len(labels) == 100
     assert (labels[0], labels[-1]) == (1, 1000)
     for i in (0, 50, 99):
         assert slide(page, '1b', i)['y'] == [[labels[i]] * 4]
-    # it has no log of MMEngine's: loss and rate are those of the record
+    # There is no log: loss and learning rate are those of the record.
     assert 'Of single iterations, as VarianceMonitorHook recorded it.' in page.text
     assert page.figures['lr'][0][0]['y'][0] == 0.1
 
 
-def test_a_log_beside_a_record_alone(main, work_dirs, tmp_path):
+def test_a_training_without_a_log_takes_the_loss_from_its_record(
+    report, work_dirs, tmp_path
+):
     write_record(tmp_path / 'short', (1, 2))
-    text = main(*work_dirs, tmp_path / 'short').text
+    text = report(*work_dirs, tmp_path / 'short').text
     assert 'of single iterations, from the record: short.' in text
 
 
-def test_work_dir_without_record(main, work_dirs, tmp_path):
+def test_a_training_without_a_record_has_no_figures_of_the_variance(
+    report, work_dirs, tmp_path
+):
     pws, _ = work_dirs
     write_log(tmp_path / 'plain', train(10))
-    page = main(pws, tmp_path / 'plain')
+    page = report(pws, tmp_path / 'plain')
     assert len(page.figures['loss'][0]) == 2
     assert len(page.figures['1b'][0]) == 1
     assert f'{tmp_path / "plain"} holds no record of Variance' in page.text
-    page = main(tmp_path / 'plain')
+    page = report(tmp_path / 'plain')
     assert [*page.figures] == ['loss', 'lr']
     assert 'none of the trainings came to a validation' in page.text
 
 
-def test_different_models_say_why_figures_are_missing(main, work_dirs, tmp_path):
+def test_missing_figures_of_different_models_have_a_reason(report, work_dirs, tmp_path):
     pws, _ = work_dirs
     other = tmp_path / 'other'
     write_record(other, (1, 10), ('conv1', 'conv2'), var_y=NAN)
-    page = main(pws, other)
+    page = report(pws, other)
     assert [*page.figures] == ['loss', 'lr', 'validation', 'eq6', 'layers']
     assert page.text.count("'other' has no layer of the names of those of 'PWS'") == 4
 
 
-def test_what_the_log_says_of_a_training(main, work_dirs):
+def test_config_and_hardware_are_read_from_the_work_dir(report, work_dirs):
     pws, normal = work_dirs
     (pws / 'ssd_pws.py').write_text('')
     lines = '    CUDA available: {}\n{}    PyTorch: 2.9\n    GPU number: {}\n'
@@ -291,7 +275,7 @@ def test_what_the_log_says_of_a_training(main, work_dirs):
         (folder / '20260101_000000/20260101_000000.log').write_text(
             lines.format(*values)
         )
-    text = main(*work_dirs).text
+    text = report(*work_dirs).text
     assert 'ssd_pws\n30\n4\nNVIDIA H100, processes: 2, PyTorch 2.9' in text
     assert 'unknown\n30\n3\nCPU, processes: 1, PyTorch 2.9' in text
 
@@ -307,80 +291,47 @@ def blues(page):
     return [round(p[:, :, 0].mean(), -1) for p in images], [p.shape for p in images]
 
 
-def test_images_of_detections(main, work_dirs, tmp_path):
+def test_the_last_images_of_detections_are_shown(report, work_dirs, tmp_path):
     pws, _ = work_dirs
-    write_image(pws / 'curves.png', 0)  # none of MMDetection's
+    write_image(pws / 'curves.png', 0)  # MMDetection did not draw it
     for step in (90, 100, 110):
         name = f'20260101_000000/vis_data/vis_image/val_img_{step}.png'
         write_image(pws / name, step)
     write_image(pws / 'test/20260102_000000/images/1.jpg', 200, (1280, 640))
-    colors, shapes = blues(main(*work_dirs, '--images', 3))
+    colors, shapes = blues(report(*work_dirs, images=3))
     assert colors == [100, 110, 200]
     assert shapes[-1] == (640, 320, 3)
-    page = main(*work_dirs)
+    page = report(*work_dirs)
     assert len(page.images) == 4
     assert 'Detections of PWS' in page.headings
     assert 'Detections of Normal' not in page.headings
     assert 'No images of detections were found for Normal. ' in page.text
     assert 'CHECKPOINT --work-dir WORK_DIR --show-dir images' in page.text
-    page = main(pws, '--images', 0)
+    page = report(pws, images=0)
     assert not page.images and 'No images' not in page.text
     write_image(tmp_path / 'mine/1.png', 250)
-    page = main(pws, '--image-dir', tmp_path / 'mine')
+    page = report(pws, image_dirs=[tmp_path / 'mine'])
     assert blues(page)[0] == [250]
 
 
-def test_labels_are_text(main, work_dirs):
+def test_labels_are_escaped(report, work_dirs):
     label = '</script><b>γ & co'
-    page = main(*work_dirs, '--labels', label, 'x')
+    page = report(*work_dirs, labels=[label, 'x'])
     assert page.text.count(label) >= 2
     assert 'b' not in page.tags and len(page.figures) == 9
 
 
-def test_the_same_trainings_give_the_same_file(main, work_dirs, tmp_path):
+def test_the_same_trainings_give_the_same_file(report, work_dirs, tmp_path):
     contents = set()
     for _ in range(2):
-        main(*work_dirs)
+        report(*work_dirs)
         contents.add((tmp_path / 'new/report.html').read_bytes())
     assert len(contents) == 1
 
 
-@pytest.mark.parametrize(
-    'args, message',
-    [
-        ('{dir}/none', 'none is no work_dir of a training'),
-        ('{dir}/PWS {dir}/PWS', "are both 'PWS': tell them apart"),
-        ('{dir}/PWS --labels a b', '1 WORK_DIRs but 2 --labels'),
-        ('{dir}/PWS {dir}/Normal --image-dir x', '2 WORK_DIRs but 1 --image-dir'),
-        ('{dir}/PWS --image-dir {dir}/none', 'none holds no image'),
-        ('{dir}/PWS --image-dir {dir}/broken', 'broken/1.png is no image'),
-    ],
-)
-def test_errors(main, work_dirs, tmp_path, capsys, args, message):
-    (tmp_path / 'broken').mkdir()
-    (tmp_path / 'broken/1.png').write_text('nothing')
-    with pytest.raises(SystemExit) as e:
-        main(*args.format(dir=tmp_path).split())
-    assert e.value.code == 2
-    assert message in capsys.readouterr().err
-    assert not (tmp_path / 'new').exists()
-
-
-def test_without_plotly(run, root):
-    program = root / 'tools/analysis_tools/report.py'
-    code = (
-        'import runpy, sys; sys.modules["plotly.graph_objects"] = None; '
-        f'runpy.run_path({str(program)!r}, run_name="__main__")'
-    )
-    process = run(sys.executable, '-c', code, check=False)
-    assert process.returncode == 1
-    last = process.stdout.splitlines()[-1]
-    assert last.startswith("report.py needs plotly: pip install -e '.[report]'")
-
-
 @pytest.fixture
 def chromium(tmp_path):
-    """Open a page in a browser without a window; its image and its DOM."""
+    """Open a page in a browser without a window; return a screenshot and its DOM."""
     names = ('chromium', 'chromium-browser', 'google-chrome')
     browser = next(filter(None, map(shutil.which, names)), None)
     if browser is None:
@@ -410,18 +361,18 @@ def chromium(tmp_path):
     return open_page
 
 
-def test_a_browser_draws_it_and_its_sliders_work(main, work_dirs, tmp_path, chromium):
-    main(*work_dirs)
-    report = tmp_path / 'new/report.html'
+def test_a_browser_draws_it_and_its_sliders_work(report, work_dirs, tmp_path, chromium):
+    report(*work_dirs)
+    page = tmp_path / 'new/report.html'
     move_slider = """<script>window.addEventListener('load', async () => {
         const figure = document.getElementById('figure-1b');
         await Plotly.restyle(figure, ...figure.layout.sliders[0].steps[1].args);
         const ends = figure.layout.yaxis.range.map(v => 10 ** v);
         document.title = JSON.stringify([figure.data[1].y, ends]);
     });</script></body>"""
-    text = report.read_text(encoding='utf-8')
-    report.write_text(text.replace('</body>', move_slider), encoding='utf-8')
-    image, dom = chromium(report)
+    text = page.read_text(encoding='utf-8')
+    page.write_text(text.replace('</body>', move_slider), encoding='utf-8')
+    image, dom = chromium(page)
     # the blue of the first training and the orange of the second, BGR
     for color in ((178, 114, 0), (0, 94, 213)):
         assert (np.abs(image - color).max(2) < 20).sum() > 1000
