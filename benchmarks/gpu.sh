@@ -160,10 +160,14 @@ fi
 if [[ -n $filters ]]; then
     parts=$out/parts # what is there comes back even if this run is cut off
     mkdir -p "$parts"
-    interpret=()
+    interpret=() jobs=()
     [[ ${#toy[@]} -eq 0 ]] || interpret=(env TRITON_INTERPRET=1)
+    if [[ ${#toy[@]} -eq 0 ]] && py -c 'import xdist' 2>/dev/null; then
+        jobs=(-n 6) # most of their time is that of Triton's compiler
+    fi
     kernel_tests() {
-        (cd "$root" && timeout -s INT -k 5 "$@" -m gpu -q -p no:cacheprovider) 2>&1 |
+        (cd "$root" && timeout -s INT -k 5 "$@" "${jobs[@]}" -m gpu -q \
+            -p no:cacheprovider) 2>&1 |
             tee -a "$out/tests.log"
     }
     kernel_tests $((20 + spare)) "${interpret[@]}" "$python" -m pytest \

@@ -176,6 +176,7 @@ def standardize_by_kernel(
         formula: Computes the same of weight, alpha, gamma and scale by differentiable
             operators; for gradients of gradients.
     """
+    gamma = float(gamma)  # Triton compiles another kernel for an integer
     # A Function costs time, which a forward pass without gradients need not spend.
     if torch.is_grad_enabled() and (
         weight.requires_grad or (alpha is not None and alpha.requires_grad)

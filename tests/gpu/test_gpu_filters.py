@@ -91,7 +91,7 @@ def test_sizes_of_a_filter(n, device):
 
 def test_gamma_and_scale(device):
     weight, alpha = make((4, 16, 3, 3), 'filter', device)
-    for gamma in (1e-8, 1.0, 7.0):
+    for gamma in (1, 1e-8, 7.5):
         for scale in (True, False):
             assert_right(weight, alpha, gamma, scale)
 
