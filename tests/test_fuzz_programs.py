@@ -304,7 +304,7 @@ DETECTOR = [SSD, 'none.pth']
 # A right command line of each program, or one that fails late and cheaply
 RIGHT = {
     'summarize': ['conv.py', '--no-macs'],
-    'conversion_loss': [SSD, SSD, 'none.pth', 'out.json', '--calibrate', 'images'],
+    'conversion_loss': [SSD, SSD, 'none.pth', 'out.jsonl', '--calibrate', 'images'],
     'make_table': ['table1', '--scale', 'mini'],
     'plot_curves': ['record.json', '-o', 'out.png'],
     'plot_variance': ['work', '--figure', 'layers', '--table', 'out.csv'],

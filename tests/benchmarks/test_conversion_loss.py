@@ -1,24 +1,22 @@
 """Tests of benchmarks/conversion_loss.py."""
 
-import json
 import sys
 
+import conversion_loss
 import pytest
 import torch
 from conftest import ROOT, load_config
+from conversion import KEEP_STEM, LEVELS, Laboratory, convert
+from conversion_run import cases, format_metrics, to_markdown
 from mmengine.registry import MODELS
 from torch import nn
 
 from pws_mmdet import PWSConv2d
 from pws_mmdet.utils.config import read_config
+from pws_mmdet.utils.records import read_records
 
 CONFIGS = [f'configs/mini/ssd96_vgg16_{norm}_digits.py' for norm in ('pws', 'bn')]
-RECORDS = sorted((ROOT / 'docs/results/conversion').glob('*.json'))
-
-
-@pytest.fixture(scope='module')
-def program(load_program):
-    return load_program('benchmarks/conversion_loss.py')
+RECORDS = sorted((ROOT / 'docs/results/conversion').glob('*.jsonl'))
 
 
 def settle(model):
@@ -31,7 +29,7 @@ def settle(model):
     return model.eval()
 
 
-def test_levels(program):
+def test_levels():
     layers = []
     for c_in, c_out in ((3, 12), (12, 12), (12, 6)):
         layers += [nn.Conv2d(c_in, c_out, 3), nn.BatchNorm2d(c_out), nn.ReLU()]
@@ -39,20 +37,19 @@ def test_levels(program):
     x = torch.randn(24, 3, 16, 16) + torch.randn(24, 3, 1, 1)
     expected = model(x)
     errors = {}
-    for level in program.LEVELS[1:]:
-        new = program.convert(level, model, [x[:8], x[8:16]])
+    for level in LEVELS[1:]:
+        new = convert(level, model, [x[:8], x[8:16]])
         convs = {n: m for n, m in new.named_modules() if isinstance(m, nn.Conv2d)}
         plain = {n for n, m in convs.items() if type(m) is not PWSConv2d}
-        assert plain == ({'0'} if level in program.KEEP_STEM else set()), level
+        assert plain == ({'0'} if level in KEEP_STEM else set()), level
         assert not any(isinstance(m, nn.BatchNorm2d) for m in new.modules())
         errors[level] = ((new(x) - expected).norm() / expected.norm()).item()
     assert errors['stem'] < errors['fit'] < errors['mean'], errors
     assert errors['no-data-stem'] < errors['no-data'] < errors['mean'], errors
 
 
-def test_cases(program):
-    cases = program.cases(['BN', 'local', 'fit'], [64, 256], [0, 1])
-    assert list(cases) == [
+def test_cases():
+    assert list(cases(['BN', 'local', 'fit'], [64, 256], [0, 1])) == [
         *(('BN', None, seed) for seed in (0, 1)),
         *(('local', 64, seed) for seed in (0, 1)),
         *(('fit', number, seed) for number in (64, 256) for seed in (0, 1)),
@@ -72,10 +69,10 @@ def data(digits, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_a_training_starts_from_what_was_converted(program, model, data, tmp_path):
-    new = program.convert('mean', model, [])
+def test_a_training_starts_from_what_was_converted(model, data, tmp_path):
+    new = convert('mean', model, [])
     configs = [read_config(ROOT / name) for name in CONFIGS]
-    laboratory = program.Laboratory(*configs, tmp_path / 'laboratory')
+    laboratory = Laboratory(*configs, tmp_path / 'laboratory')
     rate = {'optim_wrapper.optimizer.lr': 1e-12, 'train_cfg.max_epochs': 1}
     runner = laboratory.make_runner(new, False, {**rate, 'train_cfg.val_begin': 2})
     runner.train()
@@ -85,37 +82,37 @@ def test_a_training_starts_from_what_was_converted(program, model, data, tmp_pat
 
 
 @pytest.fixture
-def measure(program, data, tmp_path, monkeypatch):
+def measure(data, tmp_path, monkeypatch):
     def run(checkpoint, *options):
-        paths = [*(ROOT / name for name in CONFIGS), checkpoint, 'out.json']
+        paths = [*(ROOT / name for name in CONFIGS), checkpoint, 'out.jsonl']
         args = [*paths, '--calibrate', 'data/digits/train2017', *options]
         monkeypatch.setattr(sys, 'argv', ['conversion_loss.py', *map(str, args)])
-        program.main()
+        conversion_loss.main()
 
     return run
 
 
 @pytest.mark.slow
-def test_a_table(program, model, measure, tmp_path, capsys):
+def test_a_table(model, measure, tmp_path, capsys):
     torch.save(dict(state_dict=model.state_dict()), 'bn.pth')
     measure('bn.pth', '--levels', 'BN', 'mean', '--seeds', 0, 1, '--lrs', 1e-4)
-    record = json.loads((tmp_path / 'out.json').read_text())
-    assert [(r['level'], r['seed']) for r in record['rows']] == [
+    records = read_records(tmp_path / 'out.jsonl')
+    assert [(r['level'], r['seed']) for r in records] == [
         ('BN', 0),
         ('BN', 1),
         ('mean', 0),
         ('mean', 1),
     ]
-    for row in record['rows']:
+    for row in records:
         for metrics in (row['converted'], *row['trained']):
             assert metrics.keys() == {'coco/bbox_mAP'}
     table = capsys.readouterr().out
-    assert table == program.to_markdown(record)
+    assert table == to_markdown(records)
     lines = [line for line in table.splitlines() if line.startswith('| mean |')]
     assert len(lines) == 1 and lines[0].count(',') == 2, 'two seeds in each cell'
     with pytest.raises(SystemExit):
         measure('bn.pth')
-    assert 'out.json exists; name a new file' in capsys.readouterr().err
+    assert 'out.jsonl exists; name a new file' in capsys.readouterr().err
 
 
 def test_weights_of_another_network(measure, capsys):
@@ -125,21 +122,21 @@ def test_weights_of_another_network(measure, capsys):
     assert 'other.pth does not fit' in capsys.readouterr().err
 
 
-def test_a_config_without_data(program, data, tmp_path, monkeypatch, capsys):
+def test_a_config_without_data(data, tmp_path, monkeypatch, capsys):
     (tmp_path / 'model.py').write_text("model = dict(type='PWSConv2d')")
-    args = ['model.py', 'model.py', 'bn.pth', 'out.json', '--calibrate', 'data']
+    args = ['model.py', 'model.py', 'bn.pth', 'out.jsonl', '--calibrate', 'data']
     monkeypatch.setattr(sys, 'argv', ['conversion_loss.py', *args])
     with pytest.raises(SystemExit):
-        program.main()
+        conversion_loss.main()
     assert 'model.py has no data with a pipeline to train on' in capsys.readouterr().err
 
 
-def test_a_divergence_is_an_outcome(program):
-    assert program.format_metrics(None) == 'diverged'
+def test_a_divergence_is_an_outcome():
+    assert format_metrics(None) == 'diverged'
 
 
 @pytest.mark.parametrize('path', RECORDS, ids=lambda path: path.stem)
-def test_published_tables_are_those_of_the_records(program, path):
+def test_published_tables_are_those_of_the_records(path):
     page = (ROOT / 'docs/results/conversion.md').read_text()
-    table = program.to_markdown(json.loads(path.read_text()))
+    table = to_markdown(read_records(path))
     assert f'<!-- {path.stem} -->\n{table}<!-- /{path.stem} -->' in page

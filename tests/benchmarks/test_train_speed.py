@@ -5,20 +5,18 @@ import sys
 
 import pytest
 import torch
+import train_speed
+
+from pws_mmdet.utils.records import read_records
 
 BATCH = 2
 
 
-@pytest.fixture(scope='module')
-def program(load_program):
-    return load_program('benchmarks/train_speed.py')
-
-
 @pytest.fixture
-def main(program, monkeypatch):
+def main(monkeypatch):
     def run_main(*args):
         monkeypatch.setattr(sys, 'argv', ['train_speed.py', *map(str, args)])
-        program.main()
+        train_speed.main()
 
     return run_main
 
@@ -29,7 +27,7 @@ def configs(root):
 
 
 def test_table_and_json(main, configs, tmp_path, capsys):
-    out = tmp_path / 'new' / 'speed.json'
+    out = tmp_path / 'new' / 'speed.jsonl'
     options = ['--batch-size', BATCH, '--steps', 2, '--warmup', 1, '--device', 'cpu']
     main(*configs, *options, '--seed', 5, '--out', out)
     table = capsys.readouterr().out.splitlines()
@@ -52,16 +50,19 @@ def test_table_and_json(main, configs, tmp_path, capsys):
         assert row['error'] is None
         assert len(row['seconds']) == 2
         mean = sum(row['seconds']) / 2  # the median of two
-        assert row['images_per_second'] == pytest.approx(BATCH / mean)
+        assert row['images_per_second'] == pytest.approx(BATCH / mean, rel=1e-3)
         shown = next(line for line in table if line.startswith(path.stem))
         figures = [row['images_per_second'], row['ratio'], row['peak_memory_mib']]
         for text, figure in zip(shown.split()[-3:], figures, strict=True):
             assert float(text) == pytest.approx(figure, abs=0.051)
     assert report['results'][0]['ratio'] == 1
+    main(configs[0], *options, '--out', out)
+    first, second = read_records(out)
+    assert first == report and second['results'][0]['config'] == str(configs[0])
 
 
 def test_watched_steps_stand_beside_the_others(main, configs, tmp_path, capsys):
-    out = tmp_path / 'speed.json'
+    out = tmp_path / 'speed.jsonl'
     options = ['--batch-size', BATCH, '--steps', 2, '--warmup', 1, '--device', 'cpu']
     main(configs[0], *options, '--watched', '--out', out)
     plain, watched = json.loads(out.read_text())['results']
@@ -73,7 +74,7 @@ def test_watched_steps_stand_beside_the_others(main, configs, tmp_path, capsys):
 def test_a_config_that_raises_ends_only_itself(main, configs, tmp_path, capsys):
     # A single image of 32x32 pixels ends as a single value per channel, which
     # batch normalization refuses.
-    out = tmp_path / 'speed.json'
+    out = tmp_path / 'speed.jsonl'
     options = ['--batch-size', 1, '--image-size', 32, 32, '--steps', 1, '--warmup', 1]
     main(*reversed(configs), *options, '--device', 'cpu', '--out', out)
     bn, pws = json.loads(out.read_text())['results']
@@ -93,7 +94,7 @@ def test_a_config_that_raises_ends_only_itself(main, configs, tmp_path, capsys):
     [
         ([], 'required: CONFIG'),
         (['missing.py'], 'missing.py cannot be read'),
-        (['{config}', '--steps', '0'], '--steps: invalid positive_integer'),
+        (['{config}', '--steps', '0'], '--steps: invalid positive int'),
         (['{config}', '--device', 'cpu', '--amp'], '--amp needs a GPU'),
         (['{config}', '--device', 'toaster'], "'toaster' is no device"),
         (['{config}', '--device', 'cuda:99'], 'there is no GPU cuda:99'),
