@@ -13,6 +13,8 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from pws_mmdet import PWSConv2d
+from pws_mmdet.checkpoint import read_checkpoint
+from pws_mmdet.convert import publish_backbone
 from pws_mmdet.layers import AnySizeInstanceNorm2d, SwitchableNorm2d, WNConv2d
 
 pytest.importorskip('mmpretrain', reason='the extra `pretrain` is not installed')
@@ -258,11 +260,12 @@ def test_images_of_digits(digits_folder):
     assert images.std().item() == pytest.approx(statistics.std[0], abs=5)
 
 
-def test_classifier_makes_the_backbone_of_mask_rcnn(load_program):
+def test_classifier_makes_the_backbone_of_mask_rcnn(tmp_path):
     """Its published weights are all that the detector's backbone has."""
-    program = load_program('tools/model_converters/publish_backbone.py')
     model = build(load('imagenet/resnet50_pws_in1k'))
-    published = program.backbone_of(model.state_dict())
+    torch.save(model.state_dict(), tmp_path / 'classifier.pth')
+    path = publish_backbone(tmp_path / 'classifier.pth', tmp_path / 'backbone.pth')
+    published = read_checkpoint(path).weights
     init_default_scope('mmdet')
     cfg = load_config('configs/mask_rcnn_r50_fpn_pws_1x.py')
     assert cfg.model.backbone.init_cfg.checkpoint == 'checkpoints/resnet50_pws_in1k.pth'

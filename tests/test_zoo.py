@@ -18,7 +18,7 @@ from torch import Tensor
 
 from pws_mmdet import PWSConv2d, fuse_pws, summarize_model
 from pws_mmdet.analysis.layer_kinds import NORM
-from pws_mmdet.convert.norm_free_config import norm_free_model
+from pws_mmdet.convert import norm_free_model
 from pws_mmdet.engine import PWSAlphaInitHook
 
 ROW = re.compile(r'^\| (?P<name>[^|]+?) \| `(?P<config>\S+)` \| (?P<pws>\d+) \| ')

@@ -1,4 +1,4 @@
-"""The ResNet of the paper's authors into a PWSResNet."""
+"""Convert the ResNet of the paper's authors to a PWSResNet."""
 
 import re
 from collections import Counter
@@ -9,27 +9,29 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..checkpoint.weights import check_finite
+from ..checkpoint import check_finite, read_checkpoint, write_checkpoint
 from ..models.backbones.pws_resnet import PWSResNet
+from ..utils.files import check_new_path
+from ..utils.names import first_names
 
-# The norm layers of the output maps in their detection code, which are never used, and
-# what else a classifier or a detector has. (neck.norm is the final norm layer of their
-# classifier, out_norm here.)
+# Weights that a PWSResNet does not have: the norm layers of the output feature maps in
+# their detection code, which their forward pass never calls, and all parts that are no
+# backbone. (neck.norm is the final norm layer of their classifier, here out_norm.)
 DROPPED = re.compile(r'(gnoutputgn_\d|gnfinal|neck|head|fc|rpn_head|roi_head)\.')
-# The norm layer after the stem, in their detection and in their ImageNet code.
+# The norm layer after the stem has one name in their detection code, and another in
+# their ImageNet code.
 STEM_NORM = re.compile(r'^(gn1|norm1)\.')
 BLOCK = re.compile(r'layer(\d+)\.(\d+)\.')
-SHOWN = 4
 
 
 @dataclass
 class OfficialBackbone:
-    """A backbone of the authors by its names in :class:`PWSResNet`.
+    """A backbone of the authors, with the names that :class:`PWSResNet` has.
 
     Args:
-        depth, base_channels: Of the ``PWSResNet`` that it is.
-        state_dict: All that a ``PWSResNet`` has, and nothing else.
-        dropped: The names that were left out.
+        depth, base_channels: Arguments of the ``PWSResNet`` that it fits.
+        state_dict: The state dict of this ``PWSResNet``.
+        dropped: Keys of the authors' checkpoint that are not in ``state_dict``.
     """
 
     depth: int
@@ -39,12 +41,12 @@ class OfficialBackbone:
 
     @property
     def network(self) -> str:
-        """How to build the network, as text."""
+        """The Python expression that builds the network."""
         narrow = f', base_channels={self.base_channels}'
         return f'PWSResNet(depth={self.depth}{narrow * (self.base_channels != 64)})'
 
     def report(self) -> str:
-        """What was mapped and what was dropped: numbers and names."""
+        """Return a text that lists what was mapped and what was dropped."""
         mapped = Counter(name.split('.')[0] for name in self.state_dict)
         modules = dict.fromkeys(name.rpartition('.')[0] for name in self.dropped)
         lines = [
@@ -55,15 +57,15 @@ class OfficialBackbone:
             + ': ' * bool(modules)
             + ', '.join(f'{module}.*' for module in modules),
             'missing: 0 tensors',
-            "gamma is in no checkpoint: conv_cfg=dict(type='PWS', gamma=...) must be "
-            'that of the training. The default 1e-4 is that of their ImageNet config; '
-            'that of their `equiv` is gamma=0.1, relative_gamma=True.',
+            "A checkpoint does not hold gamma: conv_cfg=dict(type='PWS', gamma=...) "
+            'must be that of the training. The default 1e-4 is that of their ImageNet '
+            'config; that of their `equiv` is gamma=0.1, relative_gamma=True.',
         ]
         if self.depth < PWSResNet.bottlenecks_from:
             lines.append(
-                'In their code a ReLU precedes the identity path of layer1.0, in '
-                'PWSResNet it does not: a network of basic blocks computes something '
-                'else until it is fine-tuned. (From depth 50 on there is a '
+                'In their code there is a ReLU before the identity path of layer1.0; '
+                'in PWSResNet there is none. So a network of basic blocks computes '
+                'something else until it is fine-tuned. (From depth 50 on there is a '
                 'convolution on that path, and both compute the same.)'
             )
         return '\n'.join(lines)
@@ -72,19 +74,19 @@ class OfficialBackbone:
 def from_official(
     weights: Mapping[str, Tensor], source: str | Path
 ) -> OfficialBackbone:
-    """Map a state dict of the paper authors' ResNet onto :class:`PWSResNet`.
+    """Map a state dict of the paper authors' ResNet to :class:`PWSResNet`.
 
-    Their alpha of shape (O, 1, 1, 1) becomes one of (O,); their bias is beta. The
-    names may start with ``module.`` and ``backbone.``.
+    Their alpha of shape (O, 1, 1, 1) gets the shape (O,). Their bias is beta. The keys
+    may start with ``module.`` and ``backbone.``.
 
     Args:
-        weights: Of the backbone alone, a classifier or a detector.
-        source: Where they are from, for the messages.
+        weights: Weights of the backbone, a classifier or a detector.
+        source: Where the weights are from, for messages.
 
     Raises:
-        ValueError: If the weights are of another kind of network, or of no ResNet of
-            depth 18, 34, 50, 101 or 152, or if a name is unknown or missing, a shape
-            is another, or a value is NaN or infinite.
+        ValueError: If the weights are of another kind of network, or not of a ResNet
+            of depth 18, 34, 50, 101 or 152; if a key is unknown or missing, a shape
+            is wrong, or a value is NaN or infinite.
 
     Source: the detection and the ImageNet code of the paper's authors.
     """
@@ -97,14 +99,14 @@ def from_official(
             continue
         name = STEM_NORM.sub('gn1.', name)
         if name in found:
-            raise ValueError(f'{source} has {name} twice, {key} is the second one')
+            raise ValueError(f'{source} has {name} twice: {key} is the second one')
         found[name] = value
 
     _check_kind(found, source)
     depth = _depth_of(found, source)
     stem = found.get('gn1.weight')
     base_channels = 64 if stem is None else stem.numel()
-    with torch.device('meta'):  # names and shapes alone
+    with torch.device('meta'):  # names and shapes, without values
         target = PWSResNet(depth, base_channels=base_channels).state_dict()
     official = OfficialBackbone(depth, base_channels, {}, dropped)
     _check_fit(found, target, f'{source} does not fit {official.network}')
@@ -116,6 +118,33 @@ def from_official(
     return official
 
 
+def convert_authors_checkpoint(
+    checkpoint: str | Path, out: str | Path
+) -> OfficialBackbone:
+    """Write the pretrained weights of a PWSResNet from the authors' checkpoint.
+
+    Args:
+        checkpoint: A checkpoint of the authors' detection or ImageNet code, of the
+            whole network or of its backbone.
+        out: The new file, *.pth. It holds the weights of the backbone only.
+
+    Returns:
+        What was written and what was not.
+
+    Raises:
+        FileNotFoundError: If there is no such checkpoint.
+        RuntimeError: If it is damaged or holds more than data.
+        ValueError: If it does not fit (see :func:`from_official`), or ``out`` does not
+            end in .pth.
+        FileExistsError: If ``out`` exists.
+        OSError: If it cannot be written.
+    """
+    check_new_path(out, '.pth')
+    backbone = from_official(read_checkpoint(checkpoint).weights, checkpoint)
+    write_checkpoint(dict(state_dict=backbone.state_dict), out)
+    return backbone
+
+
 def _check_kind(weights: Mapping[str, Tensor], source: str | Path) -> None:
     if any(key.endswith('.running_mean') for key in weights):
         raise ValueError(
@@ -124,11 +153,11 @@ def _check_kind(weights: Mapping[str, Tensor], source: str | Path) -> None:
         )
     alphas = [value for key, value in weights.items() if key.endswith('.alpha')]
     if not alphas:
-        raise ValueError(f'{source} is of no PWS network: nothing is named *.alpha')
+        raise ValueError(f'{source} is not of a PWS network: no key is named *.alpha')
     if all(alpha.dim() == 1 for alpha in alphas):
         raise ValueError(
-            f'{source} is in the layout of pws_mmdet already (alpha has one axis): '
-            'use it as it is, or take the backbone of a classifier out of it with '
+            f'{source} is in the layout of pws_mmdet already (alpha has one axis). '
+            'Use it as it is, or take the backbone out of a classifier with '
             'tools/model_converters/publish_backbone.py'
         )
 
@@ -149,8 +178,8 @@ def _depth_of(found: Mapping[str, Tensor], source: str | Path) -> int:
     kind = 'bottlenecks' if has_bottlenecks else 'basic blocks'
     depths = ', '.join(map(str, PWSResNet.blocks_per_stage))
     raise ValueError(
-        f'{source} has stages of {numbers} {kind}, which is a ResNet of none of the '
-        f'depths {depths}'
+        f'{source} has stages of {numbers} {kind}, but no ResNet of the depths '
+        f'{depths} has these'
     )
 
 
@@ -172,8 +201,7 @@ def _check_fit(
             if found[name].shape != shape
         ]
     parts = [
-        f'{len(names)} {what}: {", ".join(names[:SHOWN])}'
-        + ', ...' * (len(names) > SHOWN)
+        f'{len(names)} {what}: {first_names(names)}'
         for what, names in errors.items()
         if names
     ]

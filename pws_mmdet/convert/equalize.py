@@ -1,57 +1,40 @@
-"""Scale the channels of a network so that little is lost by zero-mean filters.
+"""Scale the channels of a network so that zero-mean filters lose little.
 
-A ReLU passes a positive factor on: with a channel's producers scaled by s and the
-weights that read it by 1 / s, a network computes the same. What filters of zero mean
-cannot see, the sum over all their inputs, becomes a sum weighted by 1 / s, and the
-scales are free: they are chosen so that it is what the original filters use least.
+ReLU(s x) = s ReLU(x) for s > 0. So if the filters that produce a channel are scaled by
+s and the weights that read it by 1 / s, the network computes the same. A zero-mean
+filter ignores the sum of its inputs. The scales decide which weighted sum of the
+original inputs this is. They are chosen so that the original filters use it as little
+as possible.
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from mmengine.structures import BaseDataElement
 from torch import Tensor, nn
 from tqdm import tqdm
 
-MAX_SCALE = 3.0
+from .forward import Forward, readers_of, tensors_in
+from .options import MAX_SCALE
 
 
 @dataclass
 class Channels:
-    """Channels that may be scaled: who makes them, and who reads them."""
+    """Channels that may be scaled.
+
+    Attributes:
+        producers: Names of the convolutions that put them out.
+        consumers: Names of the convolutions that read them.
+    """
 
     producers: list[str]
     consumers: list[str]
 
 
-def tensors_in(value: Any) -> Iterator[Tensor]:
-    """The tensors of a batch, or of what a network makes of it, however nested."""
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, BaseDataElement):
-        yield from tensors_in(value.to_dict())
-    elif isinstance(value, dict):
-        yield from tensors_in(list(value.values()))
-    elif isinstance(value, (list, tuple)):
-        for item in value:
-            yield from tensors_in(item)
-
-
-def readers_of(model: nn.Module) -> dict[nn.Module, str]:
-    """Everything that reads its input in a way of its own, and its names."""
-    return {
-        module: name
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Conv2d)
-        or (not any(module.children()) and any(True for _ in module.parameters()))
-    }
-
-
 def _print_of(x: Tensor) -> Tensor:
-    """Sum and root of the sum of squares of each channel, (2, C)."""
+    """Return a fingerprint, (2, C): each channel's sum, and its root sum of squares."""
     x = x.double()
     axes = [d for d in range(x.dim()) if d != 1] if x.dim() > 1 else []
     return torch.stack([x.sum(axes), x.square().sum(axes).sqrt()])
@@ -64,29 +47,30 @@ def _same(a: Tensor, b: Tensor) -> bool:
 
 
 class _Unlike(Exception):
-    """What the scaled network computes is something else."""
+    """The scaled network computes something else."""
 
 
 class ChannelFinder:
-    """Finds channels that may be scaled by trying it, on one batch.
+    """Finds the channels that may be scaled, by scaling them on one batch.
+
+    It scales by factors of up to 50, so that an activation with a bound, such as ReLU6,
+    reaches its bound and is recognized. A bound that the scaled batch does not reach
+    is not recognized. In half precision no channels are found, because rounding hides
+    whether the outputs are the same.
 
     Args:
         model: A network in evaluation mode.
-        names: Its plain convolutions.
+        names: Names of its plain convolutions.
         forward: Calls the network with a batch.
         batch: As ``forward`` takes it.
         progress: Show a progress bar.
-
-    An activation that is no ReLU is told by what it makes of the batch scaled by
-    factors of up to 50; a bound that even this does not reach is not seen. Nor are
-    channels found in half precision, which rounds too much to tell.
     """
 
     def __init__(
         self,
         model: nn.Module,
         names: Sequence[str],
-        forward: Callable,
+        forward: Forward,
         batch: Any,
         progress: bool = False,
     ) -> None:
@@ -111,11 +95,11 @@ class ChannelFinder:
         self.shapes.setdefault(self.convs[conv], y.shape[1:])
 
     def reached(self) -> set[str]:
-        """Names of what read something of the batch."""
+        """Return the names of the modules with parameters that the batch reaches."""
         return {n for m, n in readers_of(self.model).items() if m in self.prints}
 
     def find(self) -> list[Channels]:
-        """Channels of one convolution, and those that several add to a sum."""
+        """Find the channels of single convolutions, and of sums of several."""
         found: list[Channels] = []
         left = []
         disable = not self.progress
@@ -126,41 +110,66 @@ class ChannelFinder:
             else:
                 left.append(name)
         tried: set[tuple[str, ...]] = set()
-        # Those that are added up have one shape, or (in an FPN) one width.
+        # Summands have the same shape, or, in an FPN, the same number of channels.
         for key in (self.shapes.__getitem__, self._width):
             groups: dict[Any, list[str]] = {}
             for name in left:
                 groups.setdefault(key(name), []).append(name)
             left = []
             for names in groups.values():
-                while names:
-                    # Who adds to one sum is as a rule all of a group, but for those
-                    # who come after it; in a large group only all of it is tried.
-                    least = 1 if len(names) <= 6 else len(names) - 1
-                    for end in range(len(names), least, -1):
-                        if tuple(names[:end]) in tried:
-                            continue
-                        tried.add(tuple(names[:end]))
-                        consumers = self.consumers_of(names[:end])
-                        if consumers:
-                            found.append(Channels(names[:end], consumers))
-                            names = names[end:]
-                            break
-                    else:
-                        left.append(names.pop(0))
-                        if least > 1:
-                            left += names
-                            names = []
+                left += self._find_sums(names, tried, found)
         return found
+
+    def _find_sums(
+        self, names: list[str], tried: set[tuple[str, ...]], found: list[Channels]
+    ) -> list[str]:
+        """Find convolutions whose outputs are added up, among those of one group.
+
+        Usually the whole group adds to one sum, except for some of its last members.
+        So the last members are left out one by one. In a group of more than six, only
+        the whole group is tried, to save time.
+
+        Args:
+            names: The group, in the order of execution.
+            tried: Combinations that were tried. New ones are added to it.
+            found: The channels that are found are added to it.
+
+        Returns:
+            The names that belong to no sum.
+        """
+        left = []
+        while names:
+            least = 1 if len(names) <= 6 else len(names) - 1
+            for end in range(len(names), least, -1):
+                if tuple(names[:end]) in tried:
+                    continue
+                tried.add(tuple(names[:end]))
+                consumers = self.consumers_of(names[:end])
+                if consumers:
+                    found.append(Channels(names[:end], consumers))
+                    names = names[end:]
+                    break
+            else:
+                if least > 1:
+                    return left + names
+                left.append(names.pop(0))
+        return left
 
     def _width(self, name: str) -> int:
         return self.shapes[name][0]
 
     def consumers_of(self, producers: Sequence[str]) -> list[str]:
-        """Who reads the channels if they may be scaled, else nobody."""
+        """Find the convolutions that read the channels of some others.
+
+        Args:
+            producers: Names of the convolutions whose channels are scaled as one.
+
+        Returns:
+            Names of the convolutions; none if the channels may not be scaled.
+        """
         width = self._width(producers[0])
         generator = torch.Generator().manual_seed(width)
-        # some far up, so that an activation with a bound, such as ReLU6, reaches it
+        # From e^-3 to e^4: the large factors reach the bound of a ReLU6.
         scale = torch.exp(torch.rand(width, generator=generator) * 7 - 3)
         consumers: dict[str, None] = {}
         calls: dict[nn.Module, int] = {}
@@ -181,7 +190,7 @@ class ChannelFinder:
             if not _same(now, expected * scale.to(now)):
                 raise _Unlike
             if call and name not in consumers:
-                raise _Unlike  # reads other channels, too
+                raise _Unlike  # an earlier call of this layer read other channels
             consumers[name] = None
             return x / scale.to(x).view(1, -1, 1, 1), *others
 
@@ -190,13 +199,7 @@ class ChannelFinder:
             conv = self.model.get_submodule(name)
             hooks.append(conv.register_forward_hook(scale_output))
         try:
-            outputs = list(tensors_in(self.forward(self.model, self.batch)))
-            same = [o.shape for o in outputs] == [
-                o.shape for o in self.outputs
-            ] and all(
-                torch.allclose(a.double(), b.double(), rtol=1e-3, atol=1e-4)
-                for a, b in zip(outputs, self.outputs, strict=True)
-            )
+            same = self._has_same_outputs()
         except (_Unlike, IndexError):
             same = False
         finally:
@@ -204,14 +207,22 @@ class ChannelFinder:
                 hook.remove()
         return list(consumers) if same else []
 
+    def _has_same_outputs(self) -> bool:
+        outputs = list(tensors_in(self.forward(self.model, self.batch)))
+        shapes = [x.shape for x in self.outputs]
+        return [x.shape for x in outputs] == shapes and all(
+            torch.allclose(a.double(), b.double(), rtol=1e-3, atol=1e-4)
+            for a, b in zip(outputs, self.outputs, strict=True)
+        )
+
 
 @dataclass
 class Reader:
-    """What one group of a convolution's filters reads.
+    """One group of a convolution, as a reader of channels that are scaled.
 
     Attributes:
-        channels: Its input channels, among those that are scaled.
-        filters: Summed over the kernel, (c_in, O).
+        channels: Its input channels, as a slice of the scaled ones.
+        filters: Its filters, summed over the kernel, (c_in, O).
         precision: Inverse covariance of its inputs, summed over the kernels,
             (c_in, c_in).
         variance: Sum of the variances of its outputs.
@@ -226,19 +237,20 @@ class Reader:
 def least_used_direction(
     readers: Sequence[Reader], max_scale: float = MAX_SCALE, steps: int = 200
 ) -> Tensor:
-    """Weights of a sum of channels that filters lose the least by not seeing.
+    """Find the weighted sum of channels that filters use least.
 
-    Filters w that are to satisfy u'w = 0 lose (u'w)^2 / (u'P u), with P the inverse
-    covariance of their inputs. What all readers lose, as a fraction of the variance
-    of their outputs, is minimized over positive u.
+    A filter w that must satisfy u'w = 0 loses (u'w)^2 / (u'P u), where P is the inverse
+    covariance of its inputs. The loss of all readers, as a fraction of the variance of
+    their outputs, is minimized over positive u.
 
     Args:
-        readers: Of the channels.
+        readers: All readers of the channels.
         max_scale: Bound of the scales.
-        steps: Of the optimization.
+        steps: The number of optimization steps.
 
     Returns:
-        u, (c_in,), within a factor of ``max_scale`` of its geometric mean.
+        The weights u, (c_in,). Each is within a factor of ``max_scale`` of the
+        geometric mean.
     """
     width = max(reader.channels.stop for reader in readers)
     log_u = readers[0].filters.new_zeros(width).requires_grad_()
@@ -263,7 +275,13 @@ def least_used_direction(
 
 @torch.no_grad()
 def scale_channels(model: nn.Module, channels: Channels, scale: Tensor) -> None:
-    """Scale what the producers put out, and undo it in those who read it."""
+    """Scale channels in place, and the weights that read them by the inverse.
+
+    Args:
+        model: A network of plain convolutions with a bias.
+        channels: Channels of the network.
+        scale: Factor of each channel, (C,).
+    """
     for name in channels.producers:
         conv = model.get_submodule(name)
         conv.weight.mul_(scale.to(conv.weight).view(-1, 1, 1, 1))

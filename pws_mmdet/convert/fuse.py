@@ -1,22 +1,29 @@
-"""Convolutions that compute their filters into plain ones."""
+"""Turn PWS and other weight-standardized convolutions into plain ones."""
 
 import copy
 import inspect
 from typing import Any, TypeVar
 
 import torch
+from mmcv.cnn.bricks.conv_ws import ConvAWS2d, ConvWS2d
 from mmdet.models.dense_heads.tood_head import TaskDecomposition
 from mmengine.model import is_model_wrapper
-from torch import nn
+from torch import Tensor, nn
 
 from ..layers.observer import Observer
-from ..layers.reparam_conv import ReparamConv2d, makes_parameter, own_forward
+from ..layers.reparam_conv import (
+    ReparamConv2d,
+    conv_like,
+    makes_parameter,
+    own_forward,
+)
+from ..layers.standardize import standardize_as_mmcv
 
 Network = TypeVar('Network', bound=nn.Module)
 
 
 def read_past(model: nn.Module) -> set[nn.Module]:
-    """The convolutions whose weight a network reads itself, and does not call them.
+    """Find the convolutions whose weight a network reads without calling the layer.
 
     In MMDetection TOODHead does so.
     """
@@ -28,12 +35,13 @@ def read_past(model: nn.Module) -> set[nn.Module]:
 
 
 def what_it_does_besides(conv: ReparamConv2d) -> str | None:
-    """Tell what keeps a layer from being replaced by a plain convolution.
+    """Tell why a plain convolution cannot replace a layer.
+
+    Pruning, torch's parametrizations and filters of its own are no reason.
 
     Returns:
-        That it has a forward pass of its own, or hooks around it, either of which may
-        change what it computes; None if it is no more than a convolution. Filters of
-        its own, pruning and the parametrizations of torch do not count.
+        The reason: the layer has its own forward pass, or hooks, which may change what
+        it computes. None if it only convolves.
     """
     if reason := own_forward(conv):
         return reason
@@ -46,14 +54,46 @@ def what_it_does_besides(conv: ReparamConv2d) -> str | None:
     return None
 
 
+def filters_of(conv: nn.Conv2d) -> Tensor:
+    """Return the filters that a PWS, WN, ConvWS or ConvAWS convolution computes.
+
+    Raises:
+        TypeError: If it is of another class, which may compute something else.
+    """
+    is_usual = type(conv).forward is ReparamConv2d.forward
+    if isinstance(conv, ReparamConv2d) and is_usual:
+        return conv.effective_weight()
+    if type(conv) is ConvAWS2d:
+        return conv._get_weight(conv.weight)
+    if type(conv) is ConvWS2d:
+        return standardize_as_mmcv(conv.weight, conv.eps)
+    raise TypeError(f'BN cannot be folded into a {type(conv).__name__}')
+
+
+@torch.no_grad()
+def plain_like(conv: nn.Conv2d) -> nn.Conv2d:
+    """Return the plain convolution that a PWS, WN, ConvWS or ConvAWS one computes.
+
+    Raises:
+        TypeError: If it is of another class.
+    """
+    if isinstance(conv, ReparamConv2d):
+        return to_conv2d(conv)
+    plain = conv_like(conv, bias=conv.bias is not None)
+    plain.weight.copy_(filters_of(conv))
+    if conv.bias is not None:
+        plain.bias.copy_(conv.bias)
+    return plain.train(conv.training)
+
+
 @torch.no_grad()
 def to_conv2d(conv: ReparamConv2d, keep_weight: bool = False) -> nn.Conv2d:
-    """The plain convolution that computes what a PWS (or WN) convolution does.
+    """Return the plain convolution that computes the same as a PWS (or WN) one.
 
     Args:
-        conv: See :meth:`ReparamConv2d.fuse`. Hooks are not taken over;
-            :func:`what_it_does_besides` tells of them.
-        keep_weight: Its weight becomes the weight as it is, instead of its filters.
+        conv: The convolution. Its hooks are dropped; :func:`what_it_does_besides` tells
+            whether they matter.
+        keep_weight: Copy ``conv.weight`` itself, not the filters computed from it.
 
     Raises:
         TypeError: If its forward pass is not the usual one, see :func:`own_forward`.
@@ -65,43 +105,15 @@ def to_conv2d(conv: ReparamConv2d, keep_weight: bool = False) -> nn.Conv2d:
 
 
 def _uncompiled(value: Any, memo: dict[int, Any]) -> Any:
-    """For a compiled method, of the network that was copied, the copy's own one."""
+    """Bind a compiled method of a copied network to the copy, uncompiled."""
     if not hasattr(value, '_torchdynamo_orig_callable'):
         return value
     method = inspect.unwrap(value)
     return copy.deepcopy(method, memo) if inspect.ismethod(method) else value
 
 
-def fuse_pws(
-    model: Network, inplace: bool = False, strict: bool = True
-) -> Network | nn.Conv2d:
-    """Make every PWS (and WN) convolution of a network a plain one.
-
-    The result computes the same, at the cost of plain convolutions, and none of its
-    weights follows the model's any more. Modules that are shared stay shared.
-
-    Args:
-        model: Any module. What wraps a network to train it (DDP) comes off; an
-            averaged model (EMA) stays one.
-        inplace: Replace the layers in ``model`` itself. An optimizer that was built
-            before holds parameters that are then no longer the model's.
-        strict: Raise an error if a layer computes more than its convolution: if its
-            subclass or the layer itself has a ``forward`` of its own, or it has
-            hooks. False leaves such layers as they are.
-
-    Returns:
-        The network; without ``inplace`` a deep copy of it, whose methods are not
-        compiled any more.
-
-    Raises:
-        ValueError: If ``strict``, and a layer computes more than its convolution.
-    """
-    while is_model_wrapper(model):
-        model = model.module
-    convs = {n: m for n, m in model.named_modules() if isinstance(m, ReparamConv2d)}
-    besides = {name: what_it_does_besides(conv) for name, conv in convs.items()}
-    besides = {name: reason for name, reason in besides.items() if reason}
-    if besides and strict:
+def _check_only_convolves(model: nn.Module, besides: dict[str, str]) -> None:
+    if besides:
         name, reason = next(iter(besides.items()))
         more = f', and {len(besides) - 1} more such layers' if len(besides) > 1 else ''
         raise ValueError(
@@ -109,6 +121,40 @@ def fuse_pws(
             'convolution in its place would drop. Remove it, or leave such layers as '
             'they are: fuse_pws(model, strict=False)'
         )
+
+
+def fuse_pws(
+    model: Network, inplace: bool = False, strict: bool = True
+) -> Network | nn.Conv2d:
+    """Replace all PWS (and WN) convolutions of a network by plain ones.
+
+    The result computes the same, in the time that plain convolutions take. It shares no
+    weights with the model. Modules that are shared in the model are shared in the
+    result.
+
+    Args:
+        model: Any module. A wrapper for training (DDP) is removed. An averaged model
+            (EMA) stays one.
+        inplace: Replace the layers in ``model`` itself. An optimizer that was built
+            before then has parameters that the model does not use any more.
+        strict: Raise an error if a layer does more than a convolution: if it or its
+            subclass has its own ``forward``, or it has hooks. False leaves such layers
+            as they are.
+
+    Returns:
+        The network. Without ``inplace`` it is a deep copy, whose methods are not
+        compiled.
+
+    Raises:
+        ValueError: If ``strict``, and a layer does more than a convolution.
+    """
+    while is_model_wrapper(model):
+        model = model.module
+    convs = {n: m for n, m in model.named_modules() if isinstance(m, ReparamConv2d)}
+    besides = {name: what_it_does_besides(conv) for name, conv in convs.items()}
+    besides = {name: reason for name, reason in besides.items() if reason}
+    if strict:
+        _check_only_convolves(model, besides)
     past = read_past(model)
     plain = {
         id(conv): to_conv2d(conv, keep_weight=conv in past)
@@ -128,6 +174,6 @@ def fuse_pws(
         for name, child in module._modules.items():
             module._modules[name] = plain.get(id(child), child)
         if hasattr(module, '_orig_mod'):
-            # torch.compile, which goes on to call the layer that it was given
+            # A compiled module calls the layer it was given until its state is set.
             module.__setstate__(module.__getstate__())
     return model

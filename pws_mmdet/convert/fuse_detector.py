@@ -1,4 +1,4 @@
-"""A trained detector as a config and a checkpoint of plain convolutions."""
+"""Turn a trained PWS detector into a config and a network of plain convolutions."""
 
 import inspect
 from collections.abc import Mapping
@@ -19,13 +19,13 @@ from .fuse import fuse_pws
 
 PACKAGE = __name__.split('.')[0]
 NO_NORM = dict(type='NoNorm')
-# Carries beta where a block of MMDetection wants a norm layer: with its statistics
-# at 0 and 1 it adds its bias.
+# MMDetection's blocks need a norm layer. With mean 0 and variance 1, BN only adds its
+# bias, which is beta.
 BIAS_AS_NORM = dict(type='BN', requires_grad=False)
-# The arguments that PWSResNet has besides those of ResNet
+# Arguments that PWSResNet has and ResNet has not
 OWN_ARGUMENTS = ('pre_activation', 'stem_norm_cfg', 'stem_conv_cfg', 'out_norm_cfg')
 GROUP_ARGUMENTS = ('groups', 'base_width')
-# What is for a training, or names what a user's own run read and wrote
+# Keys for the training, and keys that hold paths of the user's own runs
 DROPPED = (
     'train_dataloader',
     'train_pipeline',
@@ -42,24 +42,24 @@ DROPPED = (
 
 
 def fuse_detector(cfg: Config, weights: Mapping[str, Any]) -> tuple[Config, nn.Module]:
-    """The config and the network that are left when PWS convolutions are made plain.
+    """Replace the PWS convolutions of a detector by plain ones, in config and network.
 
-    The config is for testing. It names no type of this package where MMDetection has
-    the network itself: there the beta of a ResNet's convolution becomes the bias of
-    the BN layer after it. Elsewhere ``custom_imports`` names the package.
+    The new config is for testing. If MMDetection has all parts of the network, the
+    config does not need this package: in a ResNet, beta of a convolution becomes the
+    bias of the BN layer after it. Otherwise ``custom_imports`` names the package.
 
     Args:
         cfg: The config of the trained detector. It is not changed.
-        weights: Its ``state_dict``.
+        weights: The ``state_dict`` of the detector.
 
     Returns:
-        The config, and the network that it builds, with its weights.
+        The new config, and the network that it builds, with its weights.
 
     Raises:
-        ValueError: If the network has no PWS (or WN) convolution, or the weights
-            are not its weights, or not finite.
-        RuntimeError: If it makes such convolutions from something else than its
-            config.
+        ValueError: If the network has no PWS (or WN) convolution, or the weights do
+            not fit it or are not finite.
+        RuntimeError: If the network has such convolutions that no ``conv_cfg`` of its
+            config names.
     """
     plain_cfg = cfg.to_dict()
     registry.init_default_scope(plain_cfg.setdefault('default_scope', 'mmdet'))
@@ -68,7 +68,7 @@ def fuse_detector(cfg: Config, weights: Mapping[str, Any]) -> tuple[Config, nn.M
     if not any(isinstance(m, ReparamConv2d) for m in model.modules()):
         raise ValueError(
             f'{cfg.filename} has no PWS (or WN) convolution. Its detector is plain '
-            'already, or another config is the one that it was trained with'
+            'already, or was trained with another config'
         )
     load_strictly(model, weights)
     fused = fuse_pws(model, inplace=True)
@@ -77,12 +77,20 @@ def fuse_detector(cfg: Config, weights: Mapping[str, Any]) -> tuple[Config, nn.M
 
 
 def _build(model_cfg: dict) -> nn.Module:
-    # A copy down to the last dict, some of which networks change
+    # A deep copy, because some networks change their config
     return registry.MODELS.build(ConfigDict(model_cfg))
 
 
 def _plain_twin(model_cfg: dict, fused: nn.Module) -> tuple[dict, nn.Module]:
-    """The config of a fused network, and the network that it builds."""
+    """Find a config that builds a fused network, and build it.
+
+    Args:
+        model_cfg: The model of the config with PWS.
+        fused: The network with plain convolutions.
+
+    Returns:
+        The model of the new config, and the network that it builds, with the weights.
+    """
     parts: set[str] = set()
     biased: set[str] = set()
     while True:
@@ -104,19 +112,19 @@ def _plain_twin(model_cfg: dict, fused: nn.Module) -> tuple[dict, nn.Module]:
                 f'{first_names(without_place)}. pws_mmdet.fuse_pws(model) makes it '
                 'plain without a config'
             )
-        # First where the convolutions are, then everywhere
+        # Add biases to the parts that lack them. If that is not enough, to all parts.
         named = {p for p in parts if any(n.startswith(p) for n in without_place)}
         biased = named if named - biased else parts
 
 
 def _plain_cfg(cfg: Any, name: str, biased: set[str], parts: set[str]) -> Any:
-    """A part of the model's config without PWS (and WN).
+    """Return a part of a model's config without PWS (and WN) convolutions.
 
     Args:
         cfg: The part.
-        name: Its path, each key followed by a dot, as in ``roi_head.mask_head.``.
-        biased: Paths of parts whose convolutions get a bias in any case.
-        parts: Paths of parts with such convolutions are added to it.
+        name: Path of the part, with a dot after each key: ``roi_head.mask_head.``.
+        biased: Paths of the parts whose convolutions always get a bias (BiasConv2d).
+        parts: The paths of all parts with PWS convolutions are added to this set.
     """
     if isinstance(cfg, (list, tuple)):
         return type(cfg)(
@@ -153,7 +161,7 @@ def _is_reparam(cfg: Any) -> bool:
 
 
 def _make_stock(cfg: dict) -> None:
-    """Name what MMDetection has itself, if it has it."""
+    """Replace types of this package by MMDetection's where it has equivalent ones."""
     if getattr(registered(cfg), '__name__', None) == 'PWSResNet':
         norm_cfg = cfg.get('norm_cfg') or NO_NORM
         is_none = registered(norm_cfg) is NoNorm
@@ -175,13 +183,22 @@ def _make_stock(cfg: dict) -> None:
 
 @torch.no_grad()
 def _take_over(plain: nn.Module, fused: nn.Module) -> list[str]:
-    """Give a network the fused one's weights, or name those that only one has."""
+    """Load the weights of a fused network into the network of the new config.
+
+    Args:
+        plain: The network of the new config.
+        fused: The network with plain convolutions.
+
+    Returns:
+        The keys that only one of the networks has. If there are any, nothing is
+        loaded.
+    """
     weights = fused.state_dict()
     places = plain.state_dict()
-    folds = []  # BN layer, name of the bias that it takes over
+    folds = []  # pairs: a BN layer, and the key of the bias that it gets
     zeros, identities = [], []
     named: set[str] = set()
-    # Of each block, also where several share a convolution
+    # Visit each block, because several may share a convolution.
     for prefix, parent in plain.named_modules():
         for child_name, child in parent._modules.items():
             name = f'{prefix}.{child_name}'.lstrip('.')
@@ -215,7 +232,7 @@ def _take_over(plain: nn.Module, fused: nn.Module) -> list[str]:
 
 
 def _norm_after(parent: nn.Module, name: str) -> _BatchNorm | None:
-    """The BN layer that a block applies to the output of its convolution, if any."""
+    """Return the BN layer that a block calls after one of its convolutions, if any."""
     norm = None
     if isinstance(parent, ConvModule):
         if 'conv norm' in ' '.join(parent.order):
@@ -230,10 +247,13 @@ def _norm_after(parent: nn.Module, name: str) -> _BatchNorm | None:
 
 
 def _for_testing(cfg: dict) -> dict:
-    """What a test needs of a config, without this package where the model can do."""
+    """Return the keys of a config that a test needs.
+
+    Types of this package are removed if the model does not need the package.
+    """
     cfg = {key: value for key, value in cfg.items() if key not in DROPPED}
     needs_package = _names_package(cfg['model'])
-    # MMEngine's default takes the place of what is not there
+    # MMEngine has a default for each of these hooks, so they can be dropped.
     hooks = cfg.get('default_hooks') or {}
     cfg['default_hooks'] = {k: v for k, v in hooks.items() if not _names_package(v)}
     cfg['custom_hooks'] = [
@@ -253,7 +273,7 @@ def _for_testing(cfg: dict) -> dict:
         imports.append(PACKAGE)
     if imports:
         cfg['custom_imports'] = dict(imports=imports, allow_failed_imports=False)
-    # variables of the config, such as conv_cfg, from which the model was made
+    # Drop variables of the config, such as conv_cfg, that name types of this package.
     keep = ('model', 'val_evaluator', 'test_evaluator') if needs_package else ('model',)
     return {k: v for k, v in cfg.items() if k in keep or not _names_package(v)}
 

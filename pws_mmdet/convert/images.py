@@ -1,4 +1,4 @@
-"""Images to calibrate with, as a network's config reads them."""
+"""Find and load calibration images with the test pipeline of a config."""
 
 import random
 from pathlib import Path
@@ -6,6 +6,7 @@ from typing import Any
 
 from mmengine.config import Config, ConfigDict
 from mmengine.dataset import Compose, pseudo_collate
+from mmengine.logging import print_log
 from mmengine.registry import DATASETS
 
 from ..utils.config import describe, type_name
@@ -13,12 +14,20 @@ from ..utils.config import describe, type_name
 SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.ppm', '.tif', '.tiff', '.webp')
 
 
-def find_images(source: str, number: int, seed: int) -> list[str]:
-    """Paths of some images of a folder, or of the training set of a config.
+def find_images(source: str | Path, number: int, seed: int) -> list[str]:
+    """Choose some images of a folder, or of the training set of a config, at random.
+
+    Args:
+        source: A folder, or a config (*.py).
+        number: The number of images. If there are fewer, all are taken.
+        seed: Seed of the choice.
+
+    Returns:
+        The paths of the images.
 
     Raises:
         FileNotFoundError: If there is no such folder or config.
-        ValueError: If it has no images.
+        ValueError: If it has no images, or ``number`` is below 1.
     """
     path = Path(source).expanduser()
     if path.is_dir():
@@ -26,20 +35,20 @@ def find_images(source: str, number: int, seed: int) -> list[str]:
     elif path.suffix == '.py':
         paths = paths_of_training(path)
     else:
-        raise FileNotFoundError(f'--calibrate: there is no folder or config {source}')
+        raise FileNotFoundError(f'calibrate: there is no folder or config {source}')
     if not paths or number < 1:
         raise ValueError(
             f'There are no calibration images: {len(paths)} in {source} '
-            f'({", ".join(SUFFIXES)}), and --num-images is {number}'
+            f'({", ".join(SUFFIXES)}), and num_images is {number}'
         )
     if len(paths) < number:
-        print(f'{source} has {len(paths)} images only: all are taken')
+        print_log(f'{source} has {len(paths)} images only: all are taken')
         return paths
     return random.Random(seed).sample(paths, number)
 
 
 def paths_of_training(config: Path) -> list[str]:
-    """Paths of the images that a config trains on.
+    """Return the paths of the images that a config trains on.
 
     Raises:
         ValueError: If the config or its training set cannot be read.
@@ -52,22 +61,27 @@ def paths_of_training(config: Path) -> list[str]:
         with DATASETS.switch_scope_and_registry(cfg.get('default_scope')) as registry:
             dataset = registry.build(dataset)
         return [dataset.get_data_info(i)['img_path'] for i in range(len(dataset))]
-    except Exception as e:  # a config is Python, and a data set fails in any way
-        raise ValueError(f'--calibrate {config}: {describe(e)}') from e
+    except Exception as e:  # a config or a dataset may raise anything
+        raise ValueError(f'calibrate {config}: {describe(e)}') from e
 
 
 def dict_at(cfg: Any, *keys: str) -> dict | None:
-    """What a config has at a place, if it is a dict."""
+    """Return the dict that a config has below some keys, or None."""
     for key in keys:
         cfg = cfg.get(key) if isinstance(cfg, (Config, dict)) else None
     return cfg if isinstance(cfg, dict) else None
 
 
 def load_images(cfg: ConfigDict, paths: list[str], batch_size: int) -> list[dict]:
-    """Batches of images through the config's test pipeline.
+    """Load images with the test pipeline of a config, in batches.
+
+    Args:
+        cfg: The config.
+        paths: Paths of the images.
+        batch_size: Images in a batch. The last batch may be smaller.
 
     Raises:
-        ValueError: If a image cannot be read.
+        ValueError: If an image cannot be read.
     """
     pipeline = Compose(
         [

@@ -1,4 +1,4 @@
-"""Tests of the weights of the paper's authors and of official_to_pws.py."""
+"""Tests of converting the checkpoints of the paper's authors."""
 
 import math
 import re
@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from pws_mmdet.convert import convert_authors_checkpoint
 from pws_mmdet.convert.authors_checkpoint import from_official
 from pws_mmdet.models import PWSResNet
 
@@ -22,7 +23,7 @@ GAMMA = 1e-4  # of the authors' ImageNet config
 
 
 def authors_resnet(depth, width=4, stem_norm='gn1'):
-    """Random weights by the names and in the shapes of the authors' detection code."""
+    """Return random weights, named and shaped as in the authors' detection code."""
     weights = {}
 
     def conv(name, c_in, c_out, kernel_size):
@@ -57,7 +58,7 @@ def authors_resnet(depth, width=4, stem_norm='gn1'):
 
 
 def authors_forward(weights, depth, x):
-    """What the network computes, from the formulas alone."""
+    """Compute the feature maps of the network from the formulas."""
 
     def conv(name, x, stride=1):
         w = weights[f'{name}.weight'].double()
@@ -74,8 +75,8 @@ def authors_forward(weights, depth, x):
     x = (x - mean) / (variance + 1e-5).sqrt()
     gain, shift = weights['gn1.weight'].double(), weights['gn1.bias'].double()
     x = x * gain[:, None, None] + shift[:, None, None]
-    # The authors' code has a ReLU here at any depth. It makes a difference to basic
-    # blocks only, whose first identity path has no convolution: the report says so.
+    # The authors' code has a ReLU here at any depth. It changes the result only with
+    # basic blocks, whose first identity path has no convolution. The report says so.
     if depth >= 50:
         x = x.relu()
     x = F.max_pool2d(x, 3, 2, 1)
@@ -100,7 +101,7 @@ def authors_forward(weights, depth, x):
 
 
 def classifier_of(weights):
-    """The same by the names of the authors' ImageNet code."""
+    """Rename the weights as in the authors' ImageNet code."""
     weights = {
         'backbone.' + re.sub('^gn1', 'norm1', name): value
         for name, value in weights.items()
@@ -111,17 +112,12 @@ def classifier_of(weights):
     return weights
 
 
-@pytest.fixture(scope='module')
-def program(load_program):
-    return load_program('tools/model_converters/official_to_pws.py')
-
-
 @pytest.mark.parametrize('depth', [18, 50])
-def test_the_converted_network_computes_the_same(program, tmp_path, depth):
+def test_the_converted_network_computes_the_same(tmp_path, depth):
     weights = authors_resnet(depth)
     torch.save(dict(state_dict=weights, epoch=100), tmp_path / 'epoch_100.pth')
     out = tmp_path / 'resnet.pth'
-    program.convert(tmp_path / 'epoch_100.pth', out)
+    convert_authors_checkpoint(tmp_path / 'epoch_100.pth', out)
     written = torch.load(out, weights_only=True)
     assert written.keys() == {'state_dict'}
     PWSResNet(depth, base_channels=4).load_state_dict(written['state_dict'])  # strict
@@ -143,7 +139,7 @@ def test_the_converted_network_computes_the_same(program, tmp_path, depth):
 def test_the_depth_follows_from_the_names(depth):
     official = from_official(authors_resnet(depth), 'IN')
     assert official.network == f'PWSResNet(depth={depth}, base_channels=4)'
-    # where the ReLU after the stem makes a difference
+    # The report mentions the ReLU after the stem where it changes the result.
     assert ('basic blocks' in official.report()) == (depth < 50)
 
 
@@ -172,7 +168,7 @@ def test_a_classifier_has_the_same_backbone():
 def test_a_detector_has_the_same_backbone():
     weights = authors_resnet(18)
     detector = {f'backbone.{name}': value for name, value in weights.items()}
-    # neither its PWS convolutions nor a norm layer of its heads are the backbone's
+    # Neck and heads may have PWS convolutions and norm layers.
     others = ['neck.lateral_convs.0.alpha', 'rpn_head.rpn_cls.weight']
     others += ['roi_head.bbox_head.bn.running_mean']
     detector.update({name: torch.ones(1) for name in others})
@@ -183,13 +179,13 @@ def test_a_detector_has_the_same_backbone():
     assert set(others) < set(official.dropped)
 
 
-def test_main_lists_what_it_did(program, tmp_path, monkeypatch, capsys):
+def test_the_program_lists_what_it_did(load_program, tmp_path, monkeypatch, capsys):
     torch.save(authors_resnet(50), tmp_path / 'in.pth')
     out = tmp_path / 'out.pth'
     monkeypatch.setattr(
         sys, 'argv', ['official_to_pws.py', str(tmp_path / 'in.pth'), str(out)]
     )
-    program.main()
+    load_program('tools/model_converters/official_to_pws.py').main()
     text = capsys.readouterr().out
     assert 'PWSResNet(depth=50, base_channels=4)' in text
     # 53 convolutions of three tensors and one norm layer of two
@@ -234,15 +230,15 @@ REFUSED = {
     'stem': (without('gn1.weight'), r'\(depth=18\)\. 1 missing: gn1\.weight$'),
     'twice': (
         lambda w: w.update({'backbone.conv1.bias': torch.zeros(4)}),
-        r'has conv1\.bias twice, backbone\.conv1\.bias is the second one',
+        r'has conv1\.bias twice: backbone\.conv1\.bias is the second one',
     ),
     'both stem norms': (
         lambda w: w.update({'norm1.bias': torch.zeros(4)}),
-        r'has gn1\.bias twice, norm1\.bias is the second one',
+        r'has gn1\.bias twice: norm1\.bias is the second one',
     ),
     'depth': (
         lambda w: [w.pop(key) for key in list(w) if key.startswith('layer3.1.')],
-        r'stages of \(2, 2, 1, 2\) basic blocks, which is .* 18, 34, 50, 101, 152',
+        r'stages of \(2, 2, 1, 2\) basic blocks, but no .* 18, 34, 50, 101, 152',
     ),
     'kind of block': (
         lambda w: w.update({'layer1.0.conv3.alpha': torch.ones(4, 1, 1, 1)}),
@@ -269,14 +265,14 @@ REFUSED = {
     'BN': (make_bn, r'tools/model_converters/bn_to_pws\.py is for that'),
     'no alpha': (
         lambda w: [w.pop(key) for key in list(w) if key.endswith('alpha')],
-        'is of no PWS network',
+        'is not of a PWS network',
     ),
     'our layout': (each_alpha(torch.flatten), 'in the layout of pws_mmdet already'),
 }
 
 
 @pytest.mark.parametrize('case', REFUSED)
-def test_what_does_not_fit_is_refused(case):
+def test_weights_that_do_not_fit_are_refused(case):
     spoil, message = REFUSED[case]
     weights = authors_resnet(18)
     spoil(weights)
@@ -302,13 +298,13 @@ class Code:
         ('half', 'out.pth', 'not a readable checkpoint'),
         (Code(), 'out.pth', 'can run any code'),
         (dict(epoch=3), 'out.pth', 'holds no weights'),
-        ({'w': torch.ones(1)}, 'out.pth', 'is of no PWS network'),
+        ({'w': torch.ones(1)}, 'out.pth', 'is not of a PWS network'),
         ('good', 'out', 'OUT must end in .pth'),
         ('good', 'mine.pth', 'mine.pth exists: move it away'),
     ],
     ids=['none', 'empty', 'truncated', 'code', 'no weights', 'other', 'suffix', 'OUT'],
 )
-def test_bad_files(program, tmp_path, monkeypatch, capsys, content, out, message):
+def test_bad_files(tmp_path, content, out, message):
     path = tmp_path / 'in.pth'
     if isinstance(content, bytes):
         path.write_bytes(content)
@@ -320,15 +316,7 @@ def test_bad_files(program, tmp_path, monkeypatch, capsys, content, out, message
         torch.save(content, path)
     (tmp_path / 'mine.pth').write_text('mine')
     before = sorted(tmp_path.iterdir())
-    monkeypatch.setattr(
-        sys, 'argv', ['official_to_pws.py', str(path), str(tmp_path / out)]
-    )
-    with pytest.raises(SystemExit) as stop:
-        program.main()
-    assert stop.value.code == 2
-    printed = capsys.readouterr()
-    error = ' '.join(printed.err.split())
-    assert re.search(message, error), error
-    assert printed.out == ''
+    with pytest.raises((OSError, RuntimeError, ValueError), match=message):
+        convert_authors_checkpoint(path, tmp_path / out)
     assert sorted(tmp_path.iterdir()) == before
     assert (tmp_path / 'mine.pth').read_text() == 'mine'

@@ -1,3 +1,5 @@
+"""Tests of scaling channels."""
+
 import copy
 
 import torch
@@ -5,15 +7,7 @@ import torch.nn.functional as F
 from mmdet.models.backbones import ResNet
 from torch import nn
 
-from pws_mmdet.convert.calibrate import (
-    Calibration,
-    Layer,
-    _trace,
-    first_image,
-    images_in,
-    run_model,
-)
-from pws_mmdet.convert.convert import fold_batch_norm
+from pws_mmdet.convert import fold_batch_norm
 from pws_mmdet.convert.equalize import (
     ChannelFinder,
     Channels,
@@ -21,6 +15,7 @@ from pws_mmdet.convert.equalize import (
     least_used_direction,
     scale_channels,
 )
+from pws_mmdet.convert.forward import run_model
 
 
 class Net(nn.Module):
@@ -49,14 +44,14 @@ def finder(model, x):
 
 
 @torch.no_grad()
-def test_channels_are_found_where_scaling_them_changes_nothing():
+def test_channels_whose_scaling_changes_nothing_are_found():
     found = finder(Net(), torch.randn(2, 3, 16, 16)).find()
     # neither d, whose sigmoid is no ReLU, nor e, which a linear layer reads
     assert found == [Channels(['a'], ['b', 'c']), Channels(['b', 'c'], ['d'])]
 
 
 @torch.no_grad()
-def test_a_bound_that_the_images_do_not_reach_is_found():
+def test_activations_with_a_bound_are_recognized():
     a, b = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 4, 3)
     x = 0.5 * torch.randn(2, 3, 16, 16)
     assert a(x).max() < 6
@@ -65,40 +60,8 @@ def test_a_bound_that_the_images_do_not_reach_is_found():
         assert finder(nn.Sequential(a, activation, b), x).find() == []
 
 
-class SometimesTwoHeads(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.a, self.b = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 4, 3)
-        self.fc = nn.Linear(8, 2)
-
-    def forward(self, x):
-        features = F.relu(self.a(x))
-        y = self.b(features)
-        # as a head that sees proposals, if there are any
-        if x.max() < 9:
-            return y
-        return y, self.fc(features.mean((2, 3)))
-
-
 @torch.no_grad()
-def test_who_reads_is_not_told_by_images_that_do_not_reach_them():
-    common, rare = torch.rand(2, 2, 3, 8, 8)
-    rare[1] += 9
-    for batches in ([common], [common, rare], [rare]):
-        net = SometimesTwoHeads()
-        expected = copy.deepcopy(net)
-        calibration = Calibration(net, batches, run_model, 2**15, 0)
-        calls, reached = _trace(net, batches, run_model, [Layer('a'), Layer('b')])
-        calibration.equalize(calls, (), reached, 3.0, False)
-        same = torch.equal(net.a.weight, expected.a.weight)
-        assert same == (batches[-1] is rare)  # a linear layer reads a
-        for x in batches:
-            for y, z in zip(net(x), expected(x), strict=True):
-                torch.testing.assert_close(y, z)
-
-
-@torch.no_grad()
-def test_scaling_and_undoing_it_is_the_identity():
+def test_scaled_networks_compute_the_same():
     net, x = Net(), torch.randn(2, 3, 16, 16)
     expected = net(x)
     for channels in finder(net, x).find():
@@ -138,7 +101,7 @@ def test_residual_streams():
     torch.testing.assert_close(net(x), expected, rtol=1e-3, atol=1e-4)
 
 
-def test_the_direction_is_one_that_no_filter_uses():
+def test_the_direction_is_orthogonal_to_all_filters():
     """Filters that are orthogonal to u already lose nothing by it."""
     u = torch.rand(6, dtype=torch.float64) * 3 + 0.3
     filters = torch.randn(6, 20, dtype=torch.float64)
@@ -148,7 +111,7 @@ def test_the_direction_is_one_that_no_filter_uses():
     torch.testing.assert_close(found / found.norm(), u / u.norm(), rtol=0.02, atol=0.02)
 
 
-def test_a_channel_that_nobody_uses_takes_it_all():
+def test_an_unused_channel_gets_the_largest_weight():
     filters = torch.randn(4, 9, dtype=torch.float64)
     filters[2] = 0
     reader = Reader(slice(0, 4), filters, torch.eye(4, dtype=torch.float64), 1.0)
@@ -156,21 +119,3 @@ def test_a_channel_that_nobody_uses_takes_it_all():
     assert found[2] > 10 * found[[0, 1, 3]].max()
     assert found.max() / found.min() < 101
     assert (least_used_direction([reader], max_scale=1) == 1).all()
-
-
-def test_a_single_image_of_a_batch():
-    x = torch.randn(3, 3, 8, 8)
-    for batch, number in [
-        (x, 3),
-        (dict(inputs=x), 3),
-        (dict(inputs=list(x), data_samples=[1, 2, 3]), 3),
-        (dict(inputs=[x[0], x[0, :, :4]], data_samples=[1, 2]), 2),
-    ]:
-        assert images_in(batch) == number
-        one = first_image(batch)
-        assert images_in(one) == 1
-        if isinstance(batch, dict):
-            assert {len(value) for value in one.values()} == {1}
-    for batch in ((x, x[0]), dict(inputs=x, rescale=True), 'anything'):
-        assert first_image(batch) is batch
-    assert images_in((x, 2)) == 3 and images_in('anything') is None

@@ -19,8 +19,7 @@ from torch import nn
 from torch.nn.utils import parametrizations, parametrize, prune
 
 from pws_mmdet import PWSConv2d, fuse_pws, standardize_weight
-from pws_mmdet.convert import to_conv2d
-from pws_mmdet.convert.pretrained import load_bn_weights
+from pws_mmdet.convert import load_bn_weights, to_conv2d
 from pws_mmdet.layers import ReparamConv2d, WNConv2d, bias_conv2d
 from pws_mmdet.models import PWSResNet
 

@@ -17,13 +17,13 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from pws_mmdet import PWSConv2d
-from pws_mmdet.convert import pretrained
-from pws_mmdet.convert.calibrate import ConvertedLayer
-from pws_mmdet.convert.norm_free_config import norm_free_model
+from pws_mmdet.convert import norm_free_model
+from pws_mmdet.convert.layer import ConvertedLayer
 from pws_mmdet.engine import PWSAlphaInitHook
 
 CONFIGS = Path(get_installed_path('mmdet'), '.mim/configs')
-# For each family a config, what makes its backbone small, how many convolutions are PWS
+# For each family: a config, changes that make its backbone small, the number of PWS
+# convolutions
 FAMILIES = {
     'RTMDet': (
         'rtmdet/rtmdet_tiny_8xb32-300e_coco.py',
@@ -71,9 +71,9 @@ FAMILIES = {
 
 @torch.no_grad()
 def settle(net, x):
-    """BN that a training could leave, where eps matters; and filters without a mean.
+    """Make filters zero-mean, so that PWS holds them exactly, and train BN.
 
-    Those a PWS convolution can hold exactly.
+    The filters are small, so that eps of BN matters.
     """
     for module in net.modules():
         if isinstance(module, nn.Conv2d) and module.weight[0].numel() > 1:
@@ -86,12 +86,12 @@ def settle(net, x):
             module.momentum = 1.0
             module.train()
     net(x)
-    net.eval()  # which returns nothing in some of MMDetection's
+    net.eval()  # some backbones of MMDetection return None here
     return net
 
 
-def keep_filters(plain, layers, batches, **options):
-    """Nothing is to be approximated where filters have no mean."""
+def keep_filters(plain, layers, batches, options):
+    """Stand in for fit_network: zero-mean filters need no fit."""
     convs = {layer.name: plain.get_submodule(layer.name) for layer in layers}
     filters = {name: (conv.weight, conv.bias) for name, conv in convs.items()}
     return filters, [ConvertedLayer(name, 'mean') for name in convs]
@@ -108,7 +108,7 @@ def test_one_step(family, tmp_path, monkeypatch):
         init_cfg = dict(type='Pretrained')
     init_cfg['checkpoint'] = path = str(tmp_path / 'bn.pth')
     original.init_cfg = init_cfg
-    # of one process: SyncBN has the same weights
+    # SyncBN needs several processes; BN has the same weights.
     bn = copy.deepcopy({**original, 'init_cfg': None})
     if bn.get('norm_cfg', {}).get('type') == 'SyncBN':
         bn['norm_cfg']['type'] = 'BN'
@@ -122,7 +122,7 @@ def test_one_step(family, tmp_path, monkeypatch):
 
     variant, _ = norm_free_model(model, dict(type='PWS'), dict(type='PWS'))
     net = MODELS.build(variant.backbone)
-    monkeypatch.setattr(pretrained, 'center_network', keep_filters)
+    monkeypatch.setattr('pws_mmdet.convert.convert.fit_network', keep_filters)
     net.init_weights()
     assert not any(isinstance(m, _BatchNorm) for m in net.modules())
     convs = [m for m in net.modules() if isinstance(m, PWSConv2d)]
@@ -136,7 +136,7 @@ def test_one_step(family, tmp_path, monkeypatch):
     optimizer = torch.optim.SGD(net.parameters(), lr=1e-3)
     sum(y.square().mean() for y in net(x)).backward()
     learned = [w.grad for w in (conv.weight for conv in convs) if w.grad is not None]
-    # some stages are frozen, and some backbones have more of them than are used
+    # Some stages are frozen, and some backbones have stages that are not used.
     assert len(learned) >= 0.7 * count
     assert all(grad.isfinite().all() and grad.any() for grad in learned)
     optimizer.step()

@@ -1,19 +1,12 @@
-"""Tests of tools/model_converters/bn_to_pws.py."""
+"""The command line of tools/model_converters/bn_to_pws.py."""
 
 import sys
+from pathlib import Path
 
-import cv2
-import numpy as np
 import pytest
-import torch
-from conftest import ROOT, load_config
-from mmengine.config import Config
-from mmengine.registry import MODELS
-from torch import nn
 
-from pws_mmdet import PWSConv2d
-
-MASK_RCNN = 'configs/mini/mask_rcnn_r18_fpn_{}_digits.py'
+from pws_mmdet.convert.bn_checkpoint import ConvertedCheckpoint
+from pws_mmdet.convert.layer import ConvertedLayer
 
 
 @pytest.fixture(scope='module')
@@ -21,283 +14,51 @@ def program(load_program):
     return load_program('tools/model_converters/bn_to_pws.py')
 
 
-def settle(model, seed=0):
-    """BN statistics, gains and biases that a training could leave."""
-    generator = torch.Generator().manual_seed(seed)
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.running_mean.normal_(0, 0.1, generator=generator)
-            module.weight.data.uniform_(0.5, 1.0, generator=generator)
-            module.bias.data.normal_(0, 0.2, generator=generator)
-    return model
-
-
 @pytest.fixture
-def ssd(tmp_path):
-    """The small SSD with BN, its checkpoint, and options for the one with PWS."""
-    model = MODELS.build(load_config('configs/mini/ssd96_vgg16_bn_digits.py').model)
-    settle(model)
-    model.eval()
-    path = tmp_path / 'bn.pth'
-    meta = dict(dataset_meta=dict(classes=['digit'] * 10))
-    torch.save(dict(state_dict=model.state_dict(), meta=meta, optimizer={}), path)
-    return model, path
-
-
-PWS_SSD = ROOT / 'configs/mini/ssd96_vgg16_pws_digits.py'
-CHANNEL = {'model.bbox_head.conv_cfg.alpha': 'channel'}
-
-
-def test_a_detector(program, ssd, digits, tmp_path, capsys):
-    model, path = ssd
-    out = tmp_path / 'new/pws.pth'
-    program.convert(
-        PWS_SSD, path, out, digits / 'train2017', num_images=4, cfg_options=CHANNEL
-    )
-    made = torch.load(out, weights_only=True)
-    assert made['meta']['dataset_meta'] == dict(classes=['digit'] * 10)
-    printed = capsys.readouterr().out
-    assert 'backbone.stages.0.0.conv: fitted, relative error' in printed
-    assert '27 convolutions of the network, fitted to 4 images' in printed
-
-    cfg = load_config(PWS_SSD)
-    cfg.merge_from_dict(CHANNEL)
-    pws = MODELS.build(cfg.model)
-    pws.load_state_dict(made['state_dict'])
-    pws.eval()
-    images = [cv2.imread(str(path)) for path in (digits / 'val2017').iterdir()]
-    x = torch.stack([torch.from_numpy(p).permute(2, 0, 1).float() for p in images])
-    x = model.data_preprocessor(dict(inputs=list(x)))['inputs']
-    with torch.no_grad():
-        scores = [
-            net.bbox_head(net.neck(net.backbone(x)))[0][0] for net in (pws, model)
-        ]
-    centered = scores[1] - scores[1].mean((0, 2, 3), keepdim=True)
-    assert (scores[0] - scores[1]).norm() < 0.7 * centered.norm()
-
-
-@pytest.mark.parametrize('prefix', ['', 'backbone.'])
-def test_weights_of_a_backbone_alone(program, digits, tmp_path, capsys, prefix):
-    """Such as torchvision's: the images pass the detector's own preprocessing."""
-    config = tmp_path / 'stock_order.py'
-    config.write_text(
-        f"_base_ = '{ROOT / MASK_RCNN.format('pws')}'\n"
-        "init_cfg = dict(type='PWSPretrained', checkpoint='nowhere.pth')\n"
-        'stock_order = dict(pre_activation=False, stem_norm_cfg=None)\n'
-        'model = dict(\n'
-        '    backbone=dict(init_cfg=init_cfg, base_channels=8, **stock_order))\n'
-    )
-    cfg = Config.fromfile(config)
-    backbone = {**cfg.model.backbone, 'conv_cfg': None, 'norm_cfg': dict(type='BN')}
-    backbone.pop('init_cfg')
-    bn = settle(MODELS.build(backbone))
-    weights = {prefix + key: value for key, value in bn.state_dict().items()}
-    weights['fc.weight' if not prefix else 'head.fc.weight'] = torch.zeros(10, 8)
-    path, out = tmp_path / 'bn.pth', tmp_path / 'pws.pth'
-    torch.save(weights, path)
-    program.convert(config, path, out, digits / 'val2017', num_images=2)
-    assert 'convolutions of the backbone, fitted to 2 pic' in capsys.readouterr().out
-    other = [digits / 'val2017', 2, 4, 0]
-    program.convert(config, path, tmp_path / 'local.pth', *other, unaligned=['layer2'])
-    printed = capsys.readouterr().out
-    assert 'layer1.0.conv1: fitted' in printed and 'layer2.0.conv1: local' in printed
-    pretrained = dict(type='Pretrained', checkpoint=str(out))
-    backbone = {**cfg.model.backbone, 'init_cfg': pretrained}
-    net = MODELS.build(backbone)
-    net.init_weights()
-    state = torch.load(out, weights_only=True)['state_dict']
-    assert state.keys() == net.state_dict().keys()
-    for key, value in net.state_dict().items():
-        assert torch.equal(value, state[key]), key
-    assert any(isinstance(m, PWSConv2d) for m in net.modules())
-
-
-def test_images(program, digits, tmp_path):
-    folder = digits / 'train2017'
-    all_of_them = program.find_images(str(folder), 12, 0)
-    assert sorted(all_of_them) == sorted(map(str, folder.iterdir()))
-    some = program.find_images(str(folder), 5, 0)
-    assert len(set(some)) == 5 and set(some) < set(all_of_them)
-    assert program.find_images(str(folder), 5, 0) == some
-    assert program.find_images(str(folder), 99, 0)  # as many as there are
-
-    config = tmp_path / 'data.py'
-    config.write_text(
-        f"_base_ = '{PWS_SSD}'\n"
-        f"train_dataloader = dict(dataset=dict(data_root='{digits}/'))\n"
-    )
-    found = program.find_images(str(config), 12, 0)
-    assert {p.split('/')[-1] for p in found} == {p.name for p in folder.iterdir()}
-
-
-def fail(program, monkeypatch, capsys, *args):
-    monkeypatch.setattr(sys, 'argv', ['bn_to_pws.py', *map(str, args)])
-    with pytest.raises(SystemExit):
+def main(program, monkeypatch):
+    def main(*words):
+        monkeypatch.setattr(sys, 'argv', ['bn_to_pws.py', *map(str, words)])
         program.main()
-    return capsys.readouterr().err.split('error: ', 1)[1]
+
+    return main
 
 
-def test_bad_input(program, ssd, digits, tmp_path, monkeypatch, capsys):
-    _, path = ssd
-    out = tmp_path / 'out.pth'
+def test_options_become_arguments(program, main, monkeypatch, capsys):
+    calls = []
 
-    def error(*args):
-        return fail(program, monkeypatch, capsys, *args)
+    def convert_checkpoint(config, checkpoint, out, **options):
+        calls.append((config, checkpoint, out, options))
+        layers = [ConvertedLayer('conv', 'fitted', 0.5)]
+        return ConvertedCheckpoint(Path(out), 'backbone', 7, layers, ['fc.bias'])
 
-    options = ['--cfg-options', 'model.bbox_head.conv_cfg.alpha=channel']
-    assert "alpha must be 'channel'" in error(PWS_SSD, path, out)
-    assert 'must end in .pth' in error(PWS_SSD, path, tmp_path / 'out')
-    assert 'exists: move it away' in error(PWS_SSD, path, path)
-    assert 'There is no checkpoint' in error(PWS_SSD, tmp_path / 'no.pth', out)
-    assert 'no.py' in error(tmp_path / 'no.py', path, out)
-    assert 'no folder or config' in error(PWS_SSD, path, out, '--calibrate', 'no')
-    (tmp_path / 'empty').mkdir()
-    assert 'no calibration images: 0 in' in error(
-        PWS_SSD, path, out, '--calibrate', tmp_path / 'empty'
+    monkeypatch.setattr(program, 'convert_checkpoint', convert_checkpoint)
+    options = ['--calibrate', 'folder', '--num-images', 7, '--max-scale', 2]
+    options += ['--conv-ws', '--unaligned', 'a', 'b', '--cfg-options', 'model.x=1']
+    main('c.py', 'in.pth', 'out.pth', *options)
+    [(config, checkpoint, out, given)] = calls
+    assert (config, checkpoint, out) == ('c.py', 'in.pth', 'out.pth')
+    assert given == dict(
+        calibrate='folder',
+        num_images=7,
+        batch_size=4,
+        seed=0,
+        max_scale=2.0,
+        bn_eps=None,
+        conv_ws=True,
+        unaligned=['a', 'b'],
+        device='cpu',
+        cfg_options={'model.x': 1},
     )
-    calibrate = ['--calibrate', digits / 'train2017', '--num-images']
-    assert '--num-images is 0' in error(PWS_SSD, path, out, *calibrate, 0)
-    assert '--max-scale must' in error(PWS_SSD, path, out, '--max-scale', 0.5)
-    assert "--unaligned: '[' is no" in error(PWS_SSD, path, out, '--unaligned', '[')
-    (tmp_path / 'bad').mkdir()
-    (tmp_path / 'bad/image.png').write_bytes(b'no image')
-    assert 'image.png cannot be read' in error(
-        PWS_SSD, path, out, '--calibrate', tmp_path / 'bad', *options
-    )
-    truncated = tmp_path / 'truncated.pth'
-    truncated.write_bytes(path.read_bytes()[:5000])
-    assert 'truncated' in error(PWS_SSD, truncated, out)
-    bn = ROOT / 'configs/mini/ssd96_vgg16_bn_digits.py'
-    assert 'has no PWS convolutions' in error(bn, path, out)
-    other = ROOT / MASK_RCNN.format('pws')
-    assert 'set pre_activation=False' in error(other, path, out)
-    wide = [*options, 'model.backbone.width=0.5']
-    assert 'do not fit the network' in error(PWS_SSD, path, out, *wide)
-    pws = tmp_path / 'pws.pth'
-    torch.save(MODELS.build(load_config(PWS_SSD).model).state_dict(), pws)
-    assert 'with PWS already' in error(PWS_SSD, pws, out, *options)
-    weights = torch.load(path, weights_only=True)['state_dict']
-    weights['backbone.conv6.conv.weight'] *= np.nan
-    torch.save(weights, tmp_path / 'nan.pth')
-    assert 'NaN' in error(PWS_SSD, tmp_path / 'nan.pth', out, *options)
-    assert not out.exists()
+    assert capsys.readouterr().out.splitlines() == [
+        'conv: fitted, relative error 0.500',
+        'written: out.pth, 1 convolutions of the backbone, fitted to 7 images, median '
+        'relative error 0.500',
+        'not used: fc.bias',
+    ]
 
 
-def test_bad_input_that_is_noticed_before_the_conversion(
-    program, ssd, digits, tmp_path, monkeypatch, capsys
-):
-    _, path = ssd
-    out = tmp_path / 'out.pth'
-    monkeypatch.setattr(program, 'load_bn_weights', None)
-
-    def error(*args):
-        return fail(program, monkeypatch, capsys, *args)
-
-    for device in ('none', 'cuda:77', 'meta'):
-        message = error(PWS_SSD, path, out, '--device', device)
-        assert message.startswith(f'--device {device}: ')
-    for size in (0, -1):
-        message = f'--batch-size must be 1 or more, got {size}'
-        assert message in error(PWS_SSD, path, out, '--batch-size', size)
-    data = tmp_path / 'data.py'
-    data.write_text('x = 1\n')
-    calibrate = '--calibrate', data
-    assert 'data.py: ValueError: it has no train_dataloader with a dataset' in error(
-        PWS_SSD, path, out, *calibrate
-    )
-    data.write_text("train_dataloader = dict(dataset=dict(type='Nothing'))\n")
-    assert f'--calibrate {data}: KeyError' in error(PWS_SSD, path, out, *calibrate)
-    config = tmp_path / 'no_test.py'
-    config.write_text(f"_base_ = '{PWS_SSD}'\ntest_dataloader = None\n")
-    calibrate = '--calibrate', digits / 'val2017'
-    assert 'no_test.py has no test_dataloader' in error(config, path, out, *calibrate)
-    out.symlink_to(tmp_path / 'nowhere')
-    assert 'out.pth exists' in error(PWS_SSD, path, out)
-    assert 'is no folder' in error(PWS_SSD, path, path / 'out.pth')
-    unknown = 'torchvision://vgg1', tmp_path / 'new.pth'
-    assert "no weights named 'vgg1'. Did you mean vgg" in error(PWS_SSD, *unknown)
-
-
-def test_eps(program, ssd, tmp_path, monkeypatch, capsys):
-    given = []
-
-    def note(model, weights, batches, bn_eps, **options):
-        given.append(bn_eps)
-        raise ValueError('enough')
-
-    monkeypatch.setattr(program, 'load_bn_weights', note)
-    arguments = PWS_SSD, ssd[1], tmp_path / 'out.pth'
-    for options in ((), ('--bn-eps', '1e-3')):
-        fail(program, monkeypatch, capsys, *arguments, *options)
-    assert given == [1e-5, 1e-3]
-    start = dict(type='PWSPretrained', checkpoint='x.pth', bn_eps=0.5)
-    config = tmp_path / 'named.py'
-    config.write_text(
-        f"_base_ = '{PWS_SSD}'\nmodel = dict(backbone=dict(init_cfg={start!r}))\n"
-    )
-    fail(program, monkeypatch, capsys, config, *arguments[1:])
-    assert given[-1] == 0.5
-
-
-R50 = ROOT / 'configs/mask_rcnn_r50_fpn_pws_from_bn_1x.py'
-
-
-@pytest.mark.slow
-def test_from_torchvision_to_plain_convolutions(
-    program, load_program, run, tmp_path, monkeypatch
-):
-    """The commands of docs/convert.md, from weights by the names of torchvision's.
-
-    What comes out is a network of MMDetection's, and computes what the converted one
-    does, in a process in which pws_mmdet cannot be imported.
-    """
-    classifier = settle(MODELS.build(dict(type='ResNet', depth=50))).state_dict()
-    classifier.update({'fc.weight': torch.zeros(9, 2048), 'fc.bias': torch.zeros(9)})
-    monkeypatch.setitem(sys.modules, 'torchvision', None)
-    urls = []
-
-    def load_url(url, **kwargs):
-        urls.append(url)
-        return classifier
-
-    monkeypatch.setattr('mmengine.runner.checkpoint.load_url', load_url)
-    backbone = tmp_path / 'backbone.pth'
-    program.convert(R50, 'torchvision://resnet50', backbone)
-    assert [url.rpartition('/')[2] for url in urls] == ['resnet50-0676ba61.pth']
-
-    cfg = load_config(R50)
-    cfg.model.backbone.init_cfg.checkpoint = str(backbone)
-    model = MODELS.build(cfg.model)
-    model.init_weights()
-    state = torch.load(backbone, weights_only=True)['state_dict']
-    assert all(
-        torch.equal(model.state_dict()[f'backbone.{k}'], state[k]) for k in state
-    )
-    model.eval()
-    x = torch.randn(1, 3, 64, 96)
-    with torch.no_grad():
-        expected = model.extract_feat(x)
-    torch.save((x, expected), tmp_path / 'maps.pth')
-    trained = tmp_path / 'trained.pth'
-    meta = dict(dataset_meta=dict(classes=('one', 'two')))
-    torch.save(dict(state_dict=model.state_dict(), meta=meta), trained)
-    fuse = load_program('tools/model_converters/fuse_pws.py')
-    files = fuse.convert(R50, trained, tmp_path / 'plain')
-    assert files[0].read_text().startswith(fuse.STOCK)
-    run(sys.executable, '-c', LOAD_PLAIN, *files, tmp_path / 'maps.pth')
-
-
-LOAD_PLAIN = """
-import sys
-sys.modules['pws_mmdet'] = sys.modules['mmpretrain'] = None
-import torch
-torch.set_num_threads(1)
-from mmdet.apis import init_detector
-config, checkpoint, maps = sys.argv[1:]
-model = init_detector(config, checkpoint, device='cpu')
-assert type(model.backbone).__name__ == 'ResNet'
-x, expected = torch.load(maps)
-with torch.no_grad():
-    for made, wanted in zip(model.extract_feat(x), expected, strict=True):
-        assert (made - wanted).abs().max() <= 1e-4 * wanted.abs().max()
-"""
+def test_an_error_is_one_line(main, tmp_path, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(tmp_path / 'no.py', 'in.pth', tmp_path / 'out.pth', '--batch-size', 0)
+    assert stop.value.code == 2
+    assert 'no.py cannot be read' in capsys.readouterr().err

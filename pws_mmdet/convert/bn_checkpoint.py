@@ -1,0 +1,181 @@
+"""Convert the checkpoint of a network with BN to a checkpoint with PWS."""
+
+import statistics
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.config import Config
+from mmengine.registry import init_default_scope
+from torch import Tensor, nn
+
+from ..checkpoint import read_checkpoint, write_checkpoint
+from ..checkpoint.read import weights_of
+from ..utils.config import build_model, describe, read_config
+from ..utils.files import check_new_path
+from .bn_weights import load_bn_weights
+from .images import dict_at, find_images, load_images
+from .layer import ConvertedLayer
+from .norm_free_config import bn_eps_of
+from .options import ConversionOptions
+
+
+@dataclass
+class ConvertedCheckpoint:
+    """A checkpoint that :func:`convert_checkpoint` wrote.
+
+    Attributes:
+        path: The checkpoint.
+        part: 'network', or 'backbone' if it holds the weights of the backbone only.
+        images: The number of calibration images; 0 without images.
+        report: A record of each convolution, in the order of conversion.
+        unused: Keys of weights that were not used.
+    """
+
+    path: Path
+    part: str
+    images: int
+    report: list[ConvertedLayer]
+    unused: list[str]
+
+    def __str__(self) -> str:
+        errors = [layer.error for layer in self.report if layer.error is not None]
+        written = (
+            f'written: {self.path}, {len(self.report)} convolutions of the '
+            f'{self.part}, '
+        )
+        if errors:
+            written += (
+                f'fitted to {self.images} images, median relative error '
+                f'{statistics.median(errors):.3f}'
+            )
+        else:
+            written += 'WITHOUT images: --calibrate loses far less'
+        lines = [*map(str, self.report), written]
+        if self.unused:
+            lines.append(f'not used: {", ".join(self.unused)}')
+        return '\n'.join(lines)
+
+
+def convert_checkpoint(
+    config: str | Path,
+    checkpoint: str | Path,
+    out: str | Path,
+    calibrate: str | Path | None = None,
+    *,
+    num_images: int = 32,
+    batch_size: int = 4,
+    bn_eps: float | None = None,
+    conv_ws: bool | None = None,
+    device: str = 'cpu',
+    cfg_options: Mapping | None = None,
+    **options: Any,
+) -> ConvertedCheckpoint:
+    """Convert a checkpoint of a network with BN for the same network with PWS.
+
+    If the checkpoint holds the weights of a backbone only, such as torchvision's, the
+    new one is made for the backbone, for
+    ``init_cfg=dict(type='Pretrained', checkpoint=OUT)``.
+
+    Args:
+        config: The config of the norm-free network.
+        checkpoint: A path, a URL, or a name such as 'torchvision://resnet50'.
+        out: The new file, *.pth.
+        calibrate: A folder of images, or a config whose training images are taken. They
+            pass the test pipeline of ``config``. None converts without images, which
+            loses more.
+        num_images: The number of images.
+        batch_size: Images in a batch.
+        bn_eps: eps of the BN layers. The default is the one that ``config`` holds, if
+            ``make_norm_free`` wrote it, or else 1e-5.
+        conv_ws: The BN layers follow MMCV's ConvWS. The default is ``conv_ws`` of the
+            backbone's ``init_cfg`` in ``config``.
+        device: Where to run the network.
+        cfg_options: Changes to the config, as in MMDetection's programs.
+        **options: As :class:`ConversionOptions` documents them. ``seed`` is also the
+            seed of the choice of images.
+
+    Returns:
+        What was written, and a record of each convolution.
+
+    Raises:
+        FileExistsError: If ``out`` exists.
+        FileNotFoundError: If there is no such config, checkpoint or folder.
+        OSError: If ``out`` cannot be written, or the checkpoint cannot be downloaded.
+        RuntimeError: If the checkpoint is damaged or holds more than data.
+        ValueError: If an argument is out of range, or something does not fit.
+    """
+    chosen = ConversionOptions(**options)
+    path = check_new_path(out, '.pth')
+    cfg = read_config(config, cfg_options)
+    _check(cfg, config, calibrate, batch_size, device)
+    init_default_scope(cfg.get('default_scope', 'mmdet'))
+    weights, dataset_meta = read_checkpoint(checkpoint)
+    images = find_images(calibrate, num_images, chosen.seed) if calibrate else []
+
+    start = dict_at(cfg, 'model', 'backbone', 'init_cfg') or {}
+    bn_eps = bn_eps_of(cfg.model) if bn_eps is None else bn_eps
+    conv_ws = start.get('conv_ws', False) if conv_ws is None else conv_ws
+    model = build_model(config, cfg).to(device)
+    model.eval()
+    target = choose_target(model, weights)
+    batches = None
+    if images:
+        batches = load_images(cfg, images, batch_size)
+        if target is not model:
+            batches = [_preprocess(model, batch) for batch in batches]
+    try:
+        if target is not model and any(k.startswith('backbone.') for k in weights):
+            weights = weights_of(weights, 'backbone.')
+        report, unused = load_bn_weights(
+            target, weights, batches, bn_eps, conv_ws, **options
+        )
+    except ValueError as e:
+        raise ValueError(f'{checkpoint}: {e}') from None
+    made = dict(state_dict={k: v.cpu() for k, v in target.state_dict().items()})
+    if target is model and dataset_meta is not None:
+        made['meta'] = dict(dataset_meta=dataset_meta)
+    write_checkpoint(made, path)
+    part = 'network' if target is model else 'backbone'
+    return ConvertedCheckpoint(path, part, len(images), report, unused)
+
+
+def _check(
+    cfg: Config,
+    config: str | Path,
+    calibrate: str | Path | None,
+    batch_size: int,
+    device: str,
+) -> None:
+    """Raise a ValueError if an argument is wrong, before anything slow begins."""
+    if batch_size < 1:
+        raise ValueError(f'batch_size must be 1 or more, got {batch_size}')
+    try:
+        torch.zeros(1, device=device).cpu()
+    except (AssertionError, NotImplementedError, RuntimeError) as e:
+        raise ValueError(f'device {device}: {describe(e)}') from e
+    test_set = dict_at(cfg, 'test_dataloader', 'dataset')
+    if calibrate and 'pipeline' not in (test_set or {}):
+        raise ValueError(
+            f'{config} has no test_dataloader with a dataset, whose pipeline the '
+            'calibration images pass'
+        )
+
+
+def choose_target(model: nn.Module, weights: Mapping[str, Tensor]) -> nn.Module:
+    """Return the network, or its backbone if the weights are of the backbone only."""
+    backbone = getattr(model, 'backbone', None)
+    others = {
+        key
+        for key in model.state_dict()
+        if key.endswith('.weight') and not key.startswith('backbone.')
+    }
+    return model if backbone is None or others & set(weights) else backbone
+
+
+def _preprocess(model: nn.Module, batch: dict) -> Tensor:
+    """Normalize and stack the images of a batch, as the detector does."""
+    x = model.data_preprocessor(batch, False)['inputs']
+    return x if torch.is_tensor(x) else torch.stack(x)

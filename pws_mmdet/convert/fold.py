@@ -1,0 +1,225 @@
+"""Fold BN layers into the convolutions that they follow."""
+
+import copy
+import re
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+import torch
+from mmcv.cnn import ConvAWS2d, ConvWS2d
+from mmengine.model import BaseModel
+from torch import Tensor, nn
+
+from .batch_norm import Run, Trace, pair_layers
+from .forward import tensors_in
+from .fuse import plain_like
+from .layer import Layer
+from .options import UNALIGNED
+
+
+def fold_bn(
+    weight: Tensor, bias: Tensor | None, bn: Mapping[str, Tensor], eps: float = 1e-5
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Fold BN into the convolution before it.
+
+    Args:
+        weight: Filters of the convolution, (O, ...).
+        bias: Its bias, (O,), or None.
+        bn: ``running_mean`` and ``running_var`` of BN, and its ``weight`` and ``bias``
+            if it has them, (O,) each.
+        eps: eps of BN.
+
+    Returns:
+        In fp64: filters and bias of the folded convolution; mean and standard
+        deviation of its outputs without the bias, (O,) each.
+    """
+    std = (bn['running_var'].double() + eps).sqrt()
+    gain = 1 / std
+    if bn.get('weight') is not None:
+        gain = gain * bn['weight'].double()
+    mean = bn['running_mean'].double()
+    if bias is not None:
+        mean = mean - bias.double()
+    mean = mean * gain
+    folded = -mean
+    if bn.get('bias') is not None:
+        folded = folded + bn['bias'].double()
+    std = std * gain.abs()
+    gain = gain.reshape(-1, *[1] * (weight.dim() - 1))
+    return weight.double() * gain, folded, mean, std
+
+
+def replace_module(model: nn.Module, name: str, new: nn.Module) -> None:
+    """Replace a module in place, under all names that it has in a network.
+
+    Args:
+        model: The network.
+        name: One name of the module that is replaced.
+        new: The module that takes its place.
+    """
+    old = model.get_submodule(name)
+    for module in list(model.modules()):
+        for key, child in module._modules.items():
+            if child is old:
+                module._modules[key] = new
+
+
+@torch.no_grad()
+def fold_batch_norm(
+    model: nn.Module,
+    exclude: Sequence[str] = (),
+    run: Run | None = None,
+    unaligned: Sequence[str] = UNALIGNED,
+) -> tuple[nn.Module, list[Layer]]:
+    """Copy a network, and fold the BN layers of the copy into its convolutions.
+
+    A BN layer is folded if, in a forward pass, it reads only outputs of convolutions,
+    and nothing else reads these outputs. All other BN layers stay. If the forward
+    pass does not call a BN layer and the convolution that is assigned right before it,
+    they count as a pair.
+
+    Args:
+        model: The network. It is not changed.
+        exclude: Regular expressions, searched in the names of convolutions, for those
+            that are not to be converted. BN is folded into them, too.
+        run: Calls a network with an image. The default calls nothing.
+        unaligned: As in :class:`ConversionOptions`. The check stops at the first of
+            these layers.
+
+    Returns:
+        The copy in evaluation mode, in which convolutions have a bias and folded BN
+        layers are ``nn.Identity``; and a record of each of its convolutions.
+
+    Raises:
+        ValueError: If the copy computes something else than the network.
+    """
+    run = run or (lambda model: None)
+    original = _plain_copy(model)
+    trace = Trace(original)
+    trace.follow(original, run)
+    names = {module: name for name, module in original.named_modules()}
+    bypassed = {names[module] for module in trace.bypassed}
+    folded = copy.deepcopy(original)
+    layers, absorbed = [], set()
+    for name, bns in pair_layers(original, trace).items():
+        conv = folded.get_submodule(name)
+        layer = Layer(name)
+        layers.append(layer)
+        if any(re.search(pattern, name) for pattern in exclude):
+            layer.kept = 'excluded'
+        if conv.weight[0].numel() < 2:
+            layer.kept = 'its filters have a single weight, and no variance'
+        if name in bypassed:
+            layer.kept = 'its weights are used outside of its forward pass'
+            continue
+        if len(bns) > 1:
+            layer.kept = f'its outputs go to {len(bns)} BN layers'
+            continue
+        weight, bias = conv.weight, conv.bias
+        if bns:
+            bn = original.get_submodule(bns[0])
+            if bn.running_mean is None:
+                layer.kept = 'its BN has no running statistics'
+                continue
+            state = {**dict(bn.named_parameters()), **dict(bn.named_buffers())}
+            weight, bias, *moments = fold_bn(weight, bias, state, bn.eps)
+            layer.mean, layer.std = moments
+            absorbed.add(bns[0])
+        layer.scales = True
+        replace_module(folded, name, _with_filters(conv, weight, bias))
+    for name in absorbed:
+        replace_module(folded, name, nn.Identity().eval())
+    _check_same(original, folded, run, absorbed, unaligned)
+    return folded, layers
+
+
+def _plain_copy(model: nn.Module) -> nn.Module:
+    """Copy a network, with plain convolutions in place of MMCV's ConvWS and ConvAWS."""
+    model = copy.deepcopy(model)
+    model.eval()
+    for module in model.modules():
+        if getattr(module, 'efficient_conv_bn_eval_forward', None):
+            # With this option a ConvModule does not call its convolution.
+            module.turn_on_efficient_conv_bn_eval(False)
+    for name, module in list(model.named_modules()):
+        if type(module) in (ConvWS2d, ConvAWS2d):
+            replace_module(model, name, plain_like(module))
+    return model
+
+
+def _with_filters(conv: nn.Conv2d, weight: Tensor, bias: Tensor | None) -> nn.Conv2d:
+    new = copy.deepcopy(conv)
+    new.weight.copy_(weight)
+    if bias is None:
+        bias = weight.new_zeros(len(weight))
+    new.bias = nn.Parameter(bias.to(conv.weight), conv.weight.requires_grad)
+    return new
+
+
+# --- the check ---------------------------------------------------------------------
+
+
+def _states(
+    model: nn.Module, run: Run, bns: Collection[str]
+) -> list[tuple[str, Tensor, torch.dtype]]:
+    """Summarize the inputs of layers and the outputs of BN layers in a forward pass.
+
+    Returns:
+        In the order of the calls: the name of the layer; mean and root mean square, of
+        each channel of a feature map, or of any other tensor as a whole; its dtype.
+    """
+    states = []
+
+    def note(name: str, x: Any) -> None:
+        if isinstance(x, Tensor) and x.is_floating_point() and x.numel():
+            # Tensors that are no feature maps, such as queries, may come in any order.
+            axes = (0, 2, 3) if x.dim() == 4 else tuple(range(x.dim()))
+            state = x.double()
+            state = torch.stack([state.mean(axes), state.square().mean(axes).sqrt()])
+            states.append((name, state, x.dtype))
+
+    hooks = []
+    for name, module in model.named_modules():
+        if name in bns:
+            hooks.append(
+                module.register_forward_hook(lambda m, x, y, n=name: note(n, y))
+            )
+        elif not any(module.children()) and any(True for _ in module.parameters()):
+            hooks.append(
+                module.register_forward_pre_hook(
+                    lambda m, x, n=name: note(n, x[0] if x else None)
+                )
+            )
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(0)
+            outputs = run(model)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    # Detections are not compared: a rounding error can change what NMS returns.
+    for x in [] if isinstance(model, BaseModel) else tensors_in(outputs):
+        note('the output', x)
+    return states
+
+
+def _check_same(
+    model: nn.Module,
+    folded: nn.Module,
+    run: Run,
+    bns: Collection[str],
+    unaligned: Sequence[str],
+) -> None:
+    """Raise a ValueError if folding BN changed what a network computes."""
+    for (name, a, dtype), (other, b, _) in zip(
+        _states(model, run, bns), _states(folded, run, bns), strict=False
+    ):
+        behind = any(re.search(pattern, name) for pattern in unaligned)
+        if behind or name != other or a.shape != b.shape:
+            return
+        tolerance = max(1e-2, 16 * torch.finfo(dtype).eps) * a[1].nan_to_num().max()
+        if not torch.allclose(a, b, rtol=0, atol=float(tolerance), equal_nan=True):
+            raise ValueError(
+                'BN cannot be folded into the convolutions of this network: folding '
+                f'changes the values at {name}'
+            )

@@ -1,0 +1,129 @@
+"""Tests of load_bn_weights: convert weights by the names of layers."""
+
+import pytest
+import torch
+from bn_resnet import PLAIN_STEM, SMALL, make_bn_net, pws_net, refuse
+from mmcv.cnn import ConvAWS2d, ConvModule
+from mmdet.models.backbones import ResNet
+from torch import nn
+
+from pws_mmdet import PWSConv2d, convert_to_pws
+from pws_mmdet.convert import load_bn_weights
+from pws_mmdet.engine import PWSAlphaInitHook
+
+
+@pytest.fixture
+def bn_net():
+    return make_bn_net()
+
+
+@pytest.mark.parametrize('options, exclude', [({}, ()), (PLAIN_STEM, ['^conv1$'])])
+def test_conversion_by_names_equals_conversion_by_modules(bn_net, options, exclude):
+    """One conversion knows the layers by their modules, the other by their names."""
+    x = torch.randn(2, 3, 64, 64)
+    for batches in (None, [torch.randn(4, 3, 64, 64)]):
+        by_module, _ = convert_to_pws(bn_net, batches, exclude, progress=False)
+        by_name = pws_net(**options)
+        report, unused = load_bn_weights(
+            by_name, bn_net.state_dict(), batches, progress=False
+        )
+        by_name.eval()
+        assert len(report) == 20 and not unused
+        for y, expected in zip(by_name(x), by_module(x), strict=True):
+            torch.testing.assert_close(y, expected, rtol=1e-3, atol=1e-3)
+
+
+def test_alpha_init_hook_keeps_converted_layers(bn_net, make_runner):
+    hook = PWSAlphaInitHook()
+    net = pws_net()
+    runner = type('Runner', (), dict(model=net))
+    hook.before_run(runner)
+    load_bn_weights(net, bn_net.state_dict(), progress=False)
+    assert hook.loaded == {m for m in net.modules() if isinstance(m, PWSConv2d)}
+
+
+def test_bn_layers_with_unknown_names_are_refused(bn_net):
+    weights = {k.replace('bn1', 'post'): v for k, v in bn_net.state_dict().items()}
+    last = sorted(weights, key=lambda key: 'post' in key)
+    weights = {key: weights[key] for key in last}
+    refuse(pws_net(), weights, 'not known which convolution .*layer1.0.post')
+
+
+@pytest.mark.parametrize('names', [('bn1', 'norm_a'), ('bn2', 'after')])
+def test_bn_next_to_its_convolution_may_have_any_name(bn_net, names):
+    expected, net = pws_net(), pws_net()
+    net.load_state_dict(expected.state_dict())
+    load_bn_weights(expected, bn_net.state_dict(), progress=False)
+    weights = {k.replace(*names): v for k, v in bn_net.state_dict().items()}
+    load_bn_weights(net, weights, progress=False)
+    for key, value in net.state_dict().items():
+        assert torch.equal(value, expected.state_dict()[key]), key
+
+
+def test_bad_weights(bn_net):
+    weights = bn_net.state_dict()
+    some = {k: v for k, v in weights.items() if not k.startswith('layer4')}
+    refuse(pws_net(), some, 'they lack layer4.0.conv1.weight, layer4.0.conv2')
+    narrow = ResNet(18, base_channels=4, stem_channels=4).state_dict()
+    refuse(pws_net(), narrow, r'conv1.weight is \(4, 3, 7, 7\), not \(8, 3, 7, 7\)')
+    stem = {k: narrow[k] if '1.' in k[:6] else v for k, v in weights.items()}
+    shapes = r'conv1.weight is \(4, 3, 7, 7\), not \(8, 3, 7, 7\)'
+    refuse(pws_net(**PLAIN_STEM), stem, shapes)
+    refuse(pws_net(), pws_net().state_dict(), 'with PWS already')
+    nan = {**weights, 'conv1.weight': weights['conv1.weight'] * float('nan')}
+    refuse(pws_net(), nan, 'NaN or infinity in conv1.weight')
+    refuse(pws_net(conv_cfg=None, norm_cfg=dict(type='BN')), weights, 'no PWS')
+
+
+def test_networks_that_compute_something_else(bn_net):
+    weights = bn_net.state_dict()
+    refuse(pws_net(pre_activation=True), weights, 'pre_activation=False')
+    stem = pws_net(stem_norm_cfg=dict(type='GN', num_groups=1))
+    refuse(stem, weights, 'they lack gn1.weight, gn1.bias')
+    fixed = pws_net(conv_cfg=dict(type='PWS', alpha='fixed'))
+    refuse(fixed, weights, "conv1: alpha must be 'channel'")
+
+
+def test_weights_of_conv_ws_and_conv_aws_are_standardized(bn_net):
+    """Those of MMCV's ConvWS are told by a flag, of ConvAWS by their names."""
+    for kind in ('ConvWS', 'ConvAWS'):
+        original = ResNet(**SMALL, conv_cfg=dict(type=kind))
+        original.load_state_dict(bn_net.state_dict(), strict=False)
+        for module in original.modules():
+            if isinstance(module, ConvAWS2d):
+                nn.init.uniform_(module.weight_gamma, 0.5, 1.5)
+                nn.init.normal_(module.weight_beta, 0, 0.1)
+        original.eval()
+        by_module, report = convert_to_pws(original, progress=False)
+        assert len(report) == 20
+        by_name = pws_net()
+        load_bn_weights(
+            by_name, original.state_dict(), conv_ws=kind == 'ConvWS', progress=False
+        )
+        x = torch.randn(2, 3, 64, 64)
+        by_name.eval()
+        for y, expected in zip(by_name(x), by_module(x), strict=True):
+            torch.testing.assert_close(y, expected, rtol=1e-3, atol=1e-3)
+
+
+def test_several_bn_layers_after_one_convolution_are_refused():
+    """As in the head of RTMDet: what they make of it is not the same filters."""
+
+    def net(**options):
+        convs = nn.Sequential(*(ConvModule(4, 4, 3, **options) for _ in range(2)))
+        convs[1].conv = convs[0].conv
+        return convs
+
+    weights = net(norm_cfg=dict(type='BN')).state_dict()
+    refuse(net(conv_cfg=dict(type='PWS')), weights, 'shares some, .*share_conv=False')
+    shared = net(conv_cfg=dict(type='PWS'))
+    report, unused = load_bn_weights(shared, net().state_dict(), progress=False)
+    assert len(report) == 1 and not unused
+    assert shared[0].conv is shared[1].conv
+
+
+def test_layers_that_cannot_hold_filters_are_refused_first(bn_net, monkeypatch):
+    monkeypatch.setattr('pws_mmdet.convert.bn_weights.convert_folded', None)
+    for options in (dict(alpha='layer'), dict(beta=False)):
+        net = pws_net(conv_cfg=dict(type='PWS', **options))
+        refuse(net, bn_net.state_dict(), 'conv1: (alpha|beta) must be')
