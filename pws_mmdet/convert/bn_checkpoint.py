@@ -75,30 +75,21 @@ def convert_checkpoint(
 ) -> ConvertedCheckpoint:
     """Convert a checkpoint of a network with BN for the same network with PWS.
 
-    If the checkpoint holds the weights of a backbone only, such as torchvision's, the
-    new one is made for the backbone, for
-    ``init_cfg=dict(type='Pretrained', checkpoint=OUT)``.
+    If the checkpoint holds only a backbone, such as torchvision's, the new one is for
+    ``init_cfg=dict(type='Pretrained', checkpoint=OUT)`` of the backbone.
 
     Args:
         config: The config of the norm-free network.
         checkpoint: A path, a URL, or a name such as 'torchvision://resnet50'.
         out: The new file, *.pth.
-        calibrate: A folder of images, or a config whose training images are taken. They
-            pass the test pipeline of ``config``. None converts without images, which
-            loses more.
-        num_images: The number of images.
-        batch_size: Images in a batch.
-        bn_eps: eps of the BN layers. The default is the one that ``config`` holds, if
-            ``make_norm_free`` wrote it, or else 1e-5.
-        conv_ws: The BN layers follow MMCV's ConvWS. The default is ``conv_ws`` of the
-            backbone's ``init_cfg`` in ``config``.
-        device: Where to run the network.
-        cfg_options: Changes to the config, as in MMDetection's programs.
-        **options: As :class:`ConversionOptions` documents them. ``seed`` is also the
-            seed of the choice of images.
-
-    Returns:
-        What was written, and a record of each convolution.
+        calibrate: A folder of images, or a config with a training set. The images pass
+            the test pipeline of ``config``. None loses more.
+        num_images, batch_size: The number of images, in all and in a batch.
+        bn_eps: eps of the BN layers; by default that in a ``config`` which
+            ``make_norm_free`` wrote, or else 1e-5.
+        conv_ws: BN follows MMCV's ConvWS; by default as in the backbone's ``init_cfg``.
+        device, cfg_options: Of the network; changes to the config.
+        **options: See :class:`ConversionOptions`. ``seed`` also chooses the images.
 
     Raises:
         FileExistsError: If ``out`` exists.
@@ -107,37 +98,35 @@ def convert_checkpoint(
         RuntimeError: If the checkpoint is damaged or holds more than data.
         ValueError: If an argument is out of range, or something does not fit.
     """
-    chosen = ConversionOptions(**options)
+    seed = ConversionOptions(**options).seed
     path = check_new_path(out, '.pth')
     cfg = read_config(config, cfg_options)
     _check(cfg, config, calibrate, batch_size, device)
     init_default_scope(cfg.get('default_scope', 'mmdet'))
     weights, dataset_meta = read_checkpoint(checkpoint)
-    images = find_images(calibrate, num_images, chosen.seed) if calibrate else []
-
-    start = dict_at(cfg, 'model', 'backbone', 'init_cfg') or {}
-    bn_eps = bn_eps_of(cfg.model) if bn_eps is None else bn_eps
-    conv_ws = start.get('conv_ws', False) if conv_ws is None else conv_ws
+    images = find_images(calibrate, num_images, seed) if calibrate else []
+    if bn_eps is None:
+        bn_eps = bn_eps_of(cfg.model)
+    if conv_ws is None:
+        start = dict_at(cfg, 'model', 'backbone', 'init_cfg') or {}
+        conv_ws = start.get('conv_ws', False)
     model = build_model(config, cfg).to(device)
     model.eval()
     target = choose_target(model, weights)
-    batches = None
-    if images:
-        batches = load_images(cfg, images, batch_size)
-        if target is not model:
-            batches = [_preprocess(model, batch) for batch in batches]
+    batches = load_images(cfg, images, batch_size) if images else None
+    if target is not model:
+        weights = _weights_of_backbone(weights)
+        batches = batches and [_preprocess(model, batch) for batch in batches]
     try:
-        if target is not model and any(k.startswith('backbone.') for k in weights):
-            weights = weights_of(weights, 'backbone.')
         report, unused = load_bn_weights(
             target, weights, batches, bn_eps, conv_ws, **options
         )
     except ValueError as e:
         raise ValueError(f'{checkpoint}: {e}') from None
-    made = dict(state_dict={k: v.cpu() for k, v in target.state_dict().items()})
+    content = dict(state_dict={k: v.cpu() for k, v in target.state_dict().items()})
     if target is model and dataset_meta is not None:
-        made['meta'] = dict(dataset_meta=dataset_meta)
-    write_checkpoint(made, path)
+        content['meta'] = dict(dataset_meta=dataset_meta)
+    write_checkpoint(content, path)
     part = 'network' if target is model else 'backbone'
     return ConvertedCheckpoint(path, part, len(images), report, unused)
 
@@ -173,6 +162,11 @@ def choose_target(model: nn.Module, weights: Mapping[str, Tensor]) -> nn.Module:
         if key.endswith('.weight') and not key.startswith('backbone.')
     }
     return model if backbone is None or others & set(weights) else backbone
+
+
+def _weights_of_backbone(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    in_detector = any(key.startswith('backbone.') for key in weights)
+    return weights_of(weights, 'backbone.') if in_detector else weights
 
 
 def _preprocess(model: nn.Module, batch: dict) -> Tensor:

@@ -1,10 +1,20 @@
 """Turn a trained network with BN into a network with PWS.
 
-Every conversion has three steps. BN is folded into the convolutions; this gives a plain
-network. Zero-mean filters are fitted to it. The filters are set as the parameters of
-PWS convolutions. :func:`convert_to_pws` folds a network, and
-:func:`pws_mmdet.convert.load_bn_weights` folds the weights of a checkpoint. Fit and set
-are the same for both: :func:`convert_folded`.
+A conversion has three steps:
+
+1. Fold: BN becomes part of the convolutions. This gives a plain network.
+2. Fit: find zero-mean filters, because PWS filters have zero mean. With images, the
+   filters of each layer are fitted by least squares, in the order of execution. The
+   inputs are those in the network that is converted so far, and the wanted outputs are
+   those of the layer in the original network. If the network adds an output directly to
+   something, as in a residual block, the wanted value is the original sum. Without
+   images, each filter loses its sum, and the bias gains the mean of that part,
+   estimated from the statistics of BN. In both cases the channels of the network are
+   scaled first, so that less is lost; see :mod:`pws_mmdet.convert.equalize`.
+3. Set: the filters become the parameters of PWS convolutions.
+
+:func:`convert_to_pws` folds a network, and :func:`load_bn_weights` folds the weights of
+a checkpoint. Fit and set are the same for both: :func:`convert_folded`.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -112,21 +122,14 @@ def convert_to_pws(
 ) -> tuple[nn.Module, list[ConvertedLayer]]:
     """Convert a trained network with BN, or without any norm, to PWS.
 
-    Each ``nn.Conv2d``, together with the BN layer that follows it, becomes a
-    :class:`PWSConv2d`. The BN layers become ``nn.Identity``. MMCV's ConvWS and ConvAWS
-    are first replaced by plain convolutions with the same filters. Other convolutions
-    (1D, 3D, transposed, deformable, subclasses) stay; the report names them. Norm
-    layers without running statistics stay, too.
+    Each ``nn.Conv2d``, with the BN layer that follows it, becomes a :class:`PWSConv2d`,
+    and the BN layer ``nn.Identity``. MMCV's ConvWS and ConvAWS count as the plain
+    convolutions that they compute. Other convolutions (1D, 3D, transposed, deformable,
+    subclasses) stay; the report names them. Norm layers without statistics stay, too.
 
-    PWS filters have zero mean, so the conversion is not exact. With images, the filters
-    of each layer are fitted by least squares, in the order of execution. The inputs are
-    those in the network that is converted so far, and the wanted outputs are those of
-    the layer in the original network. If an output is directly added to something, as
-    in a residual block, the wanted value is the original sum. Without images, each
-    filter loses its sum, and beta gains the mean of that part, estimated from the
-    statistics of BN. In both cases the channels of the network are scaled first, so
-    that less is lost; see :mod:`pws_mmdet.convert.equalize`. So the outputs of
-    intermediate layers are scaled, too.
+    The conversion is not exact, because PWS filters have zero mean. Intermediate
+    outputs of the new network are also scaled by channel. The text at the top of
+    :mod:`pws_mmdet.convert.convert` describes the method.
 
     Args:
         model: The trained network. It is not changed.
@@ -138,8 +141,7 @@ def convert_to_pws(
         gamma, relative_gamma: As of :class:`PWSConv2d`. The outputs of the converted
             network do not depend on them.
         **options: ``forward``, ``max_scale``, ``max_positions``, ``unaligned``,
-            ``sweeps``, ``seed`` and ``progress``, as :class:`ConversionOptions`
-            documents them.
+            ``sweeps``, ``seed`` and ``progress``: see :class:`ConversionOptions`.
 
     Returns:
         The converted network in evaluation mode, with the dtype and device of

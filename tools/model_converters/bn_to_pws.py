@@ -16,7 +16,7 @@ from pws_mmdet.convert.options import MAX_SCALE, UNALIGNED
 from pws_mmdet.utils.config import ConfigOptions
 
 
-def parse_args() -> tuple[argparse.ArgumentParser, argparse.Namespace]:
+def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -28,7 +28,7 @@ def parse_args() -> tuple[argparse.ArgumentParser, argparse.Namespace]:
         '--calibrate',
         metavar='FOLDER_OR_CONFIG',
         help='a folder of images, or a config with a training set. Without images the '
-        'conversion uses only the statistics of BN, and loses more',
+        'conversion loses more',
     )
     add('--num-images', type=int, default=32, metavar='N')
     add('--batch-size', type=int, default=4, metavar='N')
@@ -67,11 +67,7 @@ def parse_args() -> tuple[argparse.ArgumentParser, argparse.Namespace]:
     )
     add('--device', default='cpu', help='such as cuda')
     add('--cfg-options', nargs='+', action=ConfigOptions, metavar='K=V')
-    return parser, parser.parse_args()
-
-
-def main() -> None:
-    parser, args = parse_args()
+    args = parser.parse_args()
     try:
         print(convert_checkpoint(**vars(args)))
     except (ImportError, OSError, RuntimeError, ValueError) as error:
