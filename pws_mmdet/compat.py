@@ -1,7 +1,7 @@
-"""What differs between versions of torch, mmcv, mmengine and mmdet.
+"""The versions of torch, mmcv, mmengine and mmdet that work, and their differences.
 
-Which versions go together and what to install, what an older torch lacks, and every
-private name of these libraries that the package uses.
+This module checks the versions and says what to install. It has what an older torch
+lacks. It imports nothing of the package except the version.
 """
 
 import sys
@@ -21,14 +21,15 @@ INSTALL = (
     'pip install mmengine==0.10.7 && mim install mmcv==2.1.0 && '
     'pip install mmdet==3.3.0'
 )
-# torchvision goes with one torch; pip would take the latest of both.
+# Each torchvision needs one version of torch. Without it, pip would upgrade torch.
 INSTALL_PRETRAIN = (
     f"pip install -e '.[pretrain]' torch=={torch.__version__.split('+')[0]}"
 )
-# Since 2.6 torch.load(weights_only=True) takes a list of (object, name) to allow.
+# torch 2.6 and later let us add (object, name) to what torch.load(weights_only=True)
+# allows.
 HAS_ALLOW_LIST = Version(torch.__version__).release >= (2, 6)
 
-# torch.compiler.is_compiling is new in 2.3; torch 2.1 and 2.2 have the private one.
+# torch 2.3 and later have torch.compiler.is_compiling.
 if hasattr(torch.compiler, 'is_compiling'):
     is_compiling = torch.compiler.is_compiling
 else:
@@ -36,12 +37,25 @@ else:
 
 
 def tree_leaves(tree: Any) -> list[Any]:
-    """Return what nested lists, tuples and dicts hold; new in torch 2.2."""
-    return _pytree.tree_flatten(tree)[0]  # private; in torch 2.1 to 2.15
+    """Return the leaves of nested lists, tuples and dicts.
+
+    ``torch.utils._pytree.tree_leaves`` exists in torch 2.2 and later.
+    """
+    return _pytree.tree_flatten(tree)[0]
 
 
 def unravel_index(index: Tensor, shape: Sequence[int]) -> tuple[Tensor, ...]:
-    """Turn flat indices into one of each axis; ``torch.unravel_index`` of 2.2."""
+    """Turn indices of a flattened tensor into one index for each axis.
+
+    ``torch.unravel_index`` exists in torch 2.2 and later.
+
+    Args:
+        index: Indices, of any shape.
+        shape: Shape of the tensor that was flattened.
+
+    Returns:
+        For each axis, its indices in the shape of ``index``.
+    """
     axes = []
     for size in reversed(shape):
         axes.append(index % size)
@@ -50,17 +64,16 @@ def unravel_index(index: Tensor, shape: Sequence[int]) -> tuple[Tensor, ...]:
 
 
 def get_allowed_globals() -> dict[str, Any]:
-    """Return torch's list of the names that a pickle of tensors may hold."""
-    # Private; in torch 2.1 to 2.15. Only a torch before 2.6 needs it.
+    """Return what torch before 2.6 allows a pickle of tensors to name, by name."""
     from torch._weights_only_unpickler import _get_allowed_globals
 
     return _get_allowed_globals()
 
 
 def saves_tensors_by_hooks() -> bool:
-    """Tell whether hooks keep what the backward pass needs, as in checkpointing."""
+    """Tell whether saved-tensor hooks are active, as in activation checkpointing."""
     try:
-        # This raises where there are hooks.
+        # It raises a RuntimeError if hooks are active.
         with torch.autograd.graph.disable_saved_tensors_hooks('there are hooks'):
             return False
     except RuntimeError:
@@ -68,9 +81,13 @@ def saves_tensors_by_hooks() -> bool:
 
 
 def check_versions() -> None:
-    """Raise an ImportError that says what to install, if something is not right."""
-    # The forks onedl-mmcv, onedl-mmengine and onedl-mmdetection import under the same
-    # names: the imported modules count, not the distributions.
+    """Check the versions of the host libraries, and that mmcv has its operators.
+
+    Raises:
+        ImportError: If a library is missing or too old. It says what to install.
+    """
+    # Look at modules, not at distributions: the forks onedl-mmcv, onedl-mmengine and
+    # onedl-mmdetection have other names as distributions, but the same modules.
     for name, minimum in MINIMUM_VERSIONS.items():
         try:
             module = import_module(name)
@@ -79,10 +96,10 @@ def check_versions() -> None:
                 f'pws_mmdet needs {name}>={minimum}, and importing it failed ({e}): '
                 f'{INSTALL}'
             ) from e
-        except AssertionError as e:  # how mmdet rejects an mmcv or mmengine
+        except AssertionError as e:  # mmdet rejects its mmcv or mmengine
             raise ImportError(f'{e} For example: {INSTALL}') from e
         if Version(module.__version__) < Version(minimum):
-            # A new torch needs MMCV again, because its operators are compiled for one.
+            # A new torch needs a new MMCV, which is compiled for one torch.
             first = "pip install 'torch>=2.1' && " if name == 'torch' else ''
             raise ImportError(
                 f'pws_mmdet needs {name}>={minimum}, but {module.__version__} is '
@@ -99,21 +116,21 @@ def check_versions() -> None:
         ) from e
 
 
-# Keep the object: torch forgets the operators when it is deleted.
+# torch forgets the operators when this object is deleted.
 _torchvision_operators: torch.library.Library | None = None
 
 
 def allow_broken_torchvision() -> None:
     """Let MMDetection import a torchvision whose compiled part cannot be loaded.
 
-    The wheels of the Python package index are compiled for a CUDA build of torch.
-    Beside another build the rest of torchvision does not import either, only
-    because it describes two operators of that part to torch, which does not know
-    them. Once they are declared it does, and mmpretrain, which needs its
-    transforms, works. To call the operators stays an error of torchvision's own.
+    torchvision's wheels for CUDA do not load their compiled part beside a CPU build of
+    torch. Importing torchvision then fails, because it registers two operators that
+    only the compiled part declares. This function declares the two, so that the rest
+    of torchvision, which mmpretrain needs, can be imported. Calling the two operators
+    still raises an error.
 
-    Nothing is imported unless mmpretrain is installed; where it is, MMDetection
-    imports it. A torchvision that works is left alone.
+    Without mmpretrain nothing happens: only mmpretrain makes MMDetection import
+    torchvision. A torchvision that works is not changed.
     """
     global _torchvision_operators
     if not all(_is_installed(name) for name in ('mmpretrain', 'torchvision')):
@@ -125,7 +142,7 @@ def allow_broken_torchvision() -> None:
         if 'operator torchvision::' not in str(e):
             raise
     for name in [n for n in sys.modules if n.split('.')[0] == 'torchvision']:
-        del sys.modules[name]  # half imported
+        del sys.modules[name]  # only half of it was imported
     _torchvision_operators = torch.library.Library('torchvision', 'DEF')
     for name in ('nms', 'qnms'):
         _torchvision_operators.define(
@@ -135,15 +152,15 @@ def allow_broken_torchvision() -> None:
 
 
 def _is_installed(name: str) -> bool:
-    # find_spec raises a ValueError for a module that tests have put in place
+    # find_spec raises a ValueError for a module without a spec, as tests make them.
     return sys.modules.get(name) is not None or find_spec(name) is not None
 
 
 def import_mmpretrain() -> None:
-    """Import mmpretrain, which the classification configs are made of.
+    """Import mmpretrain, which the classification configs need.
 
     Raises:
-        ImportError: If it or what it needs is missing, with what to install.
+        ImportError: If it or torchvision is missing. It says what to install.
     """
     allow_broken_torchvision()
     for name in ('torchvision', 'mmpretrain'):

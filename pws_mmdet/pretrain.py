@@ -1,10 +1,12 @@
-"""What the classification configs import, as mmpretrain may need help to import.
+"""Import mmpretrain for the classification configs.
 
     custom_imports = dict(imports=['pws_mmdet.pretrain'])
 
+Importing this module also repairs a torchvision whose compiled part cannot be loaded.
+
 Raises:
-    RuntimeError: If mmpretrain or what it needs is missing. Of an ImportError of a
-        config's ``custom_imports``, MMEngine would show another text in the end.
+    RuntimeError: If mmpretrain or torchvision is missing. It is not an ImportError,
+        because MMEngine replaces the text of those in ``custom_imports``.
 """
 
 from .compat import import_mmpretrain

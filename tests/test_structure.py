@@ -18,7 +18,8 @@ FLOORS = (
     ('convert',),
     ('deploy', 'analysis', 'evaluation'),
     ('engine',),
-    ('pretrain', 'deprecated', '__init__'),
+    ('deprecated', 'pretrain'),
+    ('__init__',),
 )
 
 MOST_LINES_OF_A_FILE = 400

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # tools/dist_test.sh CONFIG CHECKPOINT GPUS [flags of tools/test.py]
-# Where there is no GPU, GPUS counts processes of the CPU.
+# On a machine without a GPU, GPUS is the number of CPU processes.
 set -euo pipefail
 if [ $# -lt 3 ]; then
     echo "usage: $0 CONFIG CHECKPOINT GPUS [flags of test.py]" >&2

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # tools/dist_train.sh CONFIG GPUS [flags of tools/train.py]
-# Where there is no GPU, GPUS counts processes of the CPU.
+# On a machine without a GPU, GPUS is the number of CPU processes.
 set -euo pipefail
 if [ $# -lt 2 ]; then
     echo "usage: $0 CONFIG GPUS [flags of train.py]" >&2

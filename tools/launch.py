@@ -1,7 +1,7 @@
-"""Run torch.distributed.run, and show a program's own message last.
+"""Run torch.distributed.run, and show the error of a program as the last line.
 
-torch prints a traceback of its own when a process ends with an error. It would hide
-the one paragraph with which train.py and test.py refuse what cannot work.
+When a process fails, torch prints a traceback of its own. The short message of train.py
+or test.py would be lost above it.
 """
 
 import sys
@@ -13,7 +13,7 @@ if __name__ == '__main__':
     try:
         main()
     except ChildFailedError as e:
-        # run_mmdet_program left the message where torch collects it.
+        # run_mmdet_program wrote the message to the file that torch reads here.
         for failure in e.failures.values():
             if 'timestamp' in failure.error_file_data:
                 print(failure.message, file=sys.stderr)

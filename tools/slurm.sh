@@ -1,15 +1,15 @@
 #!/usr/bin/env bash
-# tools/slurm.sh PARTITION JOB_NAME PROGRAM [arguments]: what slurm_train.sh and
-# slurm_test.sh share. GPUS, GPUS_PER_NODE, CPUS_PER_TASK and SRUN_ARGS are
-# MMDetection's.
+# tools/slurm.sh PARTITION JOB_NAME PROGRAM [arguments]
+# Starts a Slurm job for slurm_train.sh and slurm_test.sh. GPUS, GPUS_PER_NODE,
+# CPUS_PER_TASK and SRUN_ARGS in the environment mean what they mean in MMDetection.
 set -euo pipefail
 GPUS_PER_NODE=${GPUS_PER_NODE:-8}
 root=$(cd "$(dirname "$0")/.." && pwd)
-# A wheel's tools lie inside the installed package, and need no path to it.
+# In a checkout, Python must find the package. A wheel has installed it already.
 if [ -d "$root/pws_mmdet" ]; then
     export PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}"
 fi
-# SRUN_ARGS is a list of arguments: it must be split into words
+# No quotes around SRUN_ARGS: it holds several arguments.
 # shellcheck disable=SC2086
 exec srun -p "$1" \
     --job-name="$2" \

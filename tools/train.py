@@ -1,4 +1,4 @@
-"""Train a detector: MMDetection's own program, with all its flags."""
+"""Train a detector with MMDetection's own program. All its flags work."""
 
 from pws_mmdet.engine.programs import run_mmdet_program
 

@@ -1,4 +1,4 @@
-"""Check weights before a network takes them, and load them strictly."""
+"""Check weights before a network loads them, and load them strictly."""
 
 import logging
 from collections.abc import Mapping
@@ -7,104 +7,70 @@ from typing import Any
 
 import torch
 from mmengine.logging import print_log
-from torch import nn
+from torch import Tensor, nn
 
 from ..layers import PWSConv2d, ReparamConv2d
 from ..utils.model import unwrap_model
 from ..utils.names import first_names
 
 
-def renamed_on_loading(
-    model: nn.Module, weights: Mapping[str, torch.Tensor]
-) -> dict[str, torch.Tensor]:
-    """Give weights the names under which a model takes them.
-
-    Some detectors rename what they load: SemiBaseDetector (SoftTeacher) gives the
-    weights of a supervised detector to its student and its teacher, a single-stage
-    detector takes those of an RPN for its head.
+def load_strictly(
+    model: nn.Module, weights: Mapping[str, Any], allow_unused: bool = False
+) -> list[str]:
+    """Load weights that are finite, of the right kind, and complete.
 
     Args:
-        model: The network that is to take them.
-        weights: Tensors by their names in the checkpoint.
-    """
-    renamed = dict(weights)
-    model = unwrap_model(model)
-    if type(model)._load_from_state_dict is not nn.Module._load_from_state_dict:
-        model._load_from_state_dict(renamed, '', {}, False, [], [], [])
-    return renamed
-
-
-def check_finite(
-    weights: Mapping[str, torch.Tensor],
-    source: str | Path,
-    model: nn.Module | None = None,
-) -> None:
-    """Raise a ValueError that names the first tensors that hold NaN or infinity.
-
-    Args:
-        weights: Tensors of any shape and dtype, by name.
-        source: Where they are from, for the message.
-        model: The network that is to take them. Where one of its own tensors is not
-            finite, such as a mask of -inf for attention, the weights need not be.
-    """
-    start = not_finite(unwrap_model(model).state_dict()) if model is not None else {}
-    bad = [*not_finite(weights, start)]
-    if bad:
-        raise ValueError(
-            f'{source} has NaN or infinity in {first_names(bad)}: its training '
-            'diverged, take an earlier checkpoint'
-        )
-
-
-def not_finite(
-    tensors: Mapping[str, Any], start: Mapping[str, torch.Tensor] | None = None
-) -> dict[str, torch.Tensor]:
-    """Find NaN and infinity.
-
-    Args:
-        tensors: Tensors of any shape and dtype, by name; anything else is skipped.
-        start: What this function returned for the same tensors earlier. What was not
-            finite then does not count, nor does a tensor of another shape than then.
+        model: The network.
+        weights: Tensors by the names of its ``state_dict``.
+        allow_unused: Ignore weights that the network has no place for.
 
     Returns:
-        For each tensor with such values, by name, where they are: a boolean tensor of
-        the same shape.
+        The names of the ignored weights.
+
+    Raises:
+        ValueError: If the weights are of another kind of network, are not finite, or do
+            not fit.
     """
-    found = {}
-    for name, value in tensors.items():
-        if not torch.is_tensor(value):
-            continue
-        bad = ~value.isfinite()
-        known = (start or {}).get(name)
-        if known is not None:
-            same = known.shape == bad.shape
-            bad = bad & ~known.to(bad.device) if same else torch.zeros_like(bad)
-        if bad.any():
-            found[name] = bad
-    return found
+    weights = {key.removeprefix('module.'): v for key, v in weights.items()}
+    check_kind(model, weights)
+    check_finite(weights, 'it', model)
+    try:
+        missing, unused = model.load_state_dict(weights, strict=False)
+    except RuntimeError as e:  # each line after the first names one wrong shape
+        problems = [first_names([line.strip() for line in str(e).splitlines()[1:]])]
+    else:
+        problems = [f'they lack {first_names(missing)}'] if missing else []
+        if unused and not allow_unused:
+            problems.append(f'the network has no {first_names(unused)}')
+    if problems:
+        raise ValueError(f'the weights do not fit the network: {"; ".join(problems)}')
+    return unused
 
 
 def check_kind(
     model: nn.Module, weights: Mapping[str, Any], as_start: bool = False
 ) -> None:
-    """Raise a ValueError if weights with PWS are for a network without, or reversely.
+    """Check that weights with PWS are for a network with PWS, and others for others.
 
-    Loaded nevertheless, they make a network that computes something else, and
-    MMEngine only warns of missing names. Layers that only one of both has do not
-    count.
+    If the wrong kind is loaded, the network computes something else, and MMEngine only
+    warns of missing names. A layer counts only if the network and the weights have it.
 
     Args:
-        model: The network that is to take them.
+        model: The network.
         weights: Tensors by the names of its ``state_dict``.
-        as_start: A network with PWS may start from filters of plain convolutions
-            without BN: PWSAlphaInitHook finds their alpha.
+        as_start: Allow plain convolutions without BN for a network with PWS:
+            PWSAlphaInitHook will find their alpha.
+
+    Raises:
+        ValueError: If the weights are of the other kind.
     """
     model = unwrap_model(model)
     weights = {key.removeprefix('module.'): v for key, v in weights.items()}
     alphas = {key.rpartition('.alpha')[0] for key in weights if '.alpha' in key}
-    own = model.state_dict()
-    # Convolutions of other people may have an alpha, such as that of a quantizer.
-    places = {key.rpartition('.alpha')[0] for key in own if '.alpha' in key}
+    # Layers of other packages may have an alpha, for example quantizers.
+    places = {
+        key.rpartition('.alpha')[0] for key in model.state_dict() if '.alpha' in key
+    }
     plain, pws = [], []
     for name, module in model.named_modules():
         kernel = weights.get(f'{name}.weight')
@@ -131,18 +97,91 @@ def check_kind(
     if pws:
         raise ValueError(
             'these are the weights of a PWS checkpoint, and this network has other '
-            f'convolutions in {first_names(pws)}: name the config that they were '
-            'trained with. tools/model_converters/fuse_pws.py makes them plain'
+            f'convolutions in {first_names(pws)}. Use the config of their training, or '
+            'make them plain with tools/model_converters/fuse_pws.py'
         )
 
 
-def warn_of_other_shapes(model: nn.Module, weights: Mapping[str, Any]) -> None:
-    """Warn once of layers whose filters in a checkpoint have another shape.
-
-    A load that is not strict leaves out their filters, and with them alpha.
+def check_finite(
+    weights: Mapping[str, Tensor], source: str | Path, model: nn.Module | None = None
+) -> None:
+    """Check that weights have no NaN and no infinity.
 
     Args:
-        model: The network that is to take the weights.
+        weights: Tensors of any shape and dtype, by name.
+        source: Where they are from, for the message.
+        model: The network that is to load them. Where its own tensors are not finite,
+            such as an attention mask of -inf, the weights may be so, too.
+
+    Raises:
+        ValueError: If they have. It names the first tensors.
+    """
+    own = not_finite(unwrap_model(model).state_dict()) if model is not None else {}
+    bad = not_finite(weights, own)
+    if bad:
+        raise ValueError(
+            f'{source} has NaN or infinity in {first_names(bad)}: the training '
+            'diverged. Take an earlier checkpoint'
+        )
+
+
+def not_finite(
+    tensors: Mapping[str, Any], known: Mapping[str, Tensor] | None = None
+) -> dict[str, Tensor]:
+    """Find NaN and infinity.
+
+    Args:
+        tensors: Tensors of any shape and dtype, by name. Other values are skipped.
+        known: What an earlier call returned. These places are skipped, and so are
+            tensors whose shape has changed.
+
+    Returns:
+        For each tensor with such values, a boolean tensor of its shape that is True at
+        these values.
+    """
+    found = {}
+    for name, value in tensors.items():
+        if not torch.is_tensor(value):
+            continue
+        bad = ~value.isfinite()
+        before = (known or {}).get(name)
+        if before is not None:
+            same = before.shape == bad.shape
+            bad = bad & ~before.to(bad.device) if same else torch.zeros_like(bad)
+        if bad.any():
+            found[name] = bad
+    return found
+
+
+def renamed_on_loading(
+    model: nn.Module, weights: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """Rename weights as a detector renames what it loads.
+
+    SemiBaseDetector (SoftTeacher) copies the weights of a supervised detector to its
+    student and its teacher. A single-stage detector takes those of an RPN for its head.
+
+    Args:
+        model: The network that is to load them.
+        weights: Tensors by their names in the checkpoint.
+
+    Returns:
+        The tensors by the names of the network's ``state_dict``.
+    """
+    renamed = dict(weights)
+    model = unwrap_model(model)
+    if type(model)._load_from_state_dict is not nn.Module._load_from_state_dict:
+        model._load_from_state_dict(renamed, '', {}, False, [], [], [])
+    return renamed
+
+
+def warn_of_other_shapes(model: nn.Module, weights: Mapping[str, Any]) -> None:
+    """Warn of layers whose filters have another shape in a checkpoint.
+
+    A load that is not strict skips their filters and alpha.
+
+    Args:
+        model: The network that is to load the weights.
         weights: Tensors by the names of its ``state_dict``.
     """
     names = [
@@ -160,36 +199,3 @@ def warn_of_other_shapes(model: nn.Module, weights: Mapping[str, Any]) -> None:
             logger='current',
             level=logging.WARNING,
         )
-
-
-def load_strictly(
-    model: nn.Module, weights: Mapping[str, Any], allow_unused: bool = False
-) -> list[str]:
-    """Load finite weights of the right kind that give a value to all of a model.
-
-    Args:
-        model: The network.
-        weights: Tensors by the names of its ``state_dict``.
-        allow_unused: Weights that the network has no place for are no error.
-
-    Returns:
-        The names of the weights that the network has no place for.
-
-    Raises:
-        ValueError: If they are of another kind of network, are not finite, or do not
-            fit.
-    """
-    weights = {key.removeprefix('module.'): v for key, v in weights.items()}
-    check_kind(model, weights)
-    check_finite(weights, 'it', model)
-    try:
-        missing, unused = model.load_state_dict(weights, strict=False)
-    except RuntimeError as e:  # the line after the first name one wrong shape each
-        problems = [first_names([line.strip() for line in str(e).splitlines()[1:]])]
-    else:
-        problems = [f'they lack {first_names(missing)}'] if missing else []
-        if unused and not allow_unused:
-            problems.append(f'the network has no {first_names(unused)}')
-    if problems:
-        raise ValueError(f'the weights do not fit the network: {"; ".join(problems)}')
-    return unused

@@ -1,4 +1,4 @@
-"""Errors for arguments that are wrong, where they are given and not where they hurt."""
+"""Check arguments where they are given, so that errors name them."""
 
 import inspect
 import math
@@ -8,7 +8,7 @@ from typing import Any
 
 
 def positive(number: Callable[[str], Any]) -> Callable[[str], Any]:
-    """A type for argparse: positive and finite numbers.
+    """Return a type for argparse that accepts positive finite numbers.
 
     Args:
         number: ``int`` or ``float``.
@@ -25,14 +25,16 @@ def positive(number: Callable[[str], Any]) -> Callable[[str], Any]:
 
 
 def check_names(cls: type, names: Iterable[str]) -> None:
-    """Raise a TypeError if a class is given arguments that it does not have.
+    """Check that ``__init__`` of a class has the named arguments.
 
-    A class whose ``__init__`` takes ``**kwargs`` is not checked, because it may do
-    anything with them.
+    If it takes ``**kwargs``, every name is accepted.
 
     Args:
         cls: The class.
-        names: The names of the arguments.
+        names: Names of arguments.
+
+    Raises:
+        TypeError: If it lacks one. It lists those that the class has.
     """
     parameters = [*inspect.signature(cls.__init__).parameters.values()][1:]
     if any(p.kind is p.VAR_KEYWORD for p in parameters):
@@ -47,12 +49,15 @@ def check_names(cls: type, names: Iterable[str]) -> None:
 
 
 def check_integers(least: int, pairs: bool = False, **values: Any) -> None:
-    """Raise a ValueError unless all values are integers of at least ``least``.
+    """Check that values are integers of at least ``least``.
 
     Args:
-        least: The least that is right.
-        pairs: A value may be two integers, too.
-        **values: By the names of the arguments.
+        least: The smallest integer allowed.
+        pairs: Allow a list or tuple of two such integers, too.
+        **values: The values by the names of their arguments.
+
+    Raises:
+        ValueError: If one is not.
     """
     for name, value in values.items():
         is_pair = pairs and isinstance(value, (tuple, list)) and len(value) == 2
@@ -66,7 +71,11 @@ def check_integers(least: int, pairs: bool = False, **values: Any) -> None:
 
 
 def check_flags(**values: Any) -> None:
-    """Raise a ValueError unless all values are True or False."""
+    """Check that values, by the names of their arguments, are True or False.
+
+    Raises:
+        ValueError: If one is not.
+    """
     for name, value in values.items():
         if not isinstance(value, bool):
             raise ValueError(f'{name} must be True or False, got {value!r}')

@@ -1,4 +1,4 @@
-"""Configs for programs, with one error for all that may be wrong with them."""
+"""Read configs, build models from them, and look into their parts."""
 
 import argparse
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -15,17 +15,17 @@ from torch import nn
 
 
 class ConfigOptions(DictAction):
-    """MMEngine's action for options of the form KEY=VALUE, with an error for others."""
+    """MMEngine's DictAction for KEY=VALUE options, with readable errors."""
 
     def __call__(self, parser, namespace, values, option_string=None) -> None:
         try:
             super().__call__(parser, namespace, values, option_string)
-        except RecursionError:  # how it fails on dicts and sets
+        except RecursionError:  # DictAction raises it for dicts and sets
             raise argparse.ArgumentError(
                 self,
                 f'takes no dict, but KEY.a=1 KEY.b=2 ..., got {" ".join(values)!r}',
             ) from None
-        except (AssertionError, IndexError, ValueError):  # how it fails on others
+        except (AssertionError, IndexError, ValueError):  # and these for anything else
             raise argparse.ArgumentError(
                 self, f'must be KEY=VALUE ..., got {" ".join(values)!r}'
             ) from None
@@ -35,20 +35,21 @@ def read_config(config: str, cfg_options: Mapping | None = None) -> Config:
     """Read the config of a model.
 
     Args:
-        config: Path of a config, or an installed one, as in 'mmdet::FOLDER/NAME.py'.
-        cfg_options: Changes to it, as of MMDetection's programs.
+        config: Path of a config, or the name of an installed one, such as
+            'mmdet::FOLDER/NAME.py'.
+        cfg_options: Changes to it, as in ``--cfg-options`` of MMDetection's programs.
 
     Raises:
-        ValueError: If that fails, or it describes no model.
+        ValueError: If it cannot be read or has no model. No other error is raised.
     """
     config = str(config)
     try:
-        if '::' in config:  # which MMEngine knows as a base
+        if '::' in config:  # MMEngine reads such a name only as a base
             cfg = Config.fromstring(f'_base_ = {config!r}', '.py')
         else:
             cfg = Config.fromfile(config)
         cfg.merge_from_dict(dict(cfg_options or {}))
-    except Exception as e:  # a config is Python, and may raise anything
+    except Exception as e:  # a config is Python code, which may raise anything
         reason = describe(e)
         package, _, name = config.partition('::')
         if '+' in name and is_installed(package):
@@ -67,16 +68,16 @@ def build_model(config: str, cfg: Config) -> nn.Module:
     """Build the model of a config, with random weights.
 
     Args:
-        config: Its name, for the message.
+        config: Name of the config, for the error.
         cfg: The config.
 
     Raises:
-        ValueError: If that fails.
+        ValueError: If the model cannot be built. No other error is raised.
     """
     init_default_scope(cfg.get('default_scope') or 'mmdet')
     try:
         return MODELS.build(drop_pretrained(cfg.model))
-    except Exception as e:  # whatever a model raises
+    except Exception as e:  # a model may raise anything
         raise ValueError(f'{config} cannot be built: {describe(e)}') from e
 
 
@@ -85,21 +86,24 @@ def build_for_training(
 ) -> tuple[nn.Module, OptimWrapper | OptimWrapperDict | None]:
     """Build the model of a config, with random weights, and its optimizer.
 
-    The weights are the same each time, and the model is in training mode. The
-    optimizer is None if the config has none.
+    The weights are the same in each call.
 
     Args:
-        config: Its name, for the message.
+        config: Name of the config, for the error.
         cfg: The config.
 
+    Returns:
+        The model in training mode, and its optimizer wrapper. The latter is None if
+        the config has none.
+
     Raises:
-        ValueError: If that fails.
+        ValueError: If one of the two cannot be built.
     """
     set_random_seed(0)
     model = build_model(config, cfg).train()
     try:
         return model, _build_optimizer(model, cfg)
-    except Exception as e:  # An optimizer may raise anything.
+    except Exception as e:  # an optimizer may raise anything
         raise ValueError(f'{config} cannot be built: {describe(e)}') from e
 
 
@@ -163,13 +167,14 @@ def walk(
 
 
 def registered(cfg: Any) -> Any:
-    """The class (or function) of MODELS that a part of a config names.
+    """Return the class or function that a part of a config names.
 
     Args:
-        cfg: With a ``type`` that is a class, or its name, with a scope or without.
+        cfg: A dict with a ``type``, or anything else. The type is a class, or its name
+            in the registry MODELS, with or without a scope.
 
     Returns:
-        The class; None if the config names none.
+        The class. None if ``cfg`` has no type, or the name is not registered.
     """
     type_ = cfg.get('type') if isinstance(cfg, Mapping) else None
     if not isinstance(type_, str):
@@ -179,33 +184,34 @@ def registered(cfg: Any) -> Any:
 
 
 def type_name(cfg: Any) -> str:
-    """The name of the class that a part of a config names, without a scope.
+    """Return the name of the class that a part of a config names.
 
-    For what is known by its name, and may not be installed.
+    Unlike :func:`registered`, it does not need the class to be installed.
 
     Args:
-        cfg: With a ``type`` that is a class, or its name, with a scope or without.
+        cfg: A dict with a ``type``, or anything else. The type is a class, or its name
+            with or without a scope.
 
     Returns:
-        The name; '' if the config names no class.
+        The name without a scope. '' if ``cfg`` has no type.
     """
     type_ = cfg.get('type') if isinstance(cfg, Mapping) else None
     name = type_ if isinstance(type_, str) else getattr(type_, '__name__', '')
     return name.split('.')[-1]
 
 
-# Arguments by which models load weights themselves
+# Arguments that make a model load weights in its constructor
 LOADED = ('pretrained', 'teacher_ckpt')
 
 
 def drop_pretrained(cfg: Any) -> Any:
-    """The config of a model, or a part of it, that starts from random weights.
+    """Remove all that makes a model start from the weights of a checkpoint.
 
     Args:
-        cfg: It is not changed.
+        cfg: The config of a model, or a part of it. It is not changed.
 
     Returns:
-        A copy down to the last dict, without what names a checkpoint to start from.
+        A copy in which every dict and list is new.
     """
     if isinstance(cfg, (list, tuple)):
         kept = (drop_pretrained(part) for part in cfg if not _is_pretrained(part))
@@ -222,10 +228,10 @@ def drop_pretrained(cfg: Any) -> Any:
 
 
 def _is_pretrained(cfg: Any) -> bool:
-    """Whether it is an init_cfg that loads weights, of whatever kind."""
+    """Tell whether a part of a config is an init_cfg that loads weights."""
     return type_name(cfg).removesuffix('Init').endswith('Pretrained')
 
 
 def describe(error: Exception) -> str:
-    """The type and text of an error, in one short line."""
+    """Return the type and text of an error in one line of at most 400 characters."""
     return shorten(f'{type(error).__name__}: {error}', 400)

@@ -1,4 +1,4 @@
-"""Files that are there as a whole or not at all, and tables in pages."""
+"""Write files whole or not at all, and tables into pages."""
 
 import os
 import shutil
@@ -8,13 +8,13 @@ from typing import Any
 
 
 def write_whole(path: str | Path, write: Callable[[Path], Any]) -> None:
-    """Write a file such that its name never stands for a part of it.
+    """Write a file so that nobody, not even after a crash, finds half of it.
 
     Args:
-        path: The file, which is replaced if it exists, in a folder that is made if
-            there is none. A link to a file stays one, unless a link is made, and
-            devices and pipes are written to.
-        write: Writes it under another name in the same folder, or makes a link.
+        path: The file. It is replaced if it exists, and its folder is made if there is
+            none. If it is a link, the file that it points to is replaced, unless
+            ``write`` makes a link. Devices and pipes are written to directly.
+        write: Writes a file, or makes a link, at the temporary path that it gets.
     """
     path = Path(path)
     if path.exists() and not path.is_file() and not path.is_dir():
@@ -26,7 +26,7 @@ def write_whole(path: str | Path, write: Callable[[Path], Any]) -> None:
         write(partial)
         if path.is_symlink() and not partial.is_symlink():
             path = Path(os.path.realpath(path))
-            partial = shutil.move(partial, _beside(path))  # maybe on another disk
+            partial = shutil.move(partial, _beside(path))  # it may be on another disk
         with open(partial, 'rb') as f:
             os.fsync(f.fileno())
         os.replace(partial, path)
@@ -34,7 +34,7 @@ def write_whole(path: str | Path, write: Callable[[Path], Any]) -> None:
         partial.unlink(missing_ok=True)
     folder = os.open(path.parent, os.O_RDONLY)
     try:
-        os.fsync(folder)  # the new name
+        os.fsync(folder)  # so that the new name survives a crash
     finally:
         os.close(folder)
 
@@ -44,12 +44,15 @@ def _beside(path: Path) -> Path:
 
 
 def check_new_path(out: str | Path, suffix: str = '', or_link: bool = False) -> Path:
-    """Return the path of a file or folder that a program is going to make.
+    """Check that a program can make a file or folder, before the work begins.
 
     Args:
-        out: The path.
-        suffix: What it must end in.
-        or_link: It may be a link, which the program replaces.
+        out: Path of the file or folder.
+        suffix: What the path must end in.
+        or_link: Allow a link at this path, which the program will replace.
+
+    Returns:
+        The path, with ``~`` expanded.
 
     Raises:
         ValueError: If it does not end in ``suffix``.
@@ -70,12 +73,12 @@ def check_new_path(out: str | Path, suffix: str = '', or_link: bool = False) -> 
 
 
 def put_in_page(path: Path, name: str, markdown: str) -> None:
-    """Write a table to a page, or in the place of the one that the page has.
+    """Write a table into a page, in the place of the old one.
 
     Args:
-        path: The page; one that exists marks the place by the comments
-            ``<!-- name -->`` and ``<!-- /name -->``.
-        name: Of the table.
+        path: The page. If it exists, it marks the place with the comments
+            ``<!-- name -->`` and ``<!-- /name -->``. Otherwise it is made.
+        name: Name of the table.
         markdown: The table.
 
     Raises:
