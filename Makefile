@@ -1,6 +1,6 @@
 # PWS_NO_VENV=1 uses the active environment instead of .venv.
-# .venv/pretrain is .venv with mmpretrain besides; an active environment is left as it
-# is, and without mmpretrain the tests of the classification configs skip.
+# .venv/pretrain has mmpretrain and all that .venv has. Nothing is added to an active
+# environment: if it lacks mmpretrain, the tests of the classification configs skip.
 ifeq ($(PWS_NO_VENV),1)
 PY := python
 PRETRAIN_PY := python
@@ -11,7 +11,7 @@ PRETRAIN := --pretrain
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 endif
 
-# The quick tests run on as many cores; the slow ones use several by themselves.
+# Processes of the quick tests. Each slow test uses several cores by itself.
 JOBS := auto
 PARALLEL := -n $(JOBS) --maxprocesses 8 --dist loadfile
 
@@ -20,7 +20,7 @@ PARALLEL := -n $(JOBS) --maxprocesses 8 --dist loadfile
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 14
 
-install: ## everything that is needed, into .venv
+install: ## install all that is needed into .venv
 	@tools/install.sh
 
 demo: install ## train and test a small norm-free detector
@@ -36,10 +36,13 @@ test-quick: ## the quick tests only
 test-stacks: ## the unit tests on torch 2.1, 2.13, the newest, and MMDetection's forks
 	@tools/test_stacks.sh
 
-lint: install ## style of the code
+lint: install ## style, format, spelling and types of the code
 	ruff check .
+	ruff format --check .
+	codespell
+	mypy
 
-clean: ## remove what builds and the demo leave behind
-	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+clean: ## remove the files that builds and the demo leave behind
+	rm -rf build dist *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	rm -rf work_dirs/demo data/digits
 	find configs pws_mmdet tests tools -name __pycache__ -prune -exec rm -rf {} +

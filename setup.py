@@ -1,4 +1,4 @@
-"""Packaging of pws_mmdet; `tools/install.sh` installs all that goes with it."""
+"""Packaging of pws_mmdet. `tools/install.sh` also installs what it needs."""
 
 import shutil
 from pathlib import Path
@@ -10,9 +10,9 @@ ROOT = Path(__file__).parent
 
 
 class BuildWithMim(build_py):
-    """Put configs and tools where MIM looks for them: in the built package only.
+    """Copy configs and tools into the built package, where MIM looks for them.
 
-    The source tree gets no copies or links.
+    The source tree is not changed.
     """
 
     def run(self):
@@ -37,7 +37,14 @@ minimum = {name: f'{name}>={v}' for name, v in scope['MINIMUM_VERSIONS'].items()
 
 
 demo = ['scikit-learn']
-tests = ['hypothesis', 'pytest', 'pytest-xdist', 'ruff']
+tests = ['hypothesis', 'pytest', 'pytest-xdist']
+# Pinned: another version may ask for other code.
+lint = [
+    'codespell==2.4.3',
+    'mypy==2.4.1',
+    'ruff==0.17.6',
+    'tomli; python_version < "3.11"',  # with it codespell reads pyproject.toml
+]
 report = ['plotly']
 onnx = ['onnx>=1.16', 'onnxruntime>=1.18', 'onnxscript']
 
@@ -56,28 +63,33 @@ setup(
         'Topic :: Scientific/Engineering :: Artificial Intelligence',
     ],
     packages=find_packages(include=['pws_mmdet', 'pws_mmdet.*']),
+    package_data={'pws_mmdet': ['py.typed']},
     cmdclass={'build_py': BuildWithMim},
     python_requires='>=3.10',
-    # mmcv, mmdet and mmengine are left out: maintained forks (onedl-mmcv, ...)
-    # bring the same modules under other names, and mmcv has to be compiled for the
-    # torch at hand. `import pws_mmdet` checks the modules and says what to install.
+    # mmcv, mmdet and mmengine are not listed: the maintained forks (onedl-mmcv, ...)
+    # have the same modules but other package names, and mmcv must be compiled for the
+    # installed torch. `import pws_mmdet` checks the modules and says what to install.
     install_requires=[
         'numpy',
         'packaging',
         'pycocotools',
-        'setuptools<81',  # mmengine imports its pkg_resources at run time
+        'setuptools<81',  # later versions lack pkg_resources, which mmengine imports
         minimum['torch'],
         'tqdm',
     ],
     extras_require={
         'demo': demo,
+        'lint': lint,
         'mim': [
-            f'{minimum["mmcv"]},<2.2.0',  # which mmdet 3.3 insists on
+            f'{minimum["mmcv"]},<2.2.0',  # mmdet 3.3 refuses later ones
             f'{minimum["mmdet"]},<3.4',
             f'{minimum["mmengine"]},<1.0',
         ],
         'onnx': onnx,
-        'pretrain': ['mmpretrain>=1.2.0,<2', 'torchvision'],  # undeclared by mmpretrain
+        'pretrain': [
+            'mmpretrain>=1.2.0,<2',
+            'torchvision',
+        ],  # mmpretrain does not declare it
         'report': report,
         'tests': [*demo, *onnx, *report, *tests],
     },

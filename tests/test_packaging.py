@@ -23,6 +23,7 @@ def test_wheel(root, run, tmp_path):
     site = tmp_path / 'site'
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(site)
+    assert (site / 'pws_mmdet/py.typed').is_file()
     mim = site / 'pws_mmdet/.mim'
     for name in (
         'model-index.yml',

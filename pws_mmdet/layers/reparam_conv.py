@@ -21,11 +21,13 @@ def conv_like(
         of_type: A class that takes the arguments of ``nn.Conv2d``.
         **options: More arguments for it.
     """
-    sizes: Any = (conv.kernel_size, conv.stride, conv.padding, conv.dilation)
-    channels = conv.in_channels, conv.out_channels
+    arguments: Any = (
+        *(conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride),
+        *(conv.padding, conv.dilation, conv.groups),
+    )
     options.setdefault('device', conv.weight.device)
     options.update(padding_mode=conv.padding_mode, dtype=conv.weight.dtype)
-    return of_type(*channels, *sizes, conv.groups, **options)
+    return of_type(*arguments, **options)
 
 
 def makes_parameter(hook: Any) -> bool:
