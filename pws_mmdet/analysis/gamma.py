@@ -1,4 +1,4 @@
-"""How to choose gamma: the paper's choices, and a form that fits every layer."""
+"""Choose gamma: as the paper does, from a learning rate, or from a training."""
 
 import math
 
@@ -8,16 +8,16 @@ from torch import nn
 from ..layers import PWSConv2d
 from .variance_record import VarianceRecord
 
-# With gamma a fraction of the He variance 2 / n, the filters of a PWS layer never
-# move faster than those of a plain convolution at lr / fraction. This is the rate
-# that the authors' fraction of 0.1 allows at the paper's learning rate of 1e-2.
+# If gamma is a fraction of the He variance 2 / n, the filters of a PWS layer never move
+# faster than those of a plain convolution that is trained at lr / fraction. The
+# authors' fraction of 0.1 at the paper's learning rate of 1e-2 gives this rate.
 LARGEST_RATE = 0.1
 
-PAPER_RATE = 1e-2  # the largest in the paper
+PAPER_RATE = 1e-2  # the largest learning rate in the paper
 
-NEEDED = ('relative_step', 'scaled_step', 'var_w_min')  # of a record
-LARGEST_STEP = 0.05  # of W, relative to its norm
-LEAST_FRACTION = 1e-3  # of the He variance: gamma must be positive
+NEEDED = ('relative_step', 'scaled_step', 'var_w_min')  # statistics of a record
+LARGEST_STEP = 0.05  # of a filter, relative to its norm
+SMALLEST_FRACTION = 1e-3  # of the He variance, since gamma must be positive
 
 
 def suggest_gamma(
@@ -25,28 +25,29 @@ def suggest_gamma(
 ) -> float | dict[str, float]:
     r"""Suggest gamma for a learning rate.
 
-    A step of W by SGD moves the filters of a layer, at alpha = 1, as if they were
+    At alpha = 1, a step of W by SGD moves the filters of a layer as if they were
     trained themselves at a learning rate of
 
     .. math:: \frac{2}{n} \frac{lr}{Var[W_o] + \gamma}
 
-    which grows while weight decay shrinks W. With gamma at a fraction f of the He
-    variance 2 / n it stays below lr / f, whatever becomes of W. The fraction is
-    lr / ``largest_rate``: 0.1, the authors' ``equiv``, for the paper's rate of 1e-2.
+    This rate grows while weight decay shrinks W. If gamma is a fraction f of the He
+    variance 2 / n, the rate stays below lr / f for every W. The suggested fraction is
+    lr / ``largest_rate``. For the paper's rate of 1e-2 it is 0.1, the value of the
+    authors (``equiv``).
 
     Args:
         model: A PWS convolution, or a model that has some.
         lr: Largest learning rate of the training, for its batch size.
-        largest_rate: What the filters may be trained at.
+        largest_rate: The largest rate at which the filters may be trained.
 
     Returns:
-        gamma of a convolution; for a model, that of each of its PWS layers by name.
-        In a config, the same for all layers is
+        gamma of the convolution. For a model: gamma of each PWS layer by name. A config
+        sets the same for all layers by
         ``dict(type='PWS', gamma=lr / largest_rate, relative_gamma=True)``.
 
     Raises:
-        ValueError: If the learning rate is not positive and finite, or no layer is a
-            PWS convolution.
+        ValueError: If a rate is not positive and finite, or no layer is a PWS
+            convolution.
 
     Source: equation (12), "Parameter gamma"; the authors' code (``equiv``).
     """
@@ -70,29 +71,30 @@ def gamma_of_record(
 ) -> dict[str, float]:
     r"""Suggest gamma from what a training did to its filters.
 
-    The gradient of W is inverse to sqrt(Var[W] + gamma), and so is a step of it. With
-    the gamma of a layer no watched step would have moved a filter by more than a part
-    of its norm, t, if gamma is, for each filter, at least
+    The gradient of W is proportional to 1 / sqrt(Var[W] + gamma), and so is a step of
+    SGD. No watched step would have moved a filter by more than the part t of its norm
+    if gamma of the layer were, for each of its filters, at least
 
     .. math:: (Var[W_o] + \gamma_0) \frac{s_o^2}{t^2} - Var[W_o]
 
-    gamma_0 being the one that the training had, and s_o the step relative to the
-    norm. The record has the largest s_o, the largest of the products with s_o² and
-    the least variance of a layer. gamma is enough whichever filters they are of, and
-    the least that is if the first two are of one.
+    Here gamma_0 is the gamma of the training, and s_o is the step relative to the norm
+    of the filter. A record does not have these numbers for each filter. For each layer
+    it has the largest s_o, the largest s_o sqrt(Var[W_o] + gamma_0) and the smallest
+    variance. The suggested gamma is large enough whichever filters these belong to. It
+    is the smallest such gamma if the first two belong to one filter.
 
     Args:
-        record: A training with PWS layers, a few hundred steps at the learning rate
-            that is meant.
-        largest_step: The part, such as 0.05.
+        record: A training with PWS layers, of a few hundred steps at the learning rate
+            for which gamma is wanted.
+        largest_step: The part t, such as 0.05.
 
     Returns:
-        gamma of each PWS layer by name, at least 1e-3 of its He variance 2 / n. inf
-        where no gamma can help, as the steps were not finite.
+        gamma of each trained PWS layer by name. It is at least 1e-3 of the He variance
+        2 / n. It is inf if a step was not finite, since no gamma can help then.
 
     Raises:
         ValueError: If ``largest_step`` is not positive, no PWS layer was trained, or
-            the record is an older one, which lacks the products.
+            the record lacks ``scaled_step``, as those of an earlier version do.
 
     Source: equation (13), for the gradient.
     """
@@ -112,7 +114,7 @@ def gamma_of_record(
                 layer.gamma,
                 largest_step,
             )
-            gammas[layer.name] = max(float(needed), LEAST_FRACTION * 2 / layer.n)
+            gammas[layer.name] = max(float(needed), SMALLEST_FRACTION * 2 / layer.n)
     if not gammas:
         raise ValueError(f'{record.path}: no PWS convolution was trained and watched')
     return gammas
@@ -125,9 +127,16 @@ def _needed_gamma(
     gamma: float,
     largest_step: float,
 ) -> float:
-    """The largest over all steps, (S,) each; inf if one is not finite."""
+    """Return the gamma that is enough for all steps, or inf if one is not finite.
+
+    Args:
+        step, scaled, variance: The statistics of :data:`NEEDED`, (S,).
+        gamma: gamma of the training.
+        largest_step: The part t.
+    """
     inverse, product = largest_step**-2.0, scaled**2
-    # with Var[W_o] = product_o / s_o² - gamma, and s_o at most the step
+    # The gamma that is enough for one filter, whose s_o may be any up to the largest
+    # one. Its variance is product / s_o² - gamma.
     if_of_one = np.where(
         step > largest_step,
         gamma + product * (inverse - np.maximum(step, largest_step) ** -2),
@@ -143,10 +152,10 @@ def pws_convs(model: nn.Module) -> dict[str, PWSConv2d]:
 
 
 def paper_gamma(lr: float) -> float:
-    """Return gamma as the paper takes it for SSD: 1e-3 at 1e-2, 1e-5 at 1e-3.
+    """Return the paper's gamma of SSD: 1e-3 at a learning rate of 1e-2, 1e-5 at 1e-3.
 
-    Between the two it is the power law through them, 10 lr², and beyond them that of
-    the nearer one: with a much larger gamma outputs vanish.
+    Between these rates it is 10 lr², the power law through both points. Outside it is
+    the gamma of the nearer rate, because outputs vanish with a much larger gamma.
 
     Source: Table 2.
     """
@@ -154,7 +163,7 @@ def paper_gamma(lr: float) -> float:
 
 
 def advise(model: nn.Module, lr: float) -> str:
-    """Say what the paper would try with a model that diverged at a learning rate."""
+    """Return advice, from the paper, for a model that diverged at a learning rate."""
     rate = min(lr, PAPER_RATE)
     gamma, slower = paper_gamma(rate), rate / 10
     convs = pws_convs(model)

@@ -1,4 +1,4 @@
-"""What the paper measures of a convolution: its step, its filters, its output."""
+"""Measure a convolution as the paper does: its steps, its filters, its output."""
 
 import torch
 from mmcv.cnn import ConvAWS2d, ConvWS2d
@@ -9,53 +9,55 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
 from ..layers.reparam_conv import ReparamConv2d
+from ..layers.standardize import standardize_as_mmcv
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
-# name -> what it is; all of one layer at one step, one number each
+# What each statistic is: one number for a layer at a step
 STATISTICS = {
     'var_ratio': 'mean over o of Var[W_o - ΔW_o] / Var[W_o] (Fig. 1a)',
-    'var_ratio_min': 'its minimum over o',
-    'var_ratio_max': 'its maximum over o',
+    'var_ratio_min': 'the minimum of this ratio over o',
+    'var_ratio_max': 'the maximum of this ratio over o',
     'relative_step': 'max over o of ‖ΔW_o‖ / ‖W_o‖',
     'scaled_step': 'max over o of ‖ΔW_o‖ / ‖W_o‖ sqrt(Var[W_o] + γ)',
     'shift': 'Var_o[n E[ΔW_o]], the shift of the average gradient (Fig. 1b)',
     'var_w_min': 'min over o of Var[W_o] (Fig. 2a)',
     'inv_std_max': 'max over o of 1 / sqrt(Var[W_o] + γ) (Fig. 2b)',
-    'grad_norm': 'the norm of the gradient of W (or of what torch computes W from), '
-    'unscaled, clipped if it is clipped',
-    'alpha_min': 'the least α',
-    'alpha_max': 'the greatest α',
+    'grad_norm': 'norm of the gradient of W (or of the parameters that torch computes '
+    'W from), after unscaling and clipping',
+    'alpha_min': 'the smallest α',
+    'alpha_max': 'the largest α',
     'mean_x_squared': 'E²[X] of the input X',
     'mean_x_share': 'E²[X] / E[X²]',
-    'mean_spread': 'Var_o[n E[W_o]] of the filters that the layer applies',
+    'mean_spread': 'Var_o[n E[W_o]] of the filters that the layer uses',
     'var_y': 'Var[Y] of the output Y, bias included',
     'var_y_eq5': 'Var[Y] by equation (5), with Var[Y of the layer before] = 2 E[X²]',
-    'var_y_eq6': 'Var[Y] by equation (6), likewise',
+    'var_y_eq6': 'Var[Y] by equation (6), with the same Var[Y of the layer before]',
 }
 
 
 def applied_filters(conv: nn.Module) -> Tensor:
-    """Return the filters that a convolution applies, its gain included.
+    """Return the filters that a convolution uses, with its gain.
 
-    Those are W itself but for layers that compute them, such as PWS.
+    They are W itself unless the layer computes them from W, as PWS does.
     """
     if isinstance(conv, ReparamConv2d):
         return conv.effective_weight()
-    if isinstance(conv, ConvWS2d):  # mmcv's, which has no function for them
-        std, mean = torch.std_mean(conv.weight, (1, 2, 3), keepdim=True)
-        return (conv.weight - mean) / (std + conv.eps)
+    if isinstance(conv, ConvWS2d):
+        return standardize_as_mmcv(conv.weight, conv.eps)
     if isinstance(conv, ConvAWS2d):
         return conv._get_weight(conv.weight)
     return own_filters(conv)
 
 
 def own_filters(conv: nn.Module) -> Tensor:
-    """Return W, computed from the parameters as they are now.
+    """Return W, computed from the current parameters.
 
-    Where torch's weight_norm, spectral_norm, pruning and parametrizations compute it,
-    those of the old kind do it in a forward pass, and the new spectral_norm goes on
-    with its iteration whenever it is asked in training.
+    torch's weight_norm, spectral_norm, pruning and parametrizations compute W from
+    other parameters. Those that are hooks update ``conv.weight`` only in a forward
+    pass, so W is computed here. The parametrization of spectral_norm does a step of its
+    power iteration at each access in training mode, so it is in evaluation mode
+    meanwhile.
     """
     for hook in conv._forward_pre_hooks.values():
         if isinstance(hook, WeightNorm):
@@ -76,7 +78,7 @@ def own_filters(conv: nn.Module) -> Tensor:
 
 
 def filter_parameters(conv: nn.Module) -> list[nn.Parameter]:
-    """Return the parameters that the filters are computed from: mostly W itself."""
+    """Return the parameters that W is computed from; usually W itself."""
     if is_parametrized(conv, 'weight'):
         return list(conv.parametrizations['weight'].parameters())
     own = conv.named_parameters(recurse=False)
@@ -87,12 +89,12 @@ def step_statistics(before: Tensor, after: Tensor, gamma: float) -> dict[str, Te
     """Measure a step of the weights, W to W - ΔW.
 
     Args:
-        before, after: Filters, shape (O, ...), n values in each.
-        gamma: Added to the variance of W where it stands in a root; 0 for plain
-            convolutions.
+        before: Filters before the step, shape (O, ...), n values in each.
+        after: Filters after it.
+        gamma: gamma of the layer; 0 for plain convolutions.
 
     Returns:
-        Scalars by their names in :data:`STATISTICS`. Variances are biased ones.
+        Scalars by their names in :data:`STATISTICS`. Variances are biased.
 
     Source: Figures 1 and 2.
     """
@@ -129,16 +131,17 @@ def spread(filters: Tensor) -> Tensor:
 def transmission_statistics(
     filters: Tensor, mean_x: float, mean_x2: float, var_y: float
 ) -> dict[str, float]:
-    """Put the variance of an output beside what the paper's equations say of it.
+    """Return the variance of an output: measured, and by the paper's equations.
 
-    The equations take the input X for the ReLU of an output that is symmetric about
-    0, the paper's Y of the layer before; then Var[Y of the layer before] = 2 E[X²],
-    which is put in for it, so that the input may as well come from a pooling or
-    several layers. They ignore the bias, and padding.
+    The equations assume that the input X is the ReLU of the output Y of the layer
+    before, and that Y is symmetric about 0. Then Var[Y of the layer before] = 2 E[X²].
+    This function uses 2 E[X²], so the input may also come from a pooling or from
+    several layers. The equations ignore bias and padding.
 
     Args:
-        filters: Those that the layer applies, shape (O, ...), n values in each.
-        mean_x, mean_x2: E[X] and E[X²].
+        filters: The filters that the layer uses, shape (O, ...), n values in each.
+        mean_x: E[X].
+        mean_x2: E[X²].
         var_y: Var[Y], measured.
 
     Returns:
@@ -161,13 +164,14 @@ def transmission_statistics(
 
 
 class Moments:
-    """Count, sum and sum of squares of all values of some tensors."""
+    """The count, the sum and the sum of squares of the values of several tensors."""
 
     def __init__(self) -> None:
-        self.parts: list[Tensor] = []  # on their device, to be fetched at once
+        # They stay on their device until `sums` copies all of them at once.
+        self.parts: list[Tensor] = []
 
     def add(self, x: Tensor) -> None:
-        """Count the values of a tensor of any shape."""
+        """Add the values of a tensor of any shape."""
         if x.numel():
             variance, mean = torch.var_mean(x.detach().float(), correction=0)
             count = torch.full_like(mean, x.numel())

@@ -1,4 +1,4 @@
-"""The file that VarianceMonitorHook writes into a work_dir."""
+"""Write and read the file of VarianceMonitorHook: variance.jsonl in a work_dir."""
 
 import json
 import math
@@ -16,14 +16,14 @@ FILE_NAME = 'variance.jsonl'
 
 @dataclass(frozen=True)
 class Layer:
-    """A convolution that was watched.
+    """A convolution that the hook watched.
 
     Args:
         name: Its name in the model.
         type: Its class.
-        n: Weights in one of its filters.
-        filters: Number of them.
-        gamma: Its gamma; 0 for convolutions that have none.
+        n: Number of weights in one of its filters.
+        filters: Number of its filters.
+        gamma: Its gamma; 0 if it has no gamma.
         frozen: Whether its weights are not trained.
     """
 
@@ -37,15 +37,16 @@ class Layer:
 
 @dataclass(frozen=True)
 class VarianceRecord:
-    """What was measured in a training.
+    """What the hook measured in a training.
 
     Args:
         path: The work_dir.
         layers: The L layers, in the order of the model.
         steps: The S training steps that were watched, counted from 1.
-        lr: Learning rate at each, (S,).
-        loss: Loss at each, (S,).
-        values: A statistic's values by its name, (S, L), NaN where there is none.
+        lr: Learning rate at each step, (S,).
+        loss: Loss at each step, (S,).
+        values: The values of each statistic by its name, (S, L). NaN means no value, or
+            one that is not finite.
     """
 
     path: Path
@@ -57,7 +58,7 @@ class VarianceRecord:
 
 
 def write_header(path: Path, layers: Sequence[Layer]) -> None:
-    """Begin a file."""
+    """Write the layers, the first line of a file. Make its folder if needed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     _append(path, {'layers': [vars(layer) for layer in layers]})
 
@@ -69,23 +70,24 @@ def write_step(
     loss: float,
     values: Mapping[str, Sequence[float]],
 ) -> None:
-    """Append a step: a value for each layer, or NaN, of each statistic."""
+    """Append a step: for each statistic a value, or NaN, for each layer."""
     entry = {'step': step, 'lr': _short(lr), 'loss': _short(loss)}
     entry['values'] = {k: [_short(v) for v in values[k]] for k in STATISTICS}
     _append(path, entry)
 
 
 def read_record(work_dir: str | Path) -> VarianceRecord:
-    """Read what was measured in a training, its resumptions included.
+    """Read what VarianceMonitorHook measured in a training and its resumptions.
 
-    Of a step that was made twice, as after resuming, the second counts. What a
-    killed training did not finish writing is left out.
+    A resumed training replaces the steps that it repeats. A line that a killed training
+    did not finish is skipped.
 
     Args:
         work_dir: The work_dir of a training.
 
     Raises:
-        ValueError: If there is no record in it, or not of a single model.
+        ValueError: If there is no record, the record is damaged, or it is of several
+            models.
     """
     work_dir = Path(work_dir)
     paths = sorted(work_dir.glob(f'*/{FILE_NAME}'))
@@ -119,7 +121,7 @@ def _read(work_dir: Path, paths: Sequence[Path]) -> VarianceRecord:
             else:
                 _check_step(entry, layers)
                 first = entry['step']
-                # a resumed training makes all that follow anew
+                # A resumed training repeats this step and all that follow.
                 steps = {k: v for k, v in steps.items() if k < first}
                 steps[first] = entry
     if layers is None or not steps:
@@ -144,7 +146,7 @@ def _read(work_dir: Path, paths: Sequence[Path]) -> VarianceRecord:
 
 
 def _check_step(entry: Mapping[str, Any], layers: Sequence[Layer] | None) -> None:
-    """Raise a TypeError unless it has a number, or null, for all that there is."""
+    """Raise a TypeError unless a step has a number or null for every value."""
     if layers is None:
         raise TypeError('a step stands before the layers')
     step = entry['step']
@@ -165,7 +167,7 @@ def _entries(path: Path) -> Iterator[dict[str, Any]]:
     for line in path.read_text(encoding='utf-8', errors='replace').splitlines():
         try:
             yield json.loads(line)
-        except json.JSONDecodeError:  # where a killed training stopped writing
+        except json.JSONDecodeError:  # a killed training did not finish this line
             continue
 
 
@@ -175,5 +177,5 @@ def _append(path: Path, entry: Mapping[str, Any]) -> None:
 
 
 def _short(value: float) -> float | None:
-    """Six digits are plenty, and JSON has no NaN."""
+    """Round to six digits, and return None for NaN and inf, which JSON lacks."""
     return float(f'{value:.6g}') if math.isfinite(value) else None

@@ -1,3 +1,5 @@
+"""The F-measure of the paper's Figure 3, as a metric of MMEngine."""
+
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,32 +13,33 @@ from mmengine.registry import METRICS
 class FMeasureMetric(BaseMetric):
     """F-measure of the detected boxes: Fig. 3 of the PWS paper.
 
-    The harmonic mean of precision and recall over all images and classes at
-    one threshold of the score and one of the IoU; the paper names neither. In
-    each image the detections claim objects of their class in order of falling
-    score: each the one it overlaps most among those still free, if by
-    ``iou_thr`` or more. A detection that claims none is a false positive,
-    unless ``iou_thr`` of its own area lies in an ignored object of its class
-    (a crowd of COCO, a difficult object of VOC). Ignored objects do not count.
+    It is the harmonic mean of precision and recall over all images and classes, at one
+    threshold of the score and one of the IoU. The paper names neither threshold.
 
-    Results are ``box/f_measure``, ``box/precision`` and ``box/recall``, each
-    from 0 to 1, and 0 where there is nothing to divide by.
+    In each image the detections are matched to objects in order of falling score. A
+    detection takes the free object of its class with the largest IoU, if this IoU is at
+    least ``iou_thr``. A detection without an object is a false positive, unless at
+    least ``iou_thr`` of its own area lies in an ignored object of its class (a crowd of
+    COCO, a difficult object of VOC). Ignored objects do not count.
 
-    Detectors give boxes in pixels of the original images, so the ground truth
-    has to be in them too: put ``LoadAnnotations`` after ``Resize`` in the
-    pipeline, as all configs here and MMDetection's own do.
+    Results are ``box/f_measure``, ``box/precision`` and ``box/recall``, each from 0 to
+    1, and 0 where the divisor is 0.
+
+    Detectors return boxes in pixels of the original images, so the ground truth has to
+    be in these pixels, too. Put ``LoadAnnotations`` after ``Resize`` in the pipeline,
+    as all configs of this project and of MMDetection do.
 
     Args:
-        iou_thr: Least IoU of a detection and its object, in (0, 1].
-        score_thr: Least score of the detections that count, in [0, 1].
-        class_agnostic: Let detections claim objects of any class.
-        collect_device: As of MMEngine's ``BaseMetric``.
-        prefix: As of MMEngine's ``BaseMetric``.
-        collect_dir: As of MMEngine's ``BaseMetric``.
+        iou_thr: Smallest IoU of a detection and its object, in (0, 1].
+        score_thr: Smallest score of a detection that counts, in [0, 1].
+        class_agnostic: Match detections to objects of any class.
+        collect_device: See MMEngine's ``BaseMetric``.
+        prefix: See MMEngine's ``BaseMetric``.
+        collect_dir: See MMEngine's ``BaseMetric``.
 
     Raises:
-        ValueError: If a threshold is out of range, and in validation if the
-            images come without ground truth.
+        ValueError: If a threshold is out of range. In validation, if an image has no
+            ground truth.
     """
 
     default_prefix = 'box'
@@ -60,7 +63,7 @@ class FMeasureMetric(BaseMetric):
         self.class_agnostic = class_agnostic
 
     def process(self, data_batch: Any, data_samples: Sequence[dict]) -> None:
-        """Count the matches in each image of a batch.
+        """Count matches, detections and objects in each image of a batch.
 
         Args:
             data_batch: Not used.
@@ -75,7 +78,7 @@ class FMeasureMetric(BaseMetric):
         """Return the f-measure, precision and recall of all images together.
 
         Args:
-            results: Matches, detections and objects of each image.
+            results: The numbers of matches, detections and objects of each image.
         """
         matches, detections, objects = map(sum, zip((0, 0, 0), *results, strict=True))
         return dict(
@@ -112,7 +115,7 @@ class FMeasureMetric(BaseMetric):
         return int(matched.sum()), int(counted.sum()), len(free)
 
     def _overlaps(self, pred: dict, gt: dict, mode: str) -> np.ndarray:
-        """Overlaps (N, M) of detections and objects, 0 if the classes differ."""
+        """Return the overlaps (N, M) of detections and objects, 0 if classes differ."""
         boxes = (get_box_tensor(x['bboxes']).cpu().float() for x in (pred, gt))
         overlaps = bbox_overlaps(*boxes, mode=mode).numpy()
         if self.class_agnostic:

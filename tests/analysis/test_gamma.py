@@ -14,15 +14,15 @@ from pws_mmdet.analysis.variance import step_statistics
 
 @pytest.mark.parametrize('shrunk', [1.0, 0.1, 1e-4])
 def test_filters_never_move_faster_than_the_largest_rate(shrunk):
-    """One step of SGD, against one of a plain convolution with these filters."""
+    """A step of SGD is compared with that of a plain convolution of these filters."""
     lr, largest = 1e-5, 0.1
     conv = PWSConv2d(4, 8, 3, beta=False).double()
     conv.gamma = suggest_gamma(conv, lr, largest)
     conv.weight.data.mul_(shrunk)  # as weight decay does
     filters = conv.effective_weight().detach()
     g = 1e-6 * torch.randn_like(filters)
-    # the step of a plain convolution, without what standardization takes from it:
-    # the mean, and the direction that would only scale the filter
+    # Standardization removes the mean of a step and the direction that only scales the
+    # filter. Remove them from the step of the plain convolution, too.
     g -= g.mean((1, 2, 3), keepdim=True)
     unit = filters / filters.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
     g -= unit * (g * unit).sum((1, 2, 3), keepdim=True)
@@ -34,11 +34,11 @@ def test_filters_never_move_faster_than_the_largest_rate(shrunk):
     assert (rates < largest * 1.001).all()
     expected = 2 / n * lr / (conv.gamma + conv.weight.flatten(1).var(1, correction=0))
     torch.testing.assert_close(rates, expected, rtol=1e-3, atol=0)
-    if shrunk == 1e-4:  # the bound is reached
+    if shrunk == 1e-4:  # the bound is nearly reached
         assert (rates > 0.9 * largest).all()
 
 
-def test_is_a_fraction_of_the_he_variance_in_every_layer():
+def test_gamma_is_the_same_fraction_of_the_he_variance_in_every_layer():
     model = nn.Sequential(PWSConv2d(3, 8, 3), nn.Conv2d(8, 8, 3), PWSConv2d(8, 4, 1))
     assert suggest_gamma(model, 0.01) == pytest.approx({'0': 0.2 / 27, '2': 0.2 / 8})
     assert suggest_gamma(model[2], 0.02) == pytest.approx(0.4 / 8)
@@ -46,7 +46,7 @@ def test_is_a_fraction_of_the_he_variance_in_every_layer():
     assert suggest_gamma(built, 0.01) == pytest.approx(built.gamma)
 
 
-def test_bad_input():
+def test_a_bad_rate_or_a_model_without_pws_is_an_error():
     conv = PWSConv2d(3, 8, 3)
     for lr in (0, -1, math.nan, math.inf):
         with pytest.raises(ValueError, match='lr must be positive and finite'):
@@ -64,7 +64,7 @@ def test_the_papers_gamma_is_that_of_table_2():
     assert paper_gamma(0.1) == 1e-3 and paper_gamma(1e-4) == 1e-5
 
 
-def test_advice():
+def test_advice_names_a_larger_gamma_or_a_lower_rate():
     small, large = PWSConv2d(3, 8, 3, gamma=1e-5), PWSConv2d(3, 8, 3, gamma=0.1)
     text = advise(small, 1e-2)
     assert 'gamma 1e-05;' in text
@@ -77,7 +77,7 @@ def test_advice():
 
 
 @pytest.mark.parametrize('lr', [0.03, 0.1])
-def test_advice_stays_where_the_paper_has_been(lr):
+def test_advice_stays_in_the_range_of_the_paper(lr):
     text = advise(PWSConv2d(3, 8, 3, gamma=1e-3), lr)
     assert text.startswith(f'The learning rate is {lr} and gamma 0.001;')
     assert text.endswith(
@@ -93,7 +93,7 @@ def record_of(values, layers):
     return VarianceRecord(Path('log'), layers, steps, steps * 0.1, steps * 1.0, values)
 
 
-def test_gamma_of_a_record_bounds_its_steps():
+def test_gamma_of_a_record_bounds_the_steps():
     layers = [
         Layer('plain', 'Conv2d', 27, 8, 0.0, False),
         Layer('calm', 'PWSConv2d', 27, 8, 0.01, False),
@@ -108,7 +108,7 @@ def test_gamma_of_a_record_bounds_its_steps():
     values['scaled_step'] = values['relative_step'] * np.sqrt(variance + 0.01)
     gammas = gamma_of_record(record_of(values, layers), largest_step=0.05)
     assert set(gammas) == {'calm', 'wild'}
-    # a step is inverse to sqrt(Var + gamma): with the new one, 0.2 becomes 0.05
+    # A step is proportional to 1 / sqrt(Var + gamma): the new gamma turns 0.2 to 0.05.
     new = 0.2 * math.sqrt((0.07 + 0.01) / (0.07 + gammas['wild']))
     assert new == pytest.approx(0.05)
     assert gammas['calm'] == pytest.approx(1e-3 * 2 / 27)
@@ -125,7 +125,9 @@ def test_gamma_of_a_record_bounds_its_steps():
 
 @pytest.mark.parametrize('largest_step', [0.01, 0.05, 0.1, 0.5])
 @pytest.mark.parametrize('parts', [(0.2, 0.02), (0.02, 0.2), (0.06, 0.05)])
-def test_gamma_of_a_record_is_enough_for_unlike_filters(largest_step, parts):
+def test_gamma_of_a_record_is_enough_for_filters_of_different_variance(
+    largest_step, parts
+):
     gamma = 1e-3
     old = torch.randn(2, 4, 3, 3).double()
     old *= torch.tensor([0.1, 0.01]).sqrt().view(2, 1, 1, 1)  # Var[W_o]
@@ -134,14 +136,14 @@ def test_gamma_of_a_record_is_enough_for_unlike_filters(largest_step, parts):
     values = {name: [[value.item()]] for name, value in measured.items()}
     layers = [Layer('a', 'PWSConv2d', 36, 2, gamma, False)]
     found = gamma_of_record(record_of(values, layers), largest_step)['a']
-    # the steps as they would have been with the gamma that was found
+    # the steps with the gamma that was found
     variance = old.flatten(1).var(1, correction=0)
     steps = torch.tensor(parts) * ((variance + gamma) / (variance + found)).sqrt()
     assert (steps < largest_step * 1.0001).all()
 
 
-def test_gamma_of_a_record_is_the_least_where_one_filter_rules():
-    """The greatest step is of the filter with the greater variance."""
+def test_gamma_of_a_record_is_the_smallest_one_if_one_filter_decides():
+    """The filter with the larger variance makes the largest step."""
     values = dict(relative_step=[[0.06]], var_w_min=[[0.01]])
     values['scaled_step'] = [[0.06 * math.sqrt(0.1 + 1e-3)]]
     layers = [Layer('a', 'PWSConv2d', 36, 2, 1e-3, False)]

@@ -21,7 +21,7 @@ FAR = (50, 50, 60, 60)
 
 
 def image(pred, gt, ignored=None):
-    """One image as MMEngine's evaluator hands it over."""
+    """Return an image as MMEngine's evaluator passes it to a metric."""
 
     def pack(objects, *names):
         columns = zip(*objects, strict=True) if objects else [()] * len(names)
@@ -64,70 +64,70 @@ def evaluate(*images, **kwargs):
         'low IoU',
         'low score',
         'score at the threshold',
-        'a detection too many',
-        'two objects missed',
+        'one false positive',
+        'two missed objects',
         'no detections',
         'no objects',
         'empty image',
     ],
 )
-def test_by_hand(pred, gt, expected):
+def test_results_computed_by_hand(pred, gt, expected):
     assert evaluate(image(pred, gt)) == pytest.approx(expected)
 
 
 def test_duplicates_are_false_positives():
     pred = [(BOX, 0, 0.9), (BOX, 0, 0.8), (BOX, 0, 0.7)]
     assert evaluate(image(pred, [(BOX, 0)])) == pytest.approx((1 / 3, 1, 1 / 2))
-    # but two objects in one place are found by two detections
+    # Two objects in the same place need two detections.
     found = evaluate(image(pred[:2], [(BOX, 0), (BOX, 0)]))
     assert found == (1, 1, 1)
 
 
-def test_the_higher_score_chooses_first():
+def test_detections_are_matched_in_order_of_score():
     left, right = (0, 0, 10, 10), (4, 0, 14, 10)
     middle = (1, 0, 11, 10)  # IoU 9/11 with left, 7/13 with right
     objects = [(left, 0), (right, 0)]
-    # The middle one takes the left object, and nothing is left for the other.
+    # The middle detection takes the left object. The left one then finds no object.
     first = [(middle, 0, 0.9), (left, 0, 0.8)]
     assert evaluate(image(first, objects)) == (0.5, 0.5, 0.5)
-    # The other way round it makes do with the right one.
+    # In the other order the middle detection takes the right object.
     second = [(middle, 0, 0.8), (left, 0, 0.9)]
     assert evaluate(image(second, objects)) == (1, 1, 1)
 
 
-def test_thresholds():
+def test_values_at_a_threshold_count():
     sample = image([(SHIFTED, 0, 0.3)], [(BOX, 0)])
     assert evaluate(sample, score_thr=0.3, iou_thr=0.33) == (1, 1, 1)
     assert evaluate(sample, score_thr=0.3, iou_thr=0.34) == (0, 0, 0)
     assert evaluate(sample, score_thr=0.31, iou_thr=0.33) == (0, 0, 0)
 
 
-def test_class_agnostic():
+def test_class_agnostic_matching_ignores_classes():
     sample = image([(BOX, 0, 0.9), (FAR, 3, 0.9)], [(BOX, 1), (FAR, 2)])
     assert evaluate(sample) == (0, 0, 0)
     assert evaluate(sample, class_agnostic=True) == (1, 1, 1)
 
 
-def test_images_are_counted_together():
+def test_all_images_are_counted_together():
     # Means over images or classes would be 1/2 and 3/4.
     first = image([(BOX, 0, 0.9)], [(BOX, 0)])
     second = image([(FAR, 1, 0.9)] * 3, [(BOX, 1)] * 2)
     assert evaluate(first, second) == pytest.approx((1 / 4, 1 / 3, 2 / 7))
 
 
-def test_no_match_across_images():
+def test_a_detection_does_not_match_in_another_image():
     first, second = image([(BOX, 0, 0.9)], []), image([], [(BOX, 0)])
     assert evaluate(first, second) == (0, 0, 0)
 
 
 class TestIgnored:
-    def test_neither_counted_nor_punished(self):
+    def test_they_do_not_count_and_detections_of_them_are_no_error(self):
         inside = (50, 50, 55, 55)
         pred = [(BOX, 0, 0.9), (FAR, 0, 0.9), (FAR, 0, 0.8), (inside, 0, 0.7)]
         assert evaluate(image(pred, [(BOX, 0)], [(FAR, 0)])) == (1, 1, 1)
         assert evaluate(image([], [], [(FAR, 0)])) == (0, 0, 0)
 
-    def test_of_another_class_or_place_excuses_nothing(self):
+    def test_class_and_place_must_match(self):
         pred = [(BOX, 0, 0.9), (FAR, 0, 0.9)]
         expected = pytest.approx((1 / 2, 1, 2 / 3))
         assert evaluate(image(pred, [(BOX, 0)], [(FAR, 1)])) == expected
@@ -135,7 +135,7 @@ class TestIgnored:
         sample = image(pred, [(BOX, 0)], [(FAR, 1)])
         assert evaluate(sample, class_agnostic=True) == (1, 1, 1)
 
-    def test_a_match_counts_in_it_too(self):
+    def test_a_matched_detection_in_an_ignored_object_counts(self):
         assert evaluate(image([(BOX, 0, 0.9)], [(BOX, 0)], [(BOX, 0)])) == (1, 1, 1)
 
 
@@ -149,7 +149,7 @@ def iou(a, b):
 
 
 def reference(images, iou_thr, score_thr):
-    """All detections of all images in one list, as VOC's evaluation goes."""
+    """Compute the results from one list of all detections, as VOC's evaluation does."""
     pool = [(s, i, box, c) for i, (p, _) in enumerate(images) for box, c, s in p]
     truths = {(i, j): t for i, (_, gt) in enumerate(images) for j, t in enumerate(gt)}
     objects, detections, matches = len(truths), 0, 0
@@ -171,7 +171,7 @@ def reference(images, iou_thr, score_thr):
     return precision, recall, 2 * precision * recall / total if total else 0
 
 
-# So few pixels that most boxes overlap, many by just a threshold.
+# With so few pixels most boxes overlap, and many IoUs equal a threshold.
 coordinate = st.integers(0, 6)
 box = st.builds(
     lambda x, y, w, h: (x, y, x + w, y + h),
@@ -197,7 +197,9 @@ random_images = st.lists(
     random=st.randoms(),
 )
 @settings(deadline=None, max_examples=60)
-def test_random_boxes(images, iou_thr, score_thr, random):
+def test_random_boxes_agree_with_a_second_implementation(
+    images, iou_thr, score_thr, random
+):
     images = [([(b, c, s / 16) for b, c, s in p], gt) for p, gt in images]
     thresholds = dict(iou_thr=iou_thr, score_thr=score_thr)
     result = evaluate(*(image(*p) for p in images), **thresholds)
@@ -220,7 +222,7 @@ def test_random_boxes(images, iou_thr, score_thr, random):
     ],
     ids=str,
 )
-def test_bad_thresholds(kwargs):
+def test_a_threshold_out_of_range_is_an_error(kwargs):
     (name,) = kwargs
     with pytest.raises(ValueError, match=f'{name} must be in'):
         FMeasureMetric(**kwargs)
@@ -233,13 +235,13 @@ def test_images_that_pad_a_distributed_run_do_not_count():
     assert metric.evaluate(1)['box/f_measure'] == 1
 
 
-def test_no_images():
+def test_without_images_all_results_are_0():
     assert evaluate() == (0, 0, 0)
 
 
 @pytest.fixture
 def data(root, digits, tmp_path):
-    """The config of the digits, enlarged by the pipeline, and its annotations."""
+    """The config of the digits with another image size, and its annotations."""
     folder = shutil.copytree(digits, tmp_path / 'digits')
     path = folder / 'annotations/instances_val2017.json'
     content = json.loads(path.read_text())
@@ -255,7 +257,7 @@ def data(root, digits, tmp_path):
 
 
 def validate(cfg, annotations, evaluator):
-    """Validate a detector that finds what the annotations say."""
+    """Validate a detector that finds exactly the annotated boxes."""
     dataset = DATASETS.build(cfg.val_dataloader.dataset)
     preprocessor = MODELS.build(dict(type='DetDataPreprocessor'))
     evaluator = Evaluator(evaluator)
@@ -275,27 +277,27 @@ def validate(cfg, annotations, evaluator):
     return evaluator.evaluate(len(dataset))
 
 
-def test_with_pipeline_preprocessor_and_evaluator(data):
-    """Resized images, a crowd, and CocoMetric beside."""
+def test_a_real_pipeline_preprocessor_and_evaluator(data):
+    """The images are resized, one object is a crowd, and CocoMetric runs, too."""
     cfg, annotations = data
     evaluator = [cfg.val_evaluator, dict(type='FMeasureMetric')]
     result = validate(cfg, annotations, evaluator)
     assert result['coco/bbox_mAP'] == pytest.approx(1)
     assert result['box/precision'] == result['box/recall'] == 1
-    # The crowd is not an object: without its detection nothing is missed.
+    # A crowd is not an object, so a missing detection of it is not missed.
     assert validate(cfg, annotations[1:], evaluator[1:])['box/recall'] == 1
     result = validate(cfg, annotations[2:], evaluator[1:])
     assert result['box/recall'] == 1 - 1 / (len(annotations) - 1)
     assert result['box/precision'] == 1
 
 
-def test_missing_ground_truth_is_an_error_that_helps(data):
+def test_missing_ground_truth_is_an_error_that_says_what_to_do(data):
     cfg, annotations = data
     dataset = cfg.val_dataloader.dataset
     dataset.pipeline = [t for t in dataset.pipeline if t['type'] != 'LoadAnnotations']
     with pytest.raises(ValueError, match='LoadAnnotations.* between Resize and'):
         validate(cfg, annotations, dict(type='FMeasureMetric'))
-    # without PackDetInputs
+    # The same without PackDetInputs.
     sample = DetDataSample(pred_instances=InstanceData()).to_dict()
     with pytest.raises(ValueError, match='LoadAnnotations'):
         FMeasureMetric().process(None, [sample])
