@@ -54,7 +54,7 @@ def what_it_does_besides(conv: ReparamConv2d) -> str | None:
     return None
 
 
-def filters_of(conv: nn.Conv2d) -> Tensor:
+def computed_filters(conv: nn.Conv2d) -> Tensor:
     """Return the filters that a PWS, WN, ConvWS or ConvAWS convolution computes.
 
     Raises:
@@ -80,7 +80,7 @@ def plain_like(conv: nn.Conv2d) -> nn.Conv2d:
     if isinstance(conv, ReparamConv2d):
         return to_conv2d(conv)
     plain = conv_like(conv, bias=conv.bias is not None)
-    plain.weight.copy_(filters_of(conv))
+    plain.weight.copy_(computed_filters(conv))
     if conv.bias is not None:
         plain.bias.copy_(conv.bias)
     return plain.train(conv.training)

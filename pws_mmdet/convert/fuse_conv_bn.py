@@ -16,7 +16,7 @@ from mmcv.cnn.bricks.conv_ws import ConvAWS2d, ConvWS2d
 from torch import Tensor, fx, nn
 
 from ..layers.reparam_conv import ReparamConv2d
-from .fuse import filters_of, plain_like
+from .fuse import computed_filters, plain_like
 
 EFFICIENT = 'mmengine.model.efficient_conv_bn_eval'
 # Functions that return the folded convolution. (The module of MMCV is imported by its
@@ -41,7 +41,7 @@ class _View:
     """A convolution whose ``weight`` holds its filters. Gradients flow to the layer."""
 
     def __init__(self, conv: nn.Conv2d) -> None:
-        self.weight = filters_of(conv)
+        self.weight = computed_filters(conv)
         is_pws = isinstance(conv, ReparamConv2d)
         self.bias = conv.expanded_bias() if is_pws else conv.bias
         self._conv = conv
