@@ -170,7 +170,7 @@ def advise(model: nn.Module, lr: float) -> str:
     if not convs:
         return (
             f'Try a learning rate of {slower:.3g}, or one of {rate:.3g} with '
-            'convolutions that stand it without a norm layer: '
+            'convolutions that train without a norm layer: '
             f"conv_cfg=dict(type='PWS', gamma={gamma:.3g})."
         )
     gammas = sorted({conv.gamma for conv in convs.values()})
