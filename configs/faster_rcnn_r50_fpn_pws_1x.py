@@ -1,5 +1,5 @@
-# A starting point, and no row of the paper: PWS in the backbone and the FPN, lr 0.02
-# at 8 GPUs x 2 images
+# A starting point; it is no row of the paper. PWS is in the backbone and the FPN. The
+# learning rate is 0.02 for 8 GPUs x 2 images.
 _base_ = 'mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py'
 
 custom_imports = dict(imports=['pws_mmdet'], allow_failed_imports=False)

@@ -3,7 +3,7 @@ _base_ = '_base_/mask_rcnn_r50_fpn_1x.py'
 norm_cfg = dict(type='GN', num_groups=32, requires_grad=True)
 
 model = dict(
-    # what Detectron's GN weights were trained with
+    # the mean and deviation that Detectron's GN weights were trained with
     data_preprocessor=dict(
         mean=[103.530, 116.280, 123.675], std=[1.0, 1.0, 1.0], bgr_to_rgb=False
     ),

@@ -9,7 +9,7 @@ model = dict(
         type='PWSResNet',
         depth=50,
         conv_cfg=conv_cfg,
-        # the one layer that normalizes: GN with one group after the stem
+        # the only layer that normalizes
         stem_norm_cfg=dict(type='GN', num_groups=1),
         frozen_stages=1,
         init_cfg=dict(

@@ -1,5 +1,6 @@
-# A starting point, and no row of the paper: PWS in the backbone, the FPN and the
-# head's convolutions, plain predictors, lr 0.01 at 8 GPUs x 2 images
+# A starting point; it is no row of the paper. PWS is in the backbone, the FPN and the
+# head; the predictors are plain convolutions. The learning rate is 0.01 for 8 GPUs x 2
+# images.
 _base_ = 'mmdet::retinanet/retinanet_r50_fpn_1x_coco.py'
 
 custom_imports = dict(imports=['pws_mmdet'], allow_failed_imports=False)

@@ -1,6 +1,6 @@
 _base_ = '_base_/ssd320_vgg16_1x.py'
 
-# the paper's gamma for a learning rate of 1e-2; for 1e-3 it is 1e-5
+# The paper's gamma for a learning rate of 1e-2. It is 1e-5 for 1e-3.
 conv_cfg = dict(type='PWS', gamma=1e-3)
 
 model = dict(

@@ -11,7 +11,7 @@ model = dict(
     head=dict(num_classes=10),
 )
 
-# the "simple data augmentation" of Lee et al. 2015
+# The "simple data augmentation" of Lee et al. 2015
 train_pipeline = [
     dict(type='RandomCrop', crop_size=32, padding=4),
     dict(type='RandomFlip', prob=0.5, direction='horizontal'),
@@ -45,7 +45,7 @@ test_dataloader = val_dataloader
 
 train_cfg = dict(by_epoch=True, max_epochs=200, val_interval=1)
 param_scheduler = [dict(type='MultiStepLR', milestones=[100, 150, 180], gamma=0.1)]
-# the other column of Table 4: --cfg-options optim_wrapper.optimizer.lr=0.05
+# The other column of Table 4 has --cfg-options optim_wrapper.optimizer.lr=0.05
 optim_wrapper = dict(
     optimizer=dict(type='SGD', lr=0.1, momentum=0.9, weight_decay=5e-4)
 )

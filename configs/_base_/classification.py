@@ -1,5 +1,5 @@
-# What the classification configs share. They run in MMDetection's programs, with
-# mmpretrain (tools/install.sh --pretrain).
+# The common part of the classification configs. MMDetection's programs run them, if
+# mmpretrain is installed (tools/install.sh --pretrain).
 default_scope = 'mmpretrain'
 custom_imports = dict(imports=['pws_mmdet.pretrain'], allow_failed_imports=False)
 runner_type = 'PWSRunner'

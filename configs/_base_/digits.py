@@ -1,5 +1,5 @@
-# The data set that tools/dataset_converters/digits_to_coco.py writes, and what
-# the small configs share besides
+# The common part of the small configs: the dataset that
+# tools/dataset_converters/digits_to_coco.py writes, and the runtime
 data_root = 'data/digits/'
 scale = (96, 96)
 metainfo = dict(

@@ -1,5 +1,6 @@
-# CIFAR-10's stand-in for a laptop, with the paper's settings but for its length:
-# the 16x16 images that tools/dataset_converters/digits_to_imagefolder.py writes
+# A small dataset in the place of CIFAR-10, for a laptop: the 16x16 images that
+# tools/dataset_converters/digits_to_imagefolder.py writes. The settings are those of
+# the paper, but the training is shorter.
 _base_ = 'cifar10.py'
 
 data_root = 'data/digits_imagefolder'
@@ -9,7 +10,9 @@ model = dict(data_preprocessor=dict(mean=[78.0] * 3, std=[81.0] * 3))
 test_pipeline = [dict(type='LoadImageFromFile'), dict(type='PackInputs')]
 train_pipeline = [
     dict(type='LoadImageFromFile'),
-    dict(type='RandomCrop', crop_size=16, padding=2),  # no flip: a digit has a side
+    dict(
+        type='RandomCrop', crop_size=16, padding=2
+    ),  # no flip: digits are not symmetric
     dict(type='PackInputs'),
 ]
 train_dataloader = dict(
@@ -36,7 +39,7 @@ val_dataloader = dict(
 )
 test_dataloader = val_dataloader
 
-# the proportions of 200 epochs with steps at 100, 150 and 180
+# The proportions of the paper: 200 epochs with steps at 100, 150 and 180
 train_cfg = dict(max_epochs=60, val_interval=6)
 param_scheduler = [dict(type='MultiStepLR', milestones=[30, 45, 54], gamma=0.1)]
 default_hooks = dict(

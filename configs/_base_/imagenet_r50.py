@@ -13,7 +13,7 @@ model = dict(
         depth=50,
         out_indices=(3,),
         norm_eval=False,
-        zero_init_residual=False,  # there is none in a row without norm layers
+        zero_init_residual=False,  # the rows without norm layers have no such init
     ),
     head=dict(num_classes=1000, in_channels=2048),
 )

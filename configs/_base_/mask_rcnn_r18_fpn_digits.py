@@ -1,5 +1,5 @@
-# A Mask R-CNN small enough for a laptop's CPU, 2 processes x 4 images, with plain
-# convolutions. The schedule has the proportions of 1x: 12 epochs, steps at 8 and 11.
+# A Mask R-CNN for a laptop's CPU, 2 processes x 4 images, with plain convolutions. The
+# schedule has the proportions of 1x, which is 12 epochs with steps at 8 and 11.
 _base_ = [
     'mmdet::_base_/models/mask-rcnn_r50_fpn.py',
     'mmdet::_base_/default_runtime.py',
@@ -18,7 +18,7 @@ model = dict(
     neck=dict(
         in_channels=[32, 64, 128, 256],
         out_channels=64,
-        # He normal, as PWS convolutions have it of themselves
+        # He normal, which is the default of PWS convolutions
         init_cfg=dict(
             type='Kaiming', layer='Conv2d', mode='fan_in', nonlinearity='relu'
         ),
@@ -52,7 +52,7 @@ param_scheduler = [
         type='MultiStepLR',
         milestones=[4, 5.5],
         gamma=0.1,
-        convert_to_iter_based=True,  # half an epoch
+        convert_to_iter_based=True,  # for the step at half an epoch
     ),
 ]
 optim_wrapper = dict(

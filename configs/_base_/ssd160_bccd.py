@@ -1,5 +1,5 @@
-# The small SSD on photographs of blood cells, read as they lie in a clone of
-# https://github.com/Shenggan/BCCD_Dataset in data/bccd
+# The small SSD on photographs of blood cells. data/bccd is a clone of
+# https://github.com/Shenggan/BCCD_Dataset.
 _base_ = 'ssd96_digits.py'
 
 data_root = 'data/bccd/'
@@ -35,7 +35,7 @@ train_dataloader = dict(
         metainfo=metainfo,
         ann_file='BCCD/ImageSets/Main/train.txt',
         data_prefix=dict(sub_data_root='BCCD/'),
-        # two boxes have no area
+        # drops two boxes that have no area
         filter_cfg=dict(filter_empty_gt=True, bbox_min_size=1),
         pipeline=train_pipeline,
     ),

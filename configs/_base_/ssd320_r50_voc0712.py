@@ -1,7 +1,6 @@
-# The paper says no more of this network than "ResNet-50". Here its C3 to C5 take the
-# places of the first three of VGG's six levels, and the same extra levels follow.
-# The order in the blocks is that of the authors' ResNet, with BN as with PWS, so that
-# the two rows differ in the norm alone.
+# The paper says only "ResNet-50" about this network. Here C3 to C5 replace the first
+# three of VGG's six levels, and the same extra levels follow. The blocks have the order
+# of the authors' ResNet, with BN, too, so that the two rows differ in the norm alone.
 _base_ = 'ssd320_voc0712.py'
 
 channels = (512, 1024, 2048, 256, 256, 256)

@@ -12,11 +12,11 @@ mean = [123.675, 116.28, 103.53]
 std = [58.395, 57.12, 57.375]
 channels = (512, 1024, 512, 256, 256)
 scale = (320, 320)
-# He normal for all plain convolutions, as in the paper: PWS ones have it of themselves
+# He normal for all plain convolutions, as in the paper. PWS has it by default.
 he = dict(type='Kaiming', layer='Conv2d', mode='fan_in', nonlinearity='relu')
 
 model = dict(
-    # Nothing in a norm-free network makes up for the scale of its input.
+    # A norm-free network needs an input of unit variance: no layer rescales it.
     data_preprocessor=dict(mean=mean, std=std),
     backbone=dict(_delete_=True, type='PWSVGG', depth=16),
     neck=dict(
@@ -78,7 +78,7 @@ train_dataloader = dict(
 val_dataloader = dict(batch_size=16, dataset=dict(pipeline=test_pipeline))
 test_dataloader = val_dataloader
 
-# 1x is 80 epochs here, each over the whole of train2017 once, without a warm-up
+# 1x means 80 epochs here. Each uses the images of train2017 once. No warm-up.
 train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=80, val_interval=5)
 val_cfg = dict(type='ValLoop')
 test_cfg = dict(type='TestLoop')

@@ -1,8 +1,8 @@
 # SSD320 from scratch on Pascal VOC, trained on 07+12 trainval and tested on 07 test,
 # as in Tables 1 and 2.
 #
-# 240 epochs of the 16,551 images, each once, without a warm-up. Table 1 has other
-# batches, train_dataloader.batch_size=2 and the like, at the same learning rate.
+# 240 epochs; each uses the 16,551 images once. No warm-up. Table 1 has the same
+# learning rate and other batches, for example train_dataloader.batch_size=2.
 _base_ = 'ssd320_vgg16_1x.py'
 
 channels = (512, 1024, 512, 256, 256, 256)
@@ -31,12 +31,12 @@ model = dict(
 )
 
 train_dataloader = dict(
-    # BN cannot train on a last batch of one image, one value per channel at 1x1
+    # BN cannot train on a last batch of one image: a 1x1 map has one value a channel.
     drop_last=True,
     dataset=dict(
         _delete_=True,
         type='ConcatDataset',
-        ignore_keys=['dataset_type'],  # the year, in which the two differ
+        ignore_keys=['dataset_type'],  # the two datasets differ in the year
         datasets=[
             dict(
                 type=dataset_type,

@@ -1,9 +1,9 @@
-# SSD of a quarter of its width on 96x96 pixels. The schedule has the proportions
-# of the paper's on VOC: 240 epochs, steps at 90 and 170.
+# An SSD of a quarter of the width, for 96x96 pixels. The schedule has the proportions
+# of the paper's schedule on VOC, which is 240 epochs with steps at 90 and 170.
 _base_ = ['digits.py', 'mmdet::_base_/default_runtime.py']
 
 channels = (128, 256, 128, 64)
-# He normal for all plain convolutions, as in the paper: PWS ones have it of themselves
+# He normal for all plain convolutions, as in the paper. PWS has it by default.
 he = dict(type='Kaiming', layer='Conv2d', mode='fan_in', nonlinearity='relu')
 
 model = dict(

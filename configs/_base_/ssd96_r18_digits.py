@@ -1,4 +1,4 @@
-# The small SSD on a ResNet-18 of half its width, whose C3 to C5 are its first levels
+# The small SSD on a ResNet-18 of half the width. C3 to C5 are the first levels.
 _base_ = 'ssd96_digits.py'
 
 channels = (64, 128, 256, 64)

@@ -1,5 +1,5 @@
-# Plain convolutions, without any normalization. The paper does not tell the depth:
-# with 56 layers, BN's error is about the paper's.
+# Plain convolutions, without any normalization. The paper does not give the depth. With
+# 56 layers the error of BN is about that of the paper.
 _base_ = '../_base_/cifar10.py'
 
 model = dict(

@@ -1,5 +1,5 @@
-# The backbone of the Mask R-CNN configs, as a classifier. Of its norm layers, LN
-# after the stem and before the pooling, the detectors have the first.
+# The backbone of the Mask R-CNN configs, as a classifier. It has two norm layers: LN
+# after the stem, as in the detectors, and LN before the pooling.
 _base_ = '../_base_/imagenet_r50.py'
 
 ln = dict(type='GN', num_groups=1)

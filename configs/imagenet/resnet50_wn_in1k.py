@@ -1,4 +1,4 @@
-# With the norm layers of the PWS network; g starts at 1 and is trained
+# It has the norm layers of the PWS network. g starts at 1 and is trained.
 _base_ = '../_base_/imagenet_r50.py'
 
 ln = dict(type='GN', num_groups=1)

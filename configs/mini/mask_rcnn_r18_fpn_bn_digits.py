@@ -1,4 +1,4 @@
-# Not pretrained, so BN is trained, and in FPN and mask head, too.
+# BN is trained, because no weights are pretrained. It is in FPN and mask head, too.
 _base_ = '../_base_/mask_rcnn_r18_fpn_digits.py'
 
 norm_cfg = dict(type='BN', requires_grad=True)

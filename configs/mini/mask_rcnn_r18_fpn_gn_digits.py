@@ -1,4 +1,4 @@
-# 8 groups: a quarter of the usual 32 for networks of a half or a quarter of the width
+# 8 groups: a quarter of the usual 32, for the networks of reduced width
 _base_ = '../_base_/mask_rcnn_r18_fpn_digits.py'
 
 norm_cfg = dict(type='GN', num_groups=8, requires_grad=True)

@@ -1,5 +1,5 @@
-# What `make demo` trains: a shorter schedule, and a mask loss of double weight, with
-# which fewer epochs suffice
+# The network of `make demo`: a shorter schedule, and double weight for the mask loss,
+# which then needs fewer epochs
 _base_ = 'mask_rcnn_r18_fpn_pws_digits.py'
 
 model = dict(roi_head=dict(mask_head=dict(loss_mask=dict(loss_weight=2.0))))

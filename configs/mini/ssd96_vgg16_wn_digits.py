@@ -1,5 +1,5 @@
 # g is fixed to 1. The predictors are plain convolutions, as in every row but PWS:
-# with filters of norm 1 they could not scale their scores.
+# filters of norm 1 cannot scale the scores.
 _base_ = '../_base_/ssd96_digits.py'
 
 conv_cfg = dict(type='WN', g='fixed')

@@ -9,5 +9,5 @@ model = dict(
 )
 
 optim_wrapper = dict(constructor='PWSOptimWrapperConstructor')
-# the variance adds up along the identity paths: let each branch start at one of 2
+# Variances add up along identity paths: each branch starts with a variance of 2.
 custom_hooks = [dict(type='PWSAlphaInitHook')]

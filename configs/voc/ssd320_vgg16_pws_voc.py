@@ -2,7 +2,7 @@
 # model.bbox_head: gamma, scale=False, or alpha='fixed'.
 _base_ = '../_base_/ssd320_voc0712.py'
 
-# the paper's gamma for a learning rate of 1e-2; for 1e-3 it is 1e-5
+# The paper's gamma for a learning rate of 1e-2. It is 1e-5 for 1e-3.
 conv_cfg = dict(type='PWS', gamma=1e-3)
 
 model = dict(

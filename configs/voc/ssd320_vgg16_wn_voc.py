@@ -1,5 +1,5 @@
-# The paper does not say whether WN is in the predictors, too: they are plain here,
-# as in every row but PWS. Filters of norm 1 could not scale their scores.
+# The paper does not say whether the predictors have WN. Here they are plain, as in
+# every row but PWS: filters of norm 1 cannot scale the scores.
 _base_ = '../_base_/ssd320_voc0712.py'
 
 conv_cfg = dict(type='WN', g='fixed')  # g = 1
