@@ -26,7 +26,7 @@ from mmengine.logging import MMLogger
 from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
 
-import pws_mmdet  # noqa: F401  MMDetection may not import before it
+from pws_mmdet import compat  # MMDetection may not import before it
 
 ROOT = Path(__file__).parents[1]
 pytest_plugins = ['detection_data']
@@ -46,13 +46,24 @@ multiprocessing.set_forkserver_preload(['torch', 'pws_mmdet'])
 
 
 class Hostile:
-    """Unpickling it creates a file."""
+    """An object that creates a file when it is unpickled."""
 
     def __init__(self, path):
         self.path = str(path)
 
     def __reduce__(self):
         return open, (self.path, 'w')
+
+
+@pytest.fixture(params=[True, False], ids=['allow-list', 'before torch 2.6'])
+def unpickler(request, monkeypatch):
+    """Read checkpoints as torch 2.6 and later do, and as torch before 2.6."""
+    if request.param and not compat.HAS_ALLOW_LIST:
+        pytest.skip('torch is older than 2.6')
+    monkeypatch.setattr(compat, 'HAS_ALLOW_LIST', request.param)
+    if not request.param:
+        name = 'get_unsafe_globals_in_checkpoint'
+        monkeypatch.delattr(torch.serialization, name, raising=False)
 
 
 _experiments = itertools.count()  # MMEngine keeps what belongs to a name

@@ -1,3 +1,5 @@
+"""Versions of the host libraries, and what differs between them."""
+
 import importlib
 import sys
 import types
@@ -13,34 +15,34 @@ from pws_mmdet.version import MINIMUM_VERSIONS
 
 
 class TestVersions:
-    def test_installed_versions_are_right(self):
+    def test_the_installed_versions_are_accepted(self):
         compat.check_versions()
 
     @pytest.mark.parametrize('name', ['mmengine', 'mmcv', 'mmdet'])
-    def test_missing(self, monkeypatch, name):
+    def test_a_missing_library_is_named(self, monkeypatch, name):
         monkeypatch.setitem(sys.modules, name, None)
         with pytest.raises(ImportError, match=rf'needs {name}>=.*mim install mmcv'):
             compat.check_versions()
 
     @pytest.mark.parametrize('name', ['torch', 'mmengine', 'mmcv', 'mmdet'])
-    def test_too_old(self, monkeypatch, name):
+    def test_a_library_that_is_too_old_is_named(self, monkeypatch, name):
         module = types.SimpleNamespace(__version__='0.1.0')
         monkeypatch.setitem(sys.modules, name, module)
         with pytest.raises(ImportError, match=rf'{name}>=.*0\.1\.0 is installed'):
             compat.check_versions()
 
-    def test_the_oldest_are_welcome(self, monkeypatch):
+    def test_the_oldest_versions_are_accepted(self, monkeypatch):
         for name, minimum in MINIMUM_VERSIONS.items():
             monkeypatch.setattr(f'{name}.__version__', f'{minimum}+cpu')
         compat.check_versions()
 
-    def test_forks_with_later_versions_are_welcome(self, monkeypatch):
+    def test_the_later_versions_of_the_forks_are_accepted(self, monkeypatch):
         monkeypatch.setattr('mmcv.__version__', '2.3.6')
         monkeypatch.setattr('mmdet.__version__', '3.5.1')
         monkeypatch.setattr('mmengine.__version__', '0.10.12')
         compat.check_versions()
 
-    def test_mmcv_without_operators(self, monkeypatch):
+    def test_an_mmcv_without_operators_is_refused(self, monkeypatch):
         monkeypatch.setitem(sys.modules, 'mmcv.ops', None)
         with pytest.raises(
             ImportError, match='lacks the compiled operators.*mmcv-lite'
@@ -80,7 +82,10 @@ class TestOlderTorch:
 
 @pytest.fixture
 def torchvision(tmp_path, monkeypatch):
-    """Put a package in the place of torchvision; mmpretrain counts as installed."""
+    """Return a function that replaces torchvision by a package with some code.
+
+    mmpretrain counts as installed.
+    """
     for name in [n for n in sys.modules if n.split('.')[0] == 'torchvision']:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, 'mmpretrain', types.ModuleType('mmpretrain'))
@@ -97,7 +102,7 @@ def torchvision(tmp_path, monkeypatch):
 
 
 class TestTorchvision:
-    def test_one_that_works_is_left_alone(self, torchvision, monkeypatch):
+    def test_one_that_works_is_not_changed(self, torchvision, monkeypatch):
         torchvision('import torchvision.part')
         monkeypatch.setattr(torch.library, 'Library', None)
         compat.allow_broken_torchvision()
@@ -111,7 +116,7 @@ class TestTorchvision:
         compat.allow_broken_torchvision()
         assert 'torchvision' not in sys.modules
 
-    def test_other_errors_are_not_hidden(self, torchvision):
+    def test_other_errors_are_raised(self, torchvision):
         torchvision("raise RuntimeError('CUDA versions differ')")
         with pytest.raises(RuntimeError, match='CUDA versions differ'):
             compat.allow_broken_torchvision()
@@ -141,21 +146,21 @@ class TestTorchvision:
 
 class TestMmpretrain:
     @pytest.mark.parametrize('name', ['mmpretrain', 'torchvision'])
-    def test_missing(self, monkeypatch, name):
+    def test_a_missing_package_is_named(self, monkeypatch, name):
         for module in ('mmpretrain', 'torchvision'):
             there = None if module == name else types.ModuleType(module)
             monkeypatch.setitem(sys.modules, module, there)
         with pytest.raises(ImportError, match=rf'{name} failed.*install -e .*pretrain'):
             compat.import_mmpretrain()
 
-    def test_a_config_says_so_in_the_end(self, monkeypatch, root):
-        """MMEngine has another text for every ImportError of custom_imports."""
+    def test_reading_a_config_raises_our_error(self, monkeypatch, root):
+        """MMEngine replaces the text of an ImportError in custom_imports."""
         monkeypatch.delitem(sys.modules, 'pws_mmdet.pretrain', raising=False)
         monkeypatch.setitem(sys.modules, 'mmpretrain', None)
         with pytest.raises(RuntimeError, match=r'pip install -e .*pretrain'):
             Config.fromfile(root / 'configs/imagenet/resnet50_pws_in1k.py')
 
-    def test_installed(self):
+    def test_an_installed_mmpretrain_is_imported(self):
         pytest.importorskip('mmpretrain', reason='the extra `pretrain` is missing')
         importlib.import_module('pws_mmdet.pretrain')
         transforms = importlib.import_module('mmpretrain.datasets.transforms')

@@ -1,4 +1,4 @@
-"""The wheel works where there is no checkout."""
+"""The wheel works without a checkout."""
 
 import subprocess
 import sys
@@ -9,7 +9,7 @@ import pytest
 pytestmark = pytest.mark.slow
 
 
-def test_wheel(root, run, tmp_path):
+def test_the_wheel_has_configs_and_tools(root, run, tmp_path):
     status = ['git', '-C', str(root), 'status', '--porcelain', '--ignored']
     before = subprocess.run(status, capture_output=True, text=True).stdout
     run(

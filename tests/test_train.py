@@ -1,5 +1,6 @@
-"""Tests of how tools/train.py and tools/test.py end."""
+"""How tools/train.py and tools/test.py tell errors."""
 
+import argparse
 import runpy
 import sys
 
@@ -16,25 +17,29 @@ SSD = 'configs/mini/ssd96_vgg16_pws_digits.py'
 
 @pytest.fixture
 def end(monkeypatch, capsys, tmp_path):
-    """Run a program to its end, and return its exit status and its last words."""
-    for module, name in ((mmengine.runner, 'Runner'), (mmengine.config, 'DictAction')):
-        monkeypatch.setattr(module, name, getattr(module, name))
+    """Return a function that runs a program and returns its status and its stderr."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv('LOCAL_RANK', '0')
     monkeypatch.delenv('PWS_DEBUG', raising=False)
+
+    def host_classes():
+        error = argparse.ArgumentParser.error
+        return mmengine.runner.Runner, mmengine.config.DictAction, error
+
+    before = host_classes()
 
     def run(program, *args):
         monkeypatch.setattr(sys, 'argv', [program, *map(str, args)])
         with pytest.raises(SystemExit) as stop:
             runpy.run_path(str(ROOT / 'tools' / program), run_name='__main__')
-        error = capsys.readouterr().err
-        return stop.value.code, error
+        assert host_classes() == before
+        return stop.value.code, capsys.readouterr().err
 
     return run
 
 
 @pytest.mark.parametrize('program', ['train.py', 'test.py'])
-def test_a_config_that_cannot_be_read(end, tmp_path, program):
+def test_a_config_that_cannot_be_read_is_named(end, tmp_path, program):
     checkpoint = ['none.pth'] * (program == 'test.py')
     code, error = end(program, 'none.py', *checkpoint)
     assert code == 2 and 'none.py cannot be read: FileNotFoundError: ' in error
@@ -51,7 +56,7 @@ def test_a_config_that_cannot_be_read(end, tmp_path, program):
 
 
 @pytest.mark.parametrize('program', ['train.py', 'test.py'])
-def test_options_that_are_none(end, program):
+def test_wrong_options_are_told(end, program):
     checkpoint = ['none.pth'] * (program == 'test.py')
     code, error = end(program, ROOT / SSD, *checkpoint, '--cfg-options', 'model')
     assert code == 2 and "must be KEY=VALUE ..., got 'model'" in error
@@ -60,7 +65,7 @@ def test_options_that_are_none(end, program):
     assert code == 2 and 'KeyError' in error and 'None1' in error
 
 
-def test_data_and_checkpoints_that_are_missing(end, digits, tmp_path):
+def test_missing_data_and_wrong_checkpoints_are_told(end, digits, tmp_path):
     code, error = end('train.py', ROOT / SSD)
     assert code == 2
     assert '\nFileNotFoundError: Data that the config names is missing' in error
@@ -74,7 +79,7 @@ def test_data_and_checkpoints_that_are_missing(end, digits, tmp_path):
     assert code == 2 and 'ValueError: other.pth cannot be loaded: it is of' in error
 
 
-def test_where_an_error_was_raised_is_shown_on_demand(end, monkeypatch):
+def test_pws_debug_shows_the_traceback(end, monkeypatch):
     monkeypatch.setenv('PWS_DEBUG', '1')
     with pytest.raises(FileNotFoundError, match='none.py'):
         end('train.py', 'none.py')

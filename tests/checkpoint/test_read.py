@@ -1,4 +1,4 @@
-"""A checkpoint is read from a file, a URL or a name, and as data alone."""
+"""Checkpoints are read from files, URLs and names, and code in them is refused."""
 
 import functools
 import http.server
@@ -8,7 +8,6 @@ import threading
 from collections import Counter
 
 import mmengine.runner.checkpoint as mmengine_checkpoint
-import numpy as np
 import pytest
 import torch
 from conftest import Hostile
@@ -16,53 +15,76 @@ from mmengine.logging import HistoryBuffer
 from mmengine.runner import CheckpointLoader
 
 from pws_mmdet import compat
-from pws_mmdet.checkpoint.read import load_file, safe_loading
+from pws_mmdet.checkpoint.read import classes_of, read_checkpoint, safe_loading
 
 
-@pytest.fixture(params=[True, False], ids=['allow-list', 'before torch 2.6'])
-def way(request, monkeypatch):
-    """Before torch 2.6 no list can be extended by what MMEngine pickles."""
-    if request.param and not compat.HAS_ALLOW_LIST:
-        pytest.skip('torch is older than 2.6')
-    monkeypatch.setattr(compat, 'HAS_ALLOW_LIST', request.param)
-    if not request.param:
-        name = 'get_unsafe_globals_in_checkpoint'
-        monkeypatch.delattr(torch.serialization, name, raising=False)
+@pytest.fixture
+def safe():
+    """Make MMEngine's loader safe for a test."""
     with safe_loading():
         yield
 
 
-@pytest.mark.usefixtures('way')
-@pytest.mark.parametrize('zipped', [True, False])
-def test_mmengines_own_records_load(tmp_path, zipped):
-    buffer = HistoryBuffer([1.0, 2.0], [1, 1])
-    values = dict(
-        buffer=buffer,
-        statistics=dict(HistoryBuffer._statistics_methods),
-        scalars=[
-            np.float64(0.5),
-            np.int64(3),
-            np.uint32(7),
-            np.float32(1),
-            np.bool_(1),
-        ],
-        array=np.arange(3.0),
-        step=slice(0, 3),
-        weights=torch.nn.Linear(2, 2).half().state_dict(),
-    )
-    path = str(tmp_path / 'checkpoint.pth')
-    torch.save(values, path, _use_new_zipfile_serialization=zipped)
-    loaded = CheckpointLoader.load_checkpoint(path)
-    assert loaded['buffer'].mean() == 1.5
-    assert loaded['statistics'] == values['statistics']
-    assert loaded['scalars'] == values['scalars']
-    assert np.array_equal(loaded['array'], values['array'])
-    assert loaded['step'] == values['step']
-    torch.testing.assert_close(loaded['weights'], values['weights'])
+@pytest.mark.parametrize(
+    'content',
+    [
+        dict(w=torch.ones(2)),
+        dict(state_dict=dict(w=torch.ones(2)), meta=dict(epoch=1)),
+        dict(model={'module.w': torch.ones(2)}),
+    ],
+    ids='bare state_dict model'.split(),
+)
+def test_weights_are_read_from_every_layout(tmp_path, content):
+    torch.save(content, tmp_path / 'net.pth')
+    weights, dataset_meta = read_checkpoint(tmp_path / 'net.pth')
+    torch.testing.assert_close(weights, dict(w=torch.ones(2)))
+    assert dataset_meta is None
 
 
-@pytest.mark.usefixtures('way')
-def test_hostile_pickles_are_refused_by_name(tmp_path):
+def test_the_classes_are_read_with_the_weights(tmp_path):
+    meta = dict(dataset_meta=dict(classes=('a', 'b')))
+    torch.save(dict(state_dict=dict(w=torch.ones(2)), meta=meta), tmp_path / 'net.pth')
+    checkpoint = read_checkpoint(tmp_path / 'net.pth')
+    assert checkpoint.dataset_meta == dict(classes=('a', 'b'))
+
+
+def test_a_prefix_selects_weights(tmp_path):
+    weights = {'backbone.w': torch.ones(1), 'head.w': torch.ones(2)}
+    torch.save(dict(state_dict=weights), tmp_path / 'net.pth')
+    for prefix in ('backbone', 'backbone.'):
+        found = read_checkpoint(tmp_path / 'net.pth', prefix).weights
+        torch.testing.assert_close(found, dict(w=torch.ones(1)))
+    message = r'net.pth: none of its weights is named neck\.\*, but backbone\.\*, head'
+    with pytest.raises(ValueError, match=message):
+        read_checkpoint(tmp_path / 'net.pth', 'neck.')
+
+
+@pytest.mark.parametrize(
+    'content', [{}, dict(state_dict={}), dict(state_dict=3), [1], {1: torch.ones(1)}]
+)
+def test_a_file_without_weights_is_refused(tmp_path, content):
+    torch.save(content, tmp_path / 'net.pth')
+    with pytest.raises(ValueError, match='net.pth: it holds no weights'):
+        read_checkpoint(tmp_path / 'net.pth')
+
+
+@pytest.mark.parametrize(
+    'meta, names',
+    [
+        (dict(dataset_meta=dict(classes=['a', 'b'])), ('a', 'b')),
+        (dict(dataset_meta=dict(CLASSES=('a',))), ('a',)),
+        (dict(CLASSES=('a',)), ('a',)),  # MMDetection 2
+        (dict(dataset_meta=dict(classes=None)), ()),
+        (dict(dataset_meta=3, CLASSES='ab'), ()),
+        (None, ()),
+    ],
+)
+def test_classes_of(meta, names):
+    assert classes_of(dict(state_dict={}, meta=meta)) == names
+
+
+@pytest.mark.usefixtures('unpickler', 'safe')
+def test_a_pickle_with_code_is_refused_and_its_names_are_told(tmp_path):
     path, witness = tmp_path / 'hostile.pth', tmp_path / 'executed'
     torch.save(dict(state_dict={}, meta=Hostile(witness)), path)
     with pytest.raises(RuntimeError) as error:
@@ -72,45 +94,8 @@ def test_hostile_pickles_are_refused_by_name(tmp_path):
     assert not witness.exists()
 
 
-@pytest.mark.usefixtures('way')
-@pytest.mark.parametrize(
-    'owner, name',
-    [(HistoryBuffer, '__init__'), (HistoryBuffer, '__subclasses__'), (dict, 'mean')],
-)
-def test_getattr_reaches_the_statistics_only(tmp_path, owner, name):
-    class Getattr:
-        def __reduce__(self):
-            return getattr, (owner, name)
-
-    path = str(tmp_path / 'getattr.pth')
-    torch.save(Getattr(), path)
-    with pytest.raises(RuntimeError, match='getattr.pth was not loaded'):
-        CheckpointLoader.load_checkpoint(path)
-
-
-@pytest.mark.skipif(not compat.HAS_ALLOW_LIST, reason='torch has no allow-list')
-def test_getattr_on_torchs_own_list_changes_nothing(tmp_path):
-    """The forks' MMEngine puts it there, and so may anybody."""
-
-    class Getattr:
-        def __reduce__(self):
-            return getattr, (HistoryBuffer, '__subclasses__')
-
-    path = str(tmp_path / 'getattr.pth')
-    torch.save(Getattr(), path)
-    entries = [getattr, HistoryBuffer, Counter, (Getattr, 'a.b')]
-    before = torch.serialization.get_safe_globals()
-    with torch.serialization.safe_globals(entries):
-        within = torch.serialization.get_safe_globals()
-        for _ in range(5):
-            with pytest.raises(RuntimeError, match='getattr.pth was not loaded'):
-                load_file(path)
-        assert set(torch.serialization.get_safe_globals()) == set(within)
-    assert set(torch.serialization.get_safe_globals()) == set(before)
-
-
-@pytest.mark.usefixtures('way')
-def test_truncated(tmp_path):
+@pytest.mark.usefixtures('unpickler', 'safe')
+def test_a_truncated_file_is_refused(tmp_path):
     path = tmp_path / 'truncated.pth'
     torch.save(dict(state_dict=dict(w=torch.randn(1000))), path)
     path.write_bytes(path.read_bytes()[:-500])
@@ -121,12 +106,12 @@ def test_truncated(tmp_path):
         CheckpointLoader.load_checkpoint(str(path))
 
 
-def test_missing():
+def test_a_missing_file_is_named():
     with pytest.raises(FileNotFoundError, match=r'no checkpoint .*none\.pth'):
         CheckpointLoader.load_checkpoint('none.pth')
 
 
-def test_weights_without_a_zip_file(tmp_path):
+def test_a_file_of_the_format_before_zip_is_read(tmp_path):
     path = str(tmp_path / 'old.pth')
     torch.save(dict(w=torch.ones(2)), path, _use_new_zipfile_serialization=False)
     assert CheckpointLoader.load_checkpoint(path)['w'].sum() == 2
@@ -147,8 +132,8 @@ def server(tmp_path):
         httpd.shutdown()
 
 
-@pytest.mark.usefixtures('way')
-def test_downloads(tmp_path, server, monkeypatch):
+@pytest.mark.usefixtures('unpickler', 'safe')
+def test_a_downloaded_file_is_checked_too(tmp_path, server, monkeypatch):
     monkeypatch.setenv('TORCH_HOME', str(tmp_path / 'cache'))
     witness = tmp_path / 'executed'
     torch.save(dict(w=torch.ones(2)), tmp_path / 'good.pth')
@@ -164,7 +149,7 @@ def test_downloads(tmp_path, server, monkeypatch):
     assert load(f'{server}/good.pth', 'cpu')['w'].sum() == 2
 
 
-def test_only_in_its_context():
+def test_the_loader_of_mmengine_is_safe_only_in_the_context():
     load, torch_load = CheckpointLoader.load_checkpoint, torch.load
     with pytest.raises(FileNotFoundError), safe_loading():
         assert CheckpointLoader.load_checkpoint != load
@@ -173,8 +158,8 @@ def test_only_in_its_context():
     assert CheckpointLoader.load_checkpoint == load and torch.load is torch_load
 
 
-def test_outside_of_it_mmengine_loads_what_it_did(tmp_path, monkeypatch):
-    """And its own checkpoints, which torch refuses since 2.6."""
+def test_outside_of_the_context_mmengine_loads_what_it_did(tmp_path, monkeypatch):
+    """It also loads its own checkpoints, which torch 2.6 and later refuse."""
     path = str(tmp_path / 'own.pth')
     torch.save(dict(buffer=HistoryBuffer([1.0], [1])), path)
     assert CheckpointLoader.load_checkpoint(path)['buffer'].mean() == 1
@@ -188,7 +173,7 @@ def test_outside_of_it_mmengine_loads_what_it_did(tmp_path, monkeypatch):
     not compat.HAS_ALLOW_LIST or hasattr(mmengine_checkpoint, '_safe_torch_load'),
     reason='this torch, or the MMEngine of the forks, loads anything by itself',
 )
-def test_outside_of_it_errors_have_the_type_that_they_had(tmp_path):
+def test_outside_of_the_context_errors_have_the_type_of_torch(tmp_path):
     path = tmp_path / 'hostile.pth'
     torch.save(Hostile(tmp_path / 'executed'), path)
     with pytest.raises(pickle.UnpicklingError, match=r'hostile\.pth was not loaded: '):
@@ -198,17 +183,11 @@ def test_outside_of_it_errors_have_the_type_that_they_had(tmp_path):
         CheckpointLoader.load_checkpoint('none.pth')
 
 
-@pytest.fixture
-def safe():
-    with safe_loading():
-        yield
-
-
 @pytest.mark.usefixtures('safe')
 class TestNames:
     @pytest.fixture(autouse=True)
     def urls(self, monkeypatch):
-        """What would be downloaded; and there is no torchvision."""
+        """Record the URLs instead of downloading them, and hide torchvision."""
         monkeypatch.setitem(sys.modules, 'torchvision', None)
         urls = []
         monkeypatch.setattr(

@@ -1,4 +1,4 @@
-"""Tests of pws_mmdet.utils.config: configs for programs."""
+"""Configs are read, models are built from them, and their parts are found."""
 
 import pytest
 from conftest import ROOT
@@ -22,19 +22,19 @@ from pws_mmdet.utils.config import (
 
 
 @pytest.mark.parametrize('scope', ['', 'mmengine.'])
-def test_types_by_name(scope):
+def test_types_are_found_by_name(scope):
     init_default_scope('mmdet')
     for name, cls in dict(NoNorm=NoNorm, PWS=PWSConv2d, BN=nn.BatchNorm2d).items():
         assert registered(dict(type=scope + name)) is cls
         assert type_name(dict(type=scope + name)) == name
 
 
-def test_types_that_are_classes():
+def test_types_may_be_classes():
     assert registered(dict(type=NoNorm)) is NoNorm
     assert type_name(ConfigDict(type=NoNorm)) == 'NoNorm'
 
 
-def test_no_type():
+def test_a_part_without_a_type_has_no_class():
     for cfg in (None, {}, 3, [dict(type='BN')]):
         assert registered(cfg) is None
         assert type_name(cfg) == ''
@@ -52,7 +52,7 @@ def test_no_type():
         PWSPretrainedInit,
     ],
 )
-def test_pretrained_weights_are_left_out(type_):
+def test_drop_pretrained_removes_all_checkpoints(type_):
     pretrained = dict(type=type_, checkpoint='nowhere.pth')
     normal = dict(type='Normal', layer='Conv2d')
     cfg = dict(
@@ -71,13 +71,13 @@ def test_pretrained_weights_are_left_out(type_):
 
 
 @pytest.mark.parametrize('name', CONFIGS)
-def test_no_shipped_config_starts_from_a_file_then(name):
+def test_drop_pretrained_removes_the_checkpoints_of_all_our_configs(name):
     model = Config.fromfile(ROOT / name).get('model')
     assert 'checkpoint' not in str(drop_pretrained(model)).replace('_checkpoint', '')
 
 
-def test_a_model_with_a_teacher_is_built_without_its_weights(tmp_path):
-    """As in MMDetection's localization distillation."""
+def test_build_model_does_not_load_the_weights_of_a_teacher(tmp_path):
+    """MMDetection's localization distillation has a teacher."""
     cfg = Config.fromfile(f'{ROOT}/configs/mini/ssd96_vgg16_pws_digits.py')
     cfg.model = dict(
         type='mmdet.KnowledgeDistillationSingleStageDetector',
@@ -88,7 +88,7 @@ def test_a_model_with_a_teacher_is_built_without_its_weights(tmp_path):
     build_model('distilled.py', cfg)
 
 
-def test_a_class_in_a_config_is_built():
+def test_build_model_takes_a_class_as_type():
     backbone = dict(type=ResNet, depth=18, init_cfg=dict(type=PretrainedInit))
     assert isinstance(build_model('x.py', Config(dict(model=backbone))), ResNet)
 

@@ -1,6 +1,4 @@
-"""Checkpoints are read, checked and written."""
-
-import hashlib
+"""Weights are checked before a network loads them, and loaded strictly."""
 
 import pytest
 import torch
@@ -10,94 +8,10 @@ from mmengine.runner import load_checkpoint
 from torch import nn
 
 from pws_mmdet import PWSConv2d
-from pws_mmdet.checkpoint.read import classes_of, read_checkpoint
-from pws_mmdet.checkpoint.weights import check_finite, check_kind
-from pws_mmdet.checkpoint.write import publish_checkpoint, write_checkpoint
-from pws_mmdet.utils.files import check_new_path
-
-CONTENT = dict(state_dict=dict(w=torch.arange(3.0)))
+from pws_mmdet.checkpoint import check_finite, check_kind, load_strictly
 
 
-def test_a_checkpoint_comes_back(tmp_path):
-    out = tmp_path / 'new/folder/net.pth'
-    write_checkpoint(CONTENT, out)
-    torch.testing.assert_close(read_checkpoint(out).weights, CONTENT['state_dict'])
-    assert list(out.parent.iterdir()) == [out]
-
-
-def test_a_bare_state_dict_is_read_too(tmp_path):
-    write_checkpoint(CONTENT['state_dict'], tmp_path / 'net.pth')
-    assert read_checkpoint(tmp_path / 'net.pth').weights.keys() == {'w'}
-
-
-@pytest.mark.parametrize(
-    'content', [{}, dict(state_dict={}), dict(state_dict=3), [1], {1: torch.ones(1)}]
-)
-def test_no_state_dict(tmp_path, content):
-    torch.save(content, tmp_path / 'net.pth')
-    with pytest.raises(ValueError, match='net.pth: it holds no weights'):
-        read_checkpoint(tmp_path / 'net.pth')
-
-
-def test_the_name_does_not_change_the_bytes(tmp_path):
-    write_checkpoint(CONTENT, tmp_path / 'one.pth')
-    write_checkpoint(CONTENT, tmp_path / 'two.pth')
-    path = publish_checkpoint(CONTENT, tmp_path / 'three.pth')
-    data = (tmp_path / 'one.pth').read_bytes()
-    assert data == (tmp_path / 'two.pth').read_bytes() == path.read_bytes()
-    assert path.stem == f'three-{hashlib.sha256(data).hexdigest()[:8]}'
-
-
-@pytest.mark.parametrize('write', [write_checkpoint, publish_checkpoint])
-def test_another_suffix_is_refused(tmp_path, write):
-    with pytest.raises(ValueError, match='OUT must end in .pth'):
-        write(CONTENT, tmp_path / 'net.pt')
-    assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.parametrize('write', [write_checkpoint, publish_checkpoint])
-def test_a_file_is_not_overwritten(tmp_path, write):
-    out = tmp_path / 'net.pth'
-    out.write_text('mine')
-    with pytest.raises(FileExistsError, match='net.pth exists: move it away'):
-        write(CONTENT, out)
-    assert list(tmp_path.iterdir()) == [out] and out.read_text() == 'mine'
-
-
-def test_a_published_link_is_not_overwritten_by_a_plain_file(tmp_path):
-    out = tmp_path / 'net.pth'
-    path = publish_checkpoint(CONTENT, out)
-    with pytest.raises(FileExistsError):
-        write_checkpoint(CONTENT, out)
-    path.unlink()  # nor a link to nothing
-    with pytest.raises(FileExistsError):
-        write_checkpoint(CONTENT, out)
-    assert out.is_symlink()
-
-
-def test_a_failure_leaves_nothing_behind(tmp_path):
-    out = tmp_path / 'net.pth'
-    with pytest.raises(AttributeError):
-        write_checkpoint(dict(f=lambda: None), out)  # cannot be pickled
-    assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.parametrize(
-    'meta, names',
-    [
-        (dict(dataset_meta=dict(classes=['a', 'b'])), ('a', 'b')),
-        (dict(dataset_meta=dict(CLASSES=('a',))), ('a',)),
-        (dict(CLASSES=('a',)), ('a',)),  # MMDetection 2
-        (dict(dataset_meta=dict(classes=None)), ()),
-        (dict(dataset_meta=3, CLASSES='ab'), ()),
-        (None, ()),
-    ],
-)
-def test_the_classes_of_a_checkpoint(meta, names):
-    assert classes_of(dict(state_dict={}, meta=meta)) == names
-
-
-def test_check_finite():
+def test_check_finite_names_the_first_tensors():
     weights = dict(a=torch.ones(2), n=torch.tensor(3))
     check_finite(weights, 'net.pth')
     for name in 'bcde':
@@ -107,7 +21,7 @@ def test_check_finite():
 
 
 @pytest.mark.parametrize('wrap', [False, True])
-def test_check_finite_spares_what_a_network_has_itself(wrap):
+def test_check_finite_allows_infinity_where_the_network_has_it(wrap):
     model = nn.Linear(2, 1)
     model.register_buffer('mask', torch.tensor([0.0, -torch.inf]))
     weights = {key: value.clone() for key, value in model.state_dict().items()}
@@ -142,7 +56,7 @@ KINDS = ('PWS', 'BN', 'SyncBN', 'plain')
 
 @pytest.mark.parametrize('ours', KINDS)
 @pytest.mark.parametrize('theirs', KINDS)
-def test_weights_of_another_kind(ours, theirs):
+def test_check_kind_refuses_weights_of_the_other_kind(ours, theirs):
     model, weights = block(ours), block(theirs).state_dict()
     if (ours == 'PWS') == (theirs == 'PWS'):
         return check_kind(model, weights)
@@ -156,8 +70,8 @@ def test_weights_of_another_kind(ours, theirs):
                 check_kind(module, {prefix + k: v for k, v in weights.items()})
 
 
-def test_layers_of_one_network_alone_do_not_count():
-    """To start from a part of another network is no mistake, nor are both kinds."""
+def test_check_kind_skips_layers_that_only_one_network_has():
+    """Weights of a part of a network are allowed. So are networks of both kinds."""
     check_kind(Pair('PWS', 'BN'), Pair('PWS', 'BN').state_dict())
     backbone = {f'one.{k}': v for k, v in block('PWS').state_dict().items()}
     check_kind(Pair('PWS', 'BN'), {**backbone, 'head.weight': torch.ones(2, 2, 1, 1)})
@@ -170,7 +84,7 @@ def test_layers_of_one_network_alone_do_not_count():
 
 
 class Quantized(nn.Conv2d):
-    """As of LSQ or PACT, by other people."""
+    """A quantized convolution with an alpha of its own, as in LSQ or PACT."""
 
     def __init__(self, *args):
         super().__init__(*args)
@@ -178,7 +92,7 @@ class Quantized(nn.Conv2d):
         self.alphas = nn.Parameter(torch.ones(2))
 
 
-def test_an_alpha_of_other_people_is_no_alpha_of_ours(tmp_path):
+def test_check_kind_allows_the_alpha_of_quantized_layers(tmp_path):
     model = nn.Sequential(Quantized(2, 2, 3), nn.BatchNorm2d(2), PWSConv2d(2, 2, 3))
     check_kind(model, model.state_dict())
     check_kind(Quantized(2, 2, 3), nn.Conv2d(2, 2, 3).state_dict())
@@ -189,8 +103,8 @@ def test_an_alpha_of_other_people_is_no_alpha_of_ours(tmp_path):
     load_checkpoint(model, path)
 
 
-def test_bn_that_the_network_has_itself_is_no_sign_of_another_kind(tmp_path):
-    """Nor are parts of a checkpoint, or BN elsewhere."""
+def test_load_checkpoint_of_mmengine_allows_bn_where_the_network_has_it(tmp_path):
+    """BN in other parts of the checkpoint is allowed, too."""
     path = str(tmp_path / 'x.pth')
     model = nn.Sequential(block('PWS'), block('BN'))
     weights = {
@@ -208,7 +122,7 @@ def test_bn_that_the_network_has_itself_is_no_sign_of_another_kind(tmp_path):
         block('PWS').load_state_dict(block('BN').state_dict(), strict=False)
 
 
-def test_filters_of_plain_convolutions_are_a_start():
+def test_check_kind_allows_plain_convolutions_as_a_start():
     check_kind(block('PWS'), block('plain').state_dict(), as_start=True)
     check_kind(Pair('PWS', 'PWS'), Pair('PWS', 'plain').state_dict(), as_start=True)
     for ours, theirs in (('PWS', 'BN'), ('plain', 'PWS')):
@@ -216,8 +130,7 @@ def test_filters_of_plain_convolutions_are_a_start():
             check_kind(block(ours), block(theirs).state_dict(), as_start=True)
 
 
-def test_mmengine_does_not_load_the_other_kind(tmp_path):
-    """As init_detector does, and an init_cfg."""
+def test_load_checkpoint_and_init_cfg_refuse_the_other_kind(tmp_path):
     path = str(tmp_path / 'bn.pth')
     torch.save(block('BN').state_dict(), path)
     with pytest.raises(ValueError, match='of a network with BN'):
@@ -236,15 +149,25 @@ def test_mmengine_does_not_load_the_other_kind(tmp_path):
         Net(prefix='x.').init_weights()
 
 
-def test_what_cannot_be_written_is_known_beforehand(tmp_path, monkeypatch):
-    assert check_new_path(tmp_path / 'new/net.pth', '.pth') == tmp_path / 'new/net.pth'
-    (tmp_path / 'file').touch()
-    with pytest.raises(NotADirectoryError, match='file is no folder'):
-        check_new_path(tmp_path / 'file/new/net.pth', '.pth')
-    (tmp_path / 'link.pth').symlink_to(tmp_path / 'nowhere/net.pth')
-    with pytest.raises(FileExistsError, match='link.pth exists'):
-        check_new_path(tmp_path / 'link.pth', '.pth')
-    monkeypatch.setattr('os.access', lambda path, mode: False)  # root may write all
-    with pytest.raises(PermissionError, match='net.pth cannot be written'):
-        check_new_path(tmp_path / 'new/net.pth', '.pth')
-    assert not (tmp_path / 'new').exists()
+def test_load_strictly_takes_weights_that_fit_exactly():
+    model, weights = nn.Linear(2, 1), nn.Linear(2, 1).state_dict()
+    assert load_strictly(model, {f'module.{k}': v for k, v in weights.items()}) == []
+    torch.testing.assert_close(model.state_dict(), weights)
+    assert load_strictly(model, dict(weights, x=0), allow_unused=True) == ['x']
+
+
+@pytest.mark.parametrize(
+    'change, message',
+    [
+        (lambda w: w.pop('bias'), 'the weights do not fit the network: they lack bias'),
+        (lambda w: w.update(x=w['bias']), 'the network has no x$'),
+        (lambda w: w.update(bias=torch.ones(2)), 'network: size mismatch for bias'),
+        (lambda w: w['bias'].fill_(torch.inf), 'it has NaN or infinity in bias'),
+    ],
+    ids='less more shape infinite'.split(),
+)
+def test_load_strictly_refuses_other_weights(change, message):
+    model, weights = nn.Linear(2, 1), nn.Linear(2, 1).state_dict()
+    change(weights)
+    with pytest.raises(ValueError, match=message):
+        load_strictly(model, weights)

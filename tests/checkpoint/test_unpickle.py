@@ -1,6 +1,6 @@
-"""What MMEngine and MMDetection write into a checkpoint is loaded as data alone."""
+"""All that MMEngine and MMDetection write into a checkpoint is on the allow-list."""
 
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from pathlib import Path
 
 import mmdet.engine  # noqa: F401 which registers its schedulers
@@ -9,14 +9,14 @@ import pytest
 import torch
 from mmdet.registry import PARAM_SCHEDULERS as MMDET_SCHEDULERS
 from mmengine.config import Config, ConfigDict
-from mmengine.logging import MessageHub
+from mmengine.logging import HistoryBuffer, MessageHub
 from mmengine.registry import OPTIMIZERS, PARAM_SCHEDULERS
 from torch import nn
 
 from pws_mmdet import compat
 from pws_mmdet.checkpoint.read import load_file
 
-# What a scheduler takes, by its name without what it schedules
+# Arguments of each scheduler, by its name without LR, Momentum or ParamScheduler
 SCHEDULERS = dict(
     Constant=[dict()],
     CosineAnnealing=[dict(T_max=3)],
@@ -35,19 +35,76 @@ SCHEDULERS = dict(
 )
 
 
-@pytest.fixture(params=[True, False], ids=['allow-list', 'before torch 2.6'])
-def reload(request, monkeypatch, tmp_path):
-    """Save something, and load it as a checkpoint is loaded."""
-    if request.param and not compat.HAS_ALLOW_LIST:
-        pytest.skip('torch has none')
-    monkeypatch.setattr(compat, 'HAS_ALLOW_LIST', request.param)
+@pytest.fixture
+def reload(unpickler, tmp_path):
+    """Return a function that saves a checkpoint and loads it again."""
 
-    def save_and_load(content):
+    def save_and_load(content, **options):
         path = str(tmp_path / 'checkpoint.pth')
-        torch.save(content, path)
+        torch.save(content, path, **options)
         return load_file(path)
 
     return save_and_load
+
+
+@pytest.mark.parametrize('zipped', [True, False])
+def test_the_log_history_of_mmengine(reload, zipped):
+    buffer = HistoryBuffer([1.0, 2.0], [1, 1])
+    values = dict(
+        buffer=buffer,
+        statistics=dict(HistoryBuffer._statistics_methods),
+        scalars=[
+            np.float64(0.5),
+            np.int64(3),
+            np.uint32(7),
+            np.float32(1),
+            np.bool_(1),
+        ],
+        array=np.arange(3.0),
+        step=slice(0, 3),
+        weights=torch.nn.Linear(2, 2).half().state_dict(),
+    )
+    loaded = reload(values, _use_new_zipfile_serialization=zipped)
+    assert loaded['buffer'].mean() == 1.5
+    assert loaded['statistics'] == values['statistics']
+    assert loaded['scalars'] == values['scalars']
+    assert np.array_equal(loaded['array'], values['array'])
+    assert loaded['step'] == values['step']
+    torch.testing.assert_close(loaded['weights'], values['weights'])
+
+
+@pytest.mark.parametrize(
+    'owner, name',
+    [(HistoryBuffer, '__init__'), (HistoryBuffer, '__subclasses__'), (dict, 'mean')],
+)
+def test_getattr_of_anything_else_is_refused(reload, owner, name):
+    class Getattr:
+        def __reduce__(self):
+            return getattr, (owner, name)
+
+    with pytest.raises(RuntimeError, match='checkpoint.pth was not loaded'):
+        reload(Getattr())
+
+
+@pytest.mark.skipif(not compat.HAS_ALLOW_LIST, reason='torch has no allow-list')
+def test_getattr_is_refused_where_torch_allows_it(tmp_path):
+    """The MMEngine of the forks puts getattr on torch's own allow-list."""
+
+    class Getattr:
+        def __reduce__(self):
+            return getattr, (HistoryBuffer, '__subclasses__')
+
+    path = str(tmp_path / 'getattr.pth')
+    torch.save(Getattr(), path)
+    entries = [getattr, HistoryBuffer, Counter, (Getattr, 'a.b')]
+    before = torch.serialization.get_safe_globals()
+    with torch.serialization.safe_globals(entries):
+        within = torch.serialization.get_safe_globals()
+        for _ in range(5):
+            with pytest.raises(RuntimeError, match='getattr.pth was not loaded'):
+                load_file(path)
+        assert set(torch.serialization.get_safe_globals()) == set(within)
+    assert set(torch.serialization.get_safe_globals()) == set(before)
 
 
 def test_all_schedulers(reload):
@@ -78,7 +135,7 @@ def test_all_optimizers(reload):
         try:
             optimizer = cls(layer.parameters(), lr=0.1)
         except (RuntimeError, TypeError, ValueError):
-            continue  # for parameters of other shapes
+            continue  # it needs parameters of other shapes
 
         def closure(layer=layer, optimizer=optimizer):
             optimizer.zero_grad()
@@ -92,7 +149,7 @@ def test_all_optimizers(reload):
     assert reload(dict(optimizer=states))['optimizer'].keys() == states.keys()
 
 
-def test_metainfo_of_all_kinds(reload):
+def test_all_kinds_of_metainfo(reload):
     config = Config(dict(metainfo=dict(classes=('a', 'b'), nested=dict(x=[dict(y=1)]))))
     meta = dict(
         dataset_meta=config.metainfo,

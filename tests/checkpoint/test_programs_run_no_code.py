@@ -17,7 +17,10 @@ SSD = ROOT / 'configs/mini/ssd96_vgg16_pws_digits.py'
 
 @pytest.fixture
 def program(monkeypatch, tmp_path):
-    """Run a program in this process; its exit status, or the error."""
+    """Return a function that runs a program in this process.
+
+    It returns the exit status. An exception of the program is raised.
+    """
     for module, name in ((mmengine.runner, 'Runner'), (mmengine.config, 'DictAction')):
         monkeypatch.setattr(module, name, getattr(module, name))
     monkeypatch.chdir(tmp_path)
@@ -36,7 +39,7 @@ def program(monkeypatch, tmp_path):
 
 @pytest.fixture
 def config(digits, tmp_path):
-    """Of a training of a few steps."""
+    """Write the config of a training of a few steps, and return its path."""
     path = tmp_path / 'config.py'
     path.write_text(
         f'_base_ = {str(SSD)!r}\n'
@@ -58,13 +61,16 @@ def config(digits, tmp_path):
 
 @pytest.fixture(scope='module')
 def trained(tmp_path_factory):
-    """Where the checkpoint of a training is kept for all tests."""
+    """Return the path where all tests keep the checkpoint of one training."""
     return tmp_path_factory.mktemp('trained') / 'epoch_1.pth'
 
 
 @pytest.fixture
 def hostile(program, config, trained, tmp_path):
-    """The checkpoint of a training, with texts in it; and what they would make."""
+    """Put code into the config texts of a checkpoint.
+
+    Returns the checkpoint, and the file that the code would create.
+    """
     work_dir = tmp_path / 'work_dir'
     if not trained.exists():
         assert program('train.py', config, '--work-dir', work_dir) == 0
@@ -73,7 +79,7 @@ def hostile(program, config, trained, tmp_path):
     witness, checkpoint = tmp_path / 'executed', work_dir / 'epoch_1.pth'
     text = f'open({str(witness)!r}, "w").close()\nmodel = dict()\n'
     Config.fromstring(text, '.py')
-    witness.unlink()  # this was to show that it is hostile
+    witness.unlink()  # executing the text does create the file
 
     content = torch.load(trained, weights_only=False)
     assert content['meta']['cfg'] and 'cfg' in content['message_hub']['runtime_info']
@@ -87,7 +93,7 @@ def hostile(program, config, trained, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize('named', [True, False], ids=['named', 'latest'])
-def test_resuming(program, config, hostile, named):
+def test_resuming_runs_no_code(program, config, hostile, named):
     checkpoint, witness = hostile
     resume = ['--resume', *[checkpoint] * named, '--work-dir', checkpoint.parent]
     options = ['--cfg-options', 'train_cfg.max_epochs=2']
@@ -101,7 +107,7 @@ PROGRAMS = {
     'model_converters/fuse_pws.py': (['CONFIG', 'IN', 'fused'], 0),
     'model_converters/publish_backbone.py': (['IN', 'x.pth'], 0),
     'deployment/pws_to_onnx.py': (['CONFIG', 'IN', 'x.onnx'], 0),
-    # they refuse the weights, when they have read them
+    # These two read the checkpoint and then refuse its weights.
     'model_converters/bn_to_pws.py': (['CONFIG', 'IN', 'x.pth'], 2),
     'model_converters/official_to_pws.py': (['IN', 'x.pth'], 2),
 }
@@ -109,7 +115,7 @@ PROGRAMS = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize('path', PROGRAMS)
-def test_programs(program, config, hostile, path, capsys):
+def test_programs_run_no_code(program, config, hostile, path, capsys):
     checkpoint, witness = hostile
     args, status = PROGRAMS[path]
     values = dict(CONFIG=config, IN=checkpoint)
@@ -119,7 +125,7 @@ def test_programs(program, config, hostile, path, capsys):
 
 
 @pytest.mark.slow
-def test_inference(config, hostile):
+def test_init_detector_runs_no_code(config, hostile):
     checkpoint, witness = hostile
     init_detector(str(config), str(checkpoint), device='cpu')
     assert not witness.exists()

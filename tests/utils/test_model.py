@@ -1,0 +1,24 @@
+"""The network is found inside its wrappers."""
+
+from mmengine.model import BaseTTAModel, MMDistributedDataParallel
+from torch import nn
+
+from pws_mmdet.utils.model import unwrap_model
+
+
+def wrap(cls, module):
+    wrapper = cls.__new__(cls)  # its constructor needs a process group or a config
+    nn.Module.__init__(wrapper)
+    wrapper.module = module
+    return wrapper
+
+
+def test_unwrap_model_removes_all_wrappers():
+    network = nn.Linear(1, 1)
+    assert unwrap_model(network) is network
+    assert unwrap_model(nn.DataParallel(network)) is network
+    for outer, inner in (
+        (BaseTTAModel, MMDistributedDataParallel),
+        (MMDistributedDataParallel, BaseTTAModel),
+    ):
+        assert unwrap_model(wrap(outer, wrap(inner, network))) is network
