@@ -10,8 +10,9 @@ class PWSOptimWrapperConstructor(DefaultOptimWrapperConstructor):
     """MMEngine's constructor of optimizers, without weight decay for alpha.
 
     Weight decay would pull the outputs of PWS layers towards 0. Every alpha gets a
-    ``weight_decay`` of 0, whatever ``paramwise_cfg`` says of it; its learning rate
-    and everything else stay MMEngine's. Use it by name in a config::
+    ``weight_decay`` of 0, even if ``paramwise_cfg`` gives it another value. Its
+    learning rate, and all other parameters, stay as MMEngine sets them. Use it by name
+    in a config::
 
         optim_wrapper = dict(constructor='PWSOptimWrapperConstructor')
 
@@ -25,7 +26,7 @@ class PWSOptimWrapperConstructor(DefaultOptimWrapperConstructor):
             parameter
             for module in model.modules()
             if isinstance(module, PWSConv2d)
-            # of a pruned or parametrized layer, too: alpha_orig and the like
+            # In a pruned or parametrized layer, it has another name, as alpha_orig.
             for name, parameter in module.named_parameters()
             if 'alpha' in name
         }

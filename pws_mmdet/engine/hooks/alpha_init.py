@@ -1,5 +1,4 @@
 import copy
-import logging
 import math
 import os.path
 import re
@@ -9,47 +8,52 @@ from numbers import Real
 import torch
 from mmengine.dist import all_reduce
 from mmengine.hooks import Hook
-from mmengine.logging import print_log
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 from torch import Tensor
 
 from ...layers import PWSConv2d
+from ...utils.log import inform, warn
 from ...utils.model import unwrap_model
 from ..optimizers import training_context
 
 
 @HOOKS.register_module(force=True)
 class PWSAlphaInitHook(Hook):
-    """Data-dependent alpha: alpha := sqrt(2 / Var[Y]) before the first step.
+    """Set alpha from the first batch: alpha := sqrt(2 / Var[Y]).
 
-    One additional forward pass of the first batch sets the alpha of one PWS
-    layer after the other, so that each sees what its predecessors now put out;
-    a layer that is applied several times counts its first application. Var[Y],
-    over all values of the layer's output at alpha = 1, is averaged over the
-    processes: all of them go on with the same value.
+    Var[Y] is the variance of all values of a layer's output at alpha = 1. One
+    additional forward pass of the first batch sets the alphas in the order of the
+    layers, so that each layer sees inputs that its predecessors compute with their new
+    alpha. If a layer is called several times, the first call counts. Var[Y] is
+    averaged over the processes, so that all of them have the same alpha.
 
-    An alpha is left as it is if it was loaded from a checkpoint (``Pretrained``
-    or ``load_from``), is frozen or absent, or if the run is resumed. A frozen layer
-    whose filters are those of a trained one is its copy, as in the teacher of
-    semi-supervised training (SoftTeacher), and gets the same alpha.
+    These alphas are not set:
 
-    alpha stays within 1/4 and 4 (``bound``). Where images are not normalized, as in
+    * those that were loaded from a checkpoint (``Pretrained`` or ``load_from``);
+    * those that are frozen. But if a frozen layer has the filters of a trained one, as
+      the teacher has in semi-supervised training (SoftTeacher), it gets the alpha of
+      that layer;
+    * all of them, if the training is resumed.
+
+    alpha stays between 1/4 and 4 (``bound``). If images are not normalized, as in
     YOLOX, the first layer would get a tiny alpha, and the first step of SGD would
-    change it by more than its size. With the bound, the next layers take the rest.
+    change it by more than its size. With the bound, the alphas of the next layers
+    become smaller instead.
 
-    Outputs of variance 2 in every layer of a deep network come with large gradients,
-    and no norm layer makes the steps smaller: clip gradients, as with
-    ``optim_wrapper.clip_grad.max_norm=10``. docs/inside.md says why.
+    If every layer of a deep network has outputs of variance 2, gradients are large,
+    and no norm layer makes the steps smaller. Clip gradients, as with
+    ``optim_wrapper.clip_grad.max_norm=10``. docs/inside.md gives the reason.
 
     Args:
-        exclude: Regular expressions, searched in the names of the layers, of
-            those to leave alone. The default is the authors' choice: in a
-            ResNet's blocks only conv1 and the downsampling are initialized.
-        bound: The largest alpha, and its inverse the smallest; ``math.inf`` for none.
+        exclude: Regular expressions that are searched in the names of layers. The
+            layers that match keep their alpha. The default is the authors' choice: in
+            the blocks of a ResNet, only conv1 and the downsampling are set.
+        bound: The largest alpha. The smallest one is 1 / ``bound``. ``math.inf`` means
+            no bound.
 
     Raises:
-        ValueError: If the bound is no number of at least 1.
+        ValueError: If the bound is not a number of at least 1.
 
     Source: the code of the paper's authors (``initalpha``).
     """
@@ -71,8 +75,8 @@ class PWSAlphaInitHook(Hook):
         self.is_done = False
 
     def before_run(self, runner: Runner) -> None:
-        # Comes before MMEngine initializes or loads anything. Only the keys that
-        # reach a layer tell whether its alpha was loaded.
+        # before_run comes before MMEngine initializes or loads anything. Only the keys
+        # that reach a layer tell whether its alpha was loaded.
         for conv in _pws_layers(runner).values():
             handle = conv._register_load_state_dict_pre_hook(
                 self._note_loaded, with_module=True
@@ -91,7 +95,7 @@ class PWSAlphaInitHook(Hook):
         self.is_done = True
         for handle in self.handles:
             handle.remove()
-        if runner.iter > 0:  # resumed
+        if runner.iter > 0:  # The training is resumed.
             return
         layers = {
             name: conv
@@ -109,7 +113,8 @@ class PWSAlphaInitHook(Hook):
     ) -> None:
         teachers = _frozen_copies(_pws_layers(runner), layers)
         found = self._variances(runner, layers, data_batch)
-        # After the pass, and not in it: a process may have had no RoI for a head.
+        # The processes exchange the variances after the pass. In the pass, one of them
+        # may have no RoI for a head, and would not take part.
         votes = torch.zeros(2, len(layers), dtype=torch.float64)
         for i, conv in enumerate(layers.values()):
             if found.get(conv):
@@ -135,14 +140,15 @@ class PWSAlphaInitHook(Hook):
     def _variances(
         self, runner: Runner, layers: dict[str, PWSConv2d], data_batch: dict
     ) -> dict[PWSConv2d, float]:
-        """Var[Y] of each layer at alpha = 1, in a pass that sets one after the other.
+        """Return Var[Y] of each layer at alpha = 1, in a pass that sets the alphas.
 
-        0 stands for a variance that is of no use; layers without outputs are left out.
+        Layers without outputs are left out. A variance of 0, or one that is not
+        finite, is returned as 0.
         """
         variance: dict[PWSConv2d, float] = {}
 
         def set_alpha(conv: PWSConv2d, args: tuple, kwargs: dict, y: Tensor):
-            if conv in variance or y.numel() == 0:  # no RoI was sampled
+            if conv in variance or y.numel() == 0:  # A head may get no RoI.
                 return None
             variance[conv] = y.float().var(unbiased=False).item()
             if not 0 < variance[conv] < math.inf:
@@ -168,24 +174,19 @@ class PWSAlphaInitHook(Hook):
         return variance
 
     def _report(self, number: int, without: list[str], beyond: list[str]) -> None:
-        print_log(
-            f'PWSAlphaInitHook set the alpha of {number} layers', logger='current'
-        )
+        inform(f'PWSAlphaInitHook set the alpha of {number} layers')
         if without:
-            print_log(
-                'PWSAlphaInitHook left alpha at 1 where the first batch gave no '
-                f'output, or one without a finite variance: {", ".join(without)}',
-                logger='current',
-                level=logging.WARNING,
+            warn(
+                'PWSAlphaInitHook left alpha at 1 in layers whose output for the first '
+                'batch is empty, or has no finite and positive variance: '
+                f'{", ".join(without)}'
             )
         if beyond:
-            print_log(
-                f'PWSAlphaInitHook kept alpha within {1 / self.bound:.3g} and '
-                f'{self.bound:.3g} where the first batch asks for other values: '
-                f'{", ".join(beyond)}. If the first layer is among them, the images '
-                'are not normalized: set mean and std in data_preprocessor',
-                logger='current',
-                level=logging.WARNING,
+            warn(
+                f'PWSAlphaInitHook limited alpha to {1 / self.bound:.3g} or '
+                f'{self.bound:.3g} in layers for which the first batch gives another '
+                f'value: {", ".join(beyond)}. If the first layer is one of them, the '
+                'images are not normalized: set mean and std in data_preprocessor'
             )
 
     def _bounded(self, alpha: float) -> float:
@@ -200,11 +201,11 @@ def _pws_layers(runner: Runner) -> dict[str, PWSConv2d]:
 def _frozen_copies(
     every: dict[str, PWSConv2d], trained: dict[str, PWSConv2d]
 ) -> dict[PWSConv2d, PWSConv2d]:
-    """The frozen layers that are copies of trained ones, each with its source.
+    """Return the frozen layers that are copies of trained ones, each with its source.
 
-    A teacher is copied before the first step, so it has the filters of its student
-    but not the new alpha. Where several have the same filters, the one whose name
-    ends most alike is the source.
+    A teacher is copied before the first step, so it has the filters of its student,
+    but not the new alpha. If several trained layers have the same filters, the source
+    is the one whose name has the longest common end.
     """
     copies = {}
     for name, conv in every.items():

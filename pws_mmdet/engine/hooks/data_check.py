@@ -21,22 +21,27 @@ from ..checks.ground_truth import check_truth
 
 @HOOKS.register_module(force=True)
 class DataCheckHook(Hook):
-    """Look at the data before anything is computed.
+    """Check the data before anything is computed.
 
-    * Missing files and folders stop a training or a test before anything is read.
+    * Missing files and folders stop a training or a test before data is read.
     * Broken annotations, missing images and an empty training set stop it before the
       first step.
-    * Weights that were trained with the classes in another order stop a test.
+    * A checkpoint that was trained with the classes in another order stops a test.
 
-    :class:`PWSRunner` calls it while it builds its loops, for which MMEngine has no
-    hooks. In other runners it does nothing.
+    :class:`PWSRunner` calls ``before_build``, ``building`` and ``after_build``, because
+    MMEngine calls no hooks while it builds loops. In other runners, only the classes
+    of checkpoints are checked.
     """
 
     def before_build(self, runner: Runner, cfgs: Mapping[str, Any]) -> None:
-        """Check the configs of loaders and evaluators, by their names in a config.
+        """Check the files and folders that the configs of the data name.
+
+        Args:
+            runner: The runner.
+            cfgs: The configs of data loaders and evaluators, by their names.
 
         Raises:
-            FileNotFoundError: If files or folders that they name are missing.
+            FileNotFoundError: If files or folders are missing.
         """
         check_data(cfgs)
 
@@ -45,16 +50,16 @@ class DataCheckHook(Hook):
         """Check the annotations that are read in this context.
 
         Args:
-            train_loader: The config of the loader, if it is that of the training.
+            train_loader: The config of the data loader, if it is that of the training.
 
         Raises:
-            ValueError: If they cannot be read, or the training set is empty.
+            ValueError: If they cannot be read, or if the training set is empty.
         """
         try:
             with checked_annotations():
                 yield
         except ValueError as e:
-            # how MMEngine fails to pack the records of an empty data set
+            # MMEngine fails with this error to pack the records of an empty dataset.
             empty = 'need at least one array to concatenate' in str(e)
             if train_loader is None or not empty:
                 raise
@@ -63,7 +68,13 @@ class DataCheckHook(Hook):
     def after_build(
         self, runner: Runner, loop: BaseLoop, train_loader: Any = None
     ) -> None:
-        """Check what a loop that was built is to read.
+        """Check the datasets and the ground truth of a loop that has been built.
+
+        Args:
+            runner: The runner.
+            loop: The loop.
+            train_loader: The config of the data loader, if the loop is that of the
+                training.
 
         Raises:
             FileNotFoundError: If images are missing or empty.
@@ -81,17 +92,22 @@ class DataCheckHook(Hook):
             check_same_classes(runner.train_dataloader.dataset, dataset)
         else:
             check_dataset(dataset)
-            # CocoMetric fails at labels of no class, after the whole test
+            # After the whole test, CocoMetric would fail at labels without a class.
             metrics = getattr(loop.evaluator, 'metrics', ())
             is_coco = any(isinstance(metric, CocoMetric) for metric in metrics)
             check_num_classes(dataset, runner.model, ['many'] if is_coco else [])
         check_truth(loop.evaluator)
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        """Check that the labels of a checkpoint are those of what it is tested on."""
+        """Check that a checkpoint has the labels of the dataset it is tested on.
+
+        Raises:
+            ValueError: If it has the same classes in another order.
+        """
         loops = [runner._val_loop, runner._test_loop]
         if isinstance(runner._train_loop, BaseLoop):
-            # Weights to start from may be of other classes: the head learns them.
+            # A training may start from weights for other classes, because the head
+            # learns the new ones. A resumed training needs the same classes.
             loops = [runner._train_loop] if runner._resume else []
         for loop in loops:
             if isinstance(loop, BaseLoop):
@@ -104,6 +120,6 @@ def _describe_empty(loader: Any) -> str:
     return (
         'The training set is empty: no image is left of '
         f'{dataset.get("ann_file", dataset)} after '
-        f'filter_cfg={dataset.get("filter_cfg")}. Has the file annotations, and of '
-        f'the classes that metainfo names ({classes})?'
+        f'filter_cfg={dataset.get("filter_cfg")}. Check that the file has annotations, '
+        f'and that they are of the classes in metainfo ({classes}).'
     )

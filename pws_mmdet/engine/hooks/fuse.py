@@ -1,42 +1,42 @@
-import logging
 from collections.abc import Callable
 from typing import Any
 
 from mmengine.hooks import Hook
-from mmengine.logging import print_log
 from mmengine.registry import HOOKS
 from mmengine.runner import BaseLoop, Runner
 from torch import nn
 
 from ...convert.fuse import fuse_pws, what_it_does_besides
 from ...layers.reparam_conv import ReparamConv2d
+from ...utils.log import warn
 from ...utils.model import unwrap_model
 from ...utils.names import first_names
 
 
 @HOOKS.register_module(force=True)
 class FusePWSHook(Hook):
-    """Test a copy of the network whose PWS convolutions are plain ones.
+    """Test a copy of the network in which PWS convolutions are plain ones.
 
-    A test so costs what plain convolutions cost. The copy is taken in the first step
-    of the test, when an EMAHook has put the averaged weights in place. The runner has
-    the copy only during a step: whatever ends the test, its model is the network
-    itself, which is not touched.
+    The test then has the cost of plain convolutions. The network itself is not
+    changed. The copy is made in the first step of the test, after an EMAHook has set
+    the averaged weights. ``runner.model`` is the copy only during a step, so that it
+    is the network again if an error or an interrupt ends the test.
 
-    A layer that computes more than its convolution, see
-    :func:`pws_mmdet.convert.fuse.what_it_does_besides`, is tested as it is. So is a
-    network that cannot be copied. :class:`PWSRunner` brings this hook.
+    A layer that computes more than its convolution (see
+    :func:`pws_mmdet.convert.fuse.what_it_does_besides`) is tested as it is. So is a
+    network that cannot be copied. The hook is a default hook of :class:`PWSRunner`.
     """
 
-    priority = 'VERY_LOW'  # EMAHook's is 'NORMAL'
+    priority = 'VERY_LOW'  # after EMAHook, whose priority is 'NORMAL'
 
     def __init__(self) -> None:
         self._loop: BaseLoop | None = None
-        self._own: Callable | None = None  # the loop's run_iter, if it was set on it
-        self._has_told = False
+        # The run_iter that was set on the loop itself, if there is one
+        self._own: Callable | None = None
+        self._has_warned = False
 
     def before_test_epoch(self, runner: Runner) -> None:
-        self.after_test_epoch(runner)  # a test that failed has not called it
+        self.after_test_epoch(runner)  # A test that failed has not called it.
         loop = runner.test_loop
         has_pws = any(isinstance(m, ReparamConv2d) for m in runner.model.modules())
         if not has_pws or not hasattr(loop, 'run_iter'):
@@ -66,10 +66,10 @@ class FusePWSHook(Hook):
     def _fuse(self, model: nn.Module) -> nn.Module:
         try:
             fused = fuse_pws(model, strict=False)
-        except Exception as e:  # a network may hold what cannot be copied
-            self._tell(
-                f'FusePWSHook cannot copy the network ({type(e).__name__}: {e}). It '
-                'is tested with its PWS convolutions, which takes a bit longer'
+        except Exception as e:  # Copying an attribute of a model may raise anything.
+            self._warn_once(
+                f'FusePWSHook cannot copy the network ({type(e).__name__}: {e}). The '
+                'test uses its PWS convolutions, and takes a bit longer'
             )
             return model
         left = {
@@ -79,13 +79,13 @@ class FusePWSHook(Hook):
         }
         left = [f'{name} has {reason}' for name, reason in left.items() if reason]
         if left:
-            self._tell(
-                'FusePWSHook leaves layers that compute more than their convolution '
-                f'as they are, which takes a bit longer: {first_names(left)}'
+            self._warn_once(
+                'FusePWSHook does not fuse layers that compute more than their '
+                f'convolution, and the test takes a bit longer: {first_names(left)}'
             )
         return fused
 
-    def _tell(self, text: str) -> None:
-        if not self._has_told:
-            print_log(text, logger='current', level=logging.WARNING)
-            self._has_told = True
+    def _warn_once(self, text: str) -> None:
+        if not self._has_warned:
+            warn(text)
+            self._has_warned = True

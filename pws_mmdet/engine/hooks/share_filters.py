@@ -8,9 +8,9 @@ from ...utils.model import unwrap_model
 
 @HOOKS.register_module(force=True)
 class ShareFiltersHook(Hook):
-    """Let heads that see the maps of several levels compute their filters once.
+    """Compute the filters of a head once for the feature maps of all levels.
 
-    See :func:`share_filters`. The outputs and gradients stay the same.
+    Outputs and gradients stay the same. See :func:`share_filters`.
     """
 
     priority = 'VERY_HIGH'  # before EMAHook copies the model

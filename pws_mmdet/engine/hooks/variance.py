@@ -1,5 +1,4 @@
 import difflib
-import logging
 import math
 import re
 from collections.abc import Iterator, Sequence
@@ -8,7 +7,6 @@ from pathlib import Path
 import torch
 from mmengine.dist import all_reduce, is_main_process
 from mmengine.hooks import Hook
-from mmengine.logging import print_log
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 from mmengine.visualization import LocalVisBackend
@@ -30,46 +28,48 @@ from ...analysis.variance_record import FILE_NAME, Layer, write_header, write_st
 from ...compat import is_compiling
 from ...layers.observer import Observer
 from ...utils.arguments import check_integers
+from ...utils.log import warn
 from ...utils.model import unwrap_model
 from ..optimizers import learning_rate, optim_wrappers
 
 
 @HOOKS.register_module(force=True)
 class VarianceMonitorHook(Hook):
-    """Watch how steps move the filters, and how variance is transmitted.
+    """Record how steps change the filters, and how variance is transmitted.
 
-    For every convolution, whatever normalizes around it, and every so many steps,
-    the statistics of ``pws_mmdet.analysis.STATISTICS``: the paper's Figures 1 and
-    2, and the two sides of its equations (5) and (6). A step is what the
-    optimizer really does to the weights, momentum, decay and clipping included:
-    they are compared before and after it. With accumulated gradients, input and
-    output are those of all the passes that lead to the step; under several
-    processes, those of all processes.
+    It records the statistics of ``pws_mmdet.analysis.STATISTICS`` for every
+    convolution, with or without a norm layer after it: the paper's Figures 1 and 2,
+    and the two sides of its equations (5) and (6). A step is the whole change that the
+    optimizer makes to the weights, with momentum, decay and clipping: the weights
+    after it are compared with those before. Inputs and outputs are those of all
+    processes, and with accumulated gradients, of all passes that lead to the step.
 
-    They go into ``variance.jsonl`` beside the log of the training, a line for
-    each step (``pws_mmdet.analysis.read_record`` reads it), and to the visualizer,
-    as ``variance/STATISTIC/LAYER``, for TensorBoard and its like. MMEngine's
-    ``scalars.json`` is spared: programs read it for losses and metrics.
+    The statistics go into ``variance.jsonl`` beside the log of the training, with a
+    line for each step. ``pws_mmdet.analysis.read_record`` reads the file. They also go
+    to visualizers such as TensorBoard, as ``variance/STATISTIC/LAYER``. They do not go
+    into MMEngine's ``scalars.json``, from which programs read losses and metrics.
 
-    Between the watched steps, nothing is hooked into the model. A value that is
-    not finite is null in the file; so is one that does not exist, such as alpha
-    of plain convolutions, the input of a layer that was not used, or the inputs and
-    outputs of a compiled model.
+    Between the recorded steps, the model has no hooks. A value is null in the file if
+    it is not finite, or if it does not exist. Examples are alpha of a plain
+    convolution, the input of a layer that was not used, and the inputs and outputs of
+    a compiled model.
 
     Args:
-        interval: Watch the first step and every so many iterations.
-        layers: Regular expressions, searched in the names of the convolutions, of
-            those to watch; None for all. Transposed and deformable ones, and those
-            with one weight per filter, are not watched.
+        interval: Number of iterations between two recorded steps. The first step is
+            recorded, too.
+        layers: Regular expressions that are searched in the names of convolutions.
+            Only those that match are recorded; None records all. Transposed and
+            deformable convolutions are never recorded, nor are those with one weight
+            per filter.
 
     Raises:
-        ValueError: If the interval is no positive integer, the expressions are none
-            or match no convolution, or the model has none.
-        TypeError: If the optimizer is not one of PyTorch's kind, or the weights
-            are scattered over processes (FSDP).
+        ValueError: If the interval is not a positive integer, if an expression is
+            wrong or matches no convolution, or if the model has no convolution.
+        TypeError: If the optimizer is not derived from PyTorch's, or if the weights
+            are distributed over processes (FSDP).
     """
 
-    priority = 'VERY_LOW'  # the passes of other hooks do not count
+    priority = 'VERY_LOW'  # Forward passes that other hooks make do not count.
 
     def __init__(self, interval: int = 50, layers: Sequence[str] | None = None) -> None:
         check_integers(1, interval=interval)
@@ -102,7 +102,7 @@ class VarianceMonitorHook(Hook):
                 near = difflib.get_close_matches(pattern, convs, n=5, cutoff=0.0)
                 raise ValueError(
                     f'VarianceMonitorHook: no convolution matches {pattern!r}; '
-                    f'near it are {", ".join(near)}'
+                    f'the nearest names are {", ".join(near)}'
                 )
         return {
             name: conv
@@ -113,10 +113,10 @@ class VarianceMonitorHook(Hook):
     def before_train(self, runner: Runner) -> None:
         if any(isinstance(m, FullyShardedDataParallel) for m in runner.model.modules()):
             raise TypeError(
-                'VarianceMonitorHook needs whole weights in every process, which FSDP '
-                'does not keep'
+                'VarianceMonitorHook needs all weights in every process, and FSDP '
+                'distributes them'
             )
-        self.after_train(runner)  # a training that failed has not called it
+        self.after_train(runner)  # A training that failed has not called it.
         self.optimizers = list(_optimizers(runner))
         self.path = Path(runner.log_dir, FILE_NAME)
         if is_main_process():
@@ -143,12 +143,10 @@ class VarianceMonitorHook(Hook):
         if is_main_process():
             if not (sums.any() or self.has_warned):
                 self.has_warned = True
-                print_log(
+                warn(
                     'VarianceMonitorHook saw no input or output of any layer, and '
-                    'leaves out what is said of them. It cannot watch those of a '
-                    'model that is compiled',
-                    logger='current',
-                    level=logging.WARNING,
+                    'records no statistics of them. It cannot see those of a compiled '
+                    'model'
                 )
             values = self.watch.statistics(sums)
             loss = outputs.get('loss') if isinstance(outputs, dict) else None
@@ -176,7 +174,7 @@ class VarianceMonitorHook(Hook):
 
 
 class _Watch:
-    """The hooks that are in the model and the optimizers for one step."""
+    """The hooks in the model and the optimizers for one step, and what they saw."""
 
     def __init__(
         self, convs: dict[str, nn.Module], optimizers: Sequence[Optimizer]
@@ -204,9 +202,10 @@ class _Watch:
 
     def _see_pass(self, index: int):
         def see(conv: nn.Module, args: tuple, kwargs: dict, output: Tensor) -> None:
-            if is_compiling():  # compiled code would keep the hook for ever
+            if is_compiling():  # Compiled code would keep the hook for ever.
                 return
-            # no validation, nor the pass that checkpointing will repeat
+            # Passes without gradients are validations, or passes that activation
+            # checkpointing repeats later.
             if torch.is_grad_enabled():
                 self.x[index].add(args[0] if args else kwargs['input'])
                 self.y[index].add(output)
@@ -215,7 +214,7 @@ class _Watch:
 
     @torch.no_grad()
     def _before_step(self, optimizer: Optimizer, *_) -> None:
-        # Where the optimizer itself undoes the scaling of AMP's loss
+        # Some optimizers undo the loss scaling of AMP in their own step.
         scale = getattr(optimizer, 'grad_scale', None)
         for i, conv in self._convs_of(optimizer):
             self.weights[i] = own_filters(conv).clone(), applied_filters(conv).clone()
@@ -245,11 +244,12 @@ class _Watch:
         """Return count, sum and sum of squares of all inputs and outputs.
 
         Returns:
-            Shape (L, 2, 3), over all processes.
+            Shape (L, 2, 3): L layers, input and output. The sums are over all
+            processes.
         """
         pairs = zip(self.x, self.y, strict=True)
         sums = torch.stack([torch.stack((x.sums(), y.sums())) for x, y in pairs])
-        if device.type == 'mps':  # has no fp64
+        if device.type == 'mps':  # It has no fp64.
             sums = sums.float()
         sums = sums.to(device)
         all_reduce(sums)
@@ -257,7 +257,7 @@ class _Watch:
 
     @torch.no_grad()
     def statistics(self, sums: Tensor) -> dict[str, list[float]]:
-        """Return a number, or NaN, for each layer and statistic."""
+        """Return the value of each statistic for each layer; NaN if there is none."""
         values = {name: [math.nan] * len(self.convs) for name in STATISTICS}
         for i, conv in enumerate(self.convs.values()):
             found = {k: v.item() for k, v in self.measured.get(i, {}).items()}
@@ -289,7 +289,7 @@ def _optimizers(runner: Runner) -> Iterator[Optimizer]:
 
 
 def _starts_accumulating(runner: Runner) -> bool:
-    """Whether the gradients of all iterations so far are used up."""
+    """Tell whether the optimizers have used the gradients of all iterations so far."""
     return all(wrapper.should_update() for wrapper in optim_wrappers(runner))
 
 

@@ -134,7 +134,7 @@ def test_alpha_is_bounded_and_the_next_layer_takes_the_rest(
     data.images *= scale
     train(make_runner, model, dataset=data)
     assert (model.backbone.conv1.alpha == alpha).all()
-    warning = next(m for m in messages if 'kept alpha within 0.25 and 4' in m)
+    warning = next(m for m in messages if 'limited alpha to 0.25 or 4' in m)
     assert 'backbone.conv1 (' in warning and 'mean and std' in warning
     assert (model.backbone.layer1[0].conv1.alpha == alpha).all()
     unbounded = copy.deepcopy(model)
