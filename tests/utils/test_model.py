@@ -1,6 +1,7 @@
 """The network is found inside its wrappers."""
 
-from mmengine.model import BaseTTAModel, MMDistributedDataParallel
+from mmdet.models import DetTTAModel
+from mmengine.model import MMDistributedDataParallel
 from torch import nn
 
 from pws_mmdet.utils.model import unwrap_model
@@ -18,7 +19,7 @@ def test_unwrap_model_removes_all_wrappers():
     assert unwrap_model(network) is network
     assert unwrap_model(nn.DataParallel(network)) is network
     for outer, inner in (
-        (BaseTTAModel, MMDistributedDataParallel),
-        (MMDistributedDataParallel, BaseTTAModel),
+        (DetTTAModel, MMDistributedDataParallel),
+        (MMDistributedDataParallel, DetTTAModel),
     ):
         assert unwrap_model(wrap(outer, wrap(inner, network))) is network
