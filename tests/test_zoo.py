@@ -1,4 +1,4 @@
-"""The detectors of docs/zoo.md: norm-free, they train, and fuse into plain ones."""
+"""Tests of docs/zoo.md: its detectors are norm-free, train, and can be fused."""
 
 import re
 from contextlib import contextmanager
@@ -27,7 +27,7 @@ ROWS = [line.strip('| ').split(' | ') for line in PAGE if ROW.match(line)]
 
 
 def norm_free(config):
-    # by its path: MMEngine takes no + in the name of an installed config
+    # By its path, because MMEngine allows no + in the name of an installed config.
     cfg = Config.fromfile(Path(get_installed_path('mmdet'), '.mim/configs', config))
     conv_cfg = dict(type='PWS', gamma=1e-4)
     head_conv_cfg = dict(type='PWS', gamma=0.1, relative_gamma=True)
@@ -62,7 +62,7 @@ def assert_close(a, b):
 
 @contextmanager
 def compared(convs, fused):
-    """Compare each convolution, those of the heads, too, where it is called first."""
+    """Compare the first call of each convolution in two networks, heads included."""
     called = set()
 
     def compare(name, x, y):
@@ -98,7 +98,7 @@ def test_detector(row):
 
     batch = demo_mm_inputs(
         1,
-        [[3, 320, 320]],  # DDOD convolves maps of a 128th, deformably
+        [[3, 320, 320]],  # DDOD needs this size: it has feature maps of 1/128
         num_items=[3],
         num_classes=4,
         with_mask=model.with_mask,
@@ -123,7 +123,7 @@ def test_detector(row):
     model.train()
     with compared(convs, fused) as called:
         loss, _ = model.parse_losses(model(**inputs, mode='loss'))
-    assert len(called) >= 0.9 * len(convs)  # TOOD reads some, and does not call them
+    assert len(called) >= 0.9 * len(convs)  # TOOD reads some weights without a call
     loss.backward()
     assert loss.isfinite()
     learned = [m for m in convs.values() if m.weight.requires_grad]

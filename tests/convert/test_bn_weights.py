@@ -19,7 +19,7 @@ def bn_net():
 
 @pytest.mark.parametrize('options, exclude', [({}, ()), (PLAIN_STEM, ['^conv1$'])])
 def test_conversion_by_names_equals_conversion_by_modules(bn_net, options, exclude):
-    """One conversion knows the layers by their modules, the other by their names."""
+    """convert_to_pws sees the modules, load_bn_weights only the names of weights."""
     x = torch.randn(2, 3, 64, 64)
     for batches in (None, [torch.randn(4, 3, 64, 64)]):
         by_module, _ = convert_to_pws(bn_net, batches, exclude, progress=False)
@@ -85,7 +85,7 @@ def test_networks_that_compute_something_else(bn_net):
 
 
 def test_weights_of_conv_ws_and_conv_aws_are_standardized(bn_net):
-    """Those of MMCV's ConvWS are told by a flag, of ConvAWS by their names."""
+    """A flag tells that weights are of ConvWS; names tell that they are of ConvAWS."""
     for kind in ('ConvWS', 'ConvAWS'):
         original = ResNet(**SMALL, conv_cfg=dict(type=kind))
         original.load_state_dict(bn_net.state_dict(), strict=False)
@@ -107,7 +107,7 @@ def test_weights_of_conv_ws_and_conv_aws_are_standardized(bn_net):
 
 
 def test_several_bn_layers_after_one_convolution_are_refused():
-    """As in the head of RTMDet: what they make of it is not the same filters."""
+    """As in the head of RTMDet. Without BN, the shared convolution is converted."""
 
     def net(**options):
         convs = nn.Sequential(*(ConvModule(4, 4, 3, **options) for _ in range(2)))

@@ -18,7 +18,7 @@ from pws_mmdet.convert.least_squares import Moments
 
 
 class LivingTensors(TorchDispatchMode):
-    """Counts the bytes of tensors that operators make, as long as they live."""
+    """Counts the bytes of all tensors that operators return and that still exist."""
 
     def __init__(self):
         super().__init__()
@@ -42,7 +42,7 @@ class LivingTensors(TorchDispatchMode):
 
 
 class Levels(nn.Module):
-    """A head over three levels, and one over regions, three of each image."""
+    """A head on three levels, and a head on three regions of each image."""
 
     def __init__(self):
         super().__init__()
@@ -73,13 +73,13 @@ def test_the_halves_share_no_image(monkeypatch, sizes):
         seen.clear()
         calibration.moments(name, calls[name], net, None)
         halves = [set().union(*(seen[i] for i in seen if i % 2 == k)) for k in (0, 1)]
-        # regions of a single batch are told apart by their order alone
+        # The regions of a single batch are split in the middle.
         shared = 1 if name == 'of_regions' and len(sizes) == 1 else 0
         assert all(halves) and len(halves[0] & halves[1]) <= shared
 
 
 def test_memory_does_not_grow_with_the_number_of_images():
-    """A few matrices of n x n are all that it takes, whatever the images."""
+    """The fit needs a few matrices of n x n, for any number of images."""
     n = 64 * 9
     net = nn.Sequential(nn.Conv2d(64, 64, 3, padding=1), nn.ReLU()).eval()
     peaks = {}
@@ -103,7 +103,7 @@ class SometimesTwoHeads(nn.Module):
     def forward(self, x):
         features = F.relu(self.a(x))
         y = self.b(features)
-        # as a head that sees proposals, if there are any
+        # The second head is like a head that runs only if there are proposals.
         if x.max() < 9:
             return y
         return y, self.fc(features.mean((2, 3)))
@@ -120,7 +120,7 @@ def test_channels_are_scaled_only_if_one_batch_reaches_all_readers():
         calls, reached = count_calls(net, batches, run_model, ['a', 'b'])
         calibration.equalize(calls, (), reached)
         same = torch.equal(net.a.weight, expected.a.weight)
-        assert same == (batches[-1] is rare)  # a linear layer reads a
+        assert same == (batches[-1] is rare)  # a linear layer reads the channels of a
         for x in batches:
             for y, z in zip(net(x), expected(x), strict=True):
                 torch.testing.assert_close(y, z)

@@ -51,7 +51,6 @@ def test_images_reduce_the_error(net):
 
 
 def test_zero_mean_filters_are_converted_exactly():
-    """What PWS can represent, it represents: nothing is lost."""
     conv = PWSConv2d(3, 6, 3, padding=1, gamma=1e-2)
     nn.init.uniform_(conv.alpha, 0.5, 2)
     nn.init.normal_(conv.bias)
@@ -81,7 +80,7 @@ def test_excluded_layers_stay_plain_with_bn_folded(net):
     y, expected = new.bn1(new.conv1(x)), net.bn1(net.conv1(x))
     scale = y.flatten(2).norm(dim=(0, 2)) / expected.flatten(2).norm(dim=(0, 2))
     torch.testing.assert_close(y, expected * scale.view(1, -1, 1, 1))
-    assert scale.max() > 1.1 * scale.min(), 'so that those who read it lose less'
+    assert scale.max() > 1.1 * scale.min(), 'channels are scaled for their readers'
     assert {layer.name: layer.reason for layer in report if layer.reason} == {
         'conv1': 'excluded',
         'last': 'excluded',
@@ -99,7 +98,7 @@ def test_scaling_an_excluded_layer_reduces_the_error_of_its_readers(net):
 
 
 class Sum(nn.Module):
-    """Two convolutions of the same inputs, whose outputs are put together."""
+    """Two convolutions of the same input, whose outputs are joined."""
 
     def __init__(self, join):
         super().__init__()
@@ -109,7 +108,7 @@ class Sum(nn.Module):
 
     def forward(self, x):
         gain = torch.tensor([4.0, 2.0, 1.0, 0.5]).view(1, -1, 1, 1)
-        # the sums of their inputs differ, so that either sees what the other cannot
+        # The sums of their inputs differ, so each sees what the other cannot see.
         return self.join(self.a(x), self.b(x * gain))
 
 
@@ -201,12 +200,12 @@ def test_other_dtypes(net, dtype):
     assert {p.dtype for p in new.parameters()} == {dtype}
     assert {layer.method for layer in report} == {'fitted'}
     made = relative_error(new(x.to(dtype)).double(), net(x.to(dtype)).double())
-    # in half precision no channels are scaled
+    # In half precision no channels are scaled.
     assert made < (2 if dtype != torch.float64 else 1.1) * expected
 
 
 def test_a_detector():
-    """A stock ResNet, and heads over several levels, whose inputs follow from it."""
+    """RetinaNet: a ResNet, and heads that are called once for each level."""
     model = MODELS.build(
         dict(
             type='RetinaNet',
@@ -246,7 +245,7 @@ def test_a_detector():
     assert isinstance(new.backbone.layer2[0].downsample[0], PWSConv2d)
     x = images(2, 64)
     without, _ = convert_to_pws(model, progress=False)
-    outputs = [forward(net, x)[0][:2] for net in (new, without, model)]  # of two levels
+    outputs = [forward(net, x)[0][:2] for net in (new, without, model)]  # two levels
     for fitted, centered, expected in zip(*outputs, strict=True):
         error = relative_error(fitted, expected)
         assert error < 0.8 * relative_error(centered, expected)

@@ -19,7 +19,7 @@ from pws_mmdet.convert.forward import run_model
 
 
 class Net(nn.Module):
-    """A chain with pooling, a sum, a sigmoid, a linear layer, a grouped reader."""
+    """A network with pooling, a sum, a sigmoid, a linear layer and groups."""
 
     def __init__(self):
         super().__init__()
@@ -32,7 +32,7 @@ class Net(nn.Module):
 
     def forward(self, x):
         x = F.max_pool2d(F.relu(self.a(x)), 2)
-        x = F.relu(self.b(x) + self.c(x))  # reads what a makes, twice
+        x = F.relu(self.b(x) + self.c(x))  # two readers of a
         x = torch.sigmoid(self.d(x))
         return self.fc(F.relu(self.e(x)).mean((2, 3)))
 
@@ -46,7 +46,7 @@ def finder(model, x):
 @torch.no_grad()
 def test_channels_whose_scaling_changes_nothing_are_found():
     found = finder(Net(), torch.randn(2, 3, 16, 16)).find()
-    # neither d, whose sigmoid is no ReLU, nor e, which a linear layer reads
+    # Not d, because of its sigmoid, nor e, because a linear layer reads it.
     assert found == [Channels(['a'], ['b', 'c']), Channels(['b', 'c'], ['d'])]
 
 
@@ -73,7 +73,7 @@ def test_scaled_networks_compute_the_same():
 
 @torch.no_grad()
 def test_residual_streams():
-    """What blocks add up is scaled in all of them, unless it is an output."""
+    """All blocks that add to a stream are scaled together, except for the output."""
     net = ResNet(50, base_channels=4, stem_channels=4, out_indices=(3,))
     net.eval()
     net, _ = fold_batch_norm(net)
@@ -102,7 +102,7 @@ def test_residual_streams():
 
 
 def test_the_direction_is_orthogonal_to_all_filters():
-    """Filters that are orthogonal to u already lose nothing by it."""
+    """Filters that are orthogonal to u lose nothing, so u is found."""
     u = torch.rand(6, dtype=torch.float64) * 3 + 0.3
     filters = torch.randn(6, 20, dtype=torch.float64)
     filters -= torch.outer(u, u @ filters) / (u @ u)

@@ -38,14 +38,14 @@ def test_statistics_tell_the_mean_of_the_outputs():
     plain(x)
     for layer in layers:
         if layer.name in seen:
-            # after conv1 a training saw what its batches' own statistics made of it
+            # Later layers were trained on outputs of BN in training mode.
             atol = 1e-5 if layer.name == 'conv1' else 0.2
             mean = seen[layer.name].double()
             torch.testing.assert_close(mean, layer.mean, rtol=0, atol=atol)
 
 
 class Ordered(nn.Module):
-    """Layers that are not called in the order in which they are written."""
+    """Layers that are not called in the order of their assignment."""
 
     def __init__(self, bn_first):
         super().__init__()
@@ -62,7 +62,7 @@ class Ordered(nn.Module):
 
 
 class PreActivation(nn.Module):
-    """conv1 and bn1 are neighbours, and bn1 is called before conv1."""
+    """bn1 is assigned right after conv1, but called before it."""
 
     def __init__(self):
         super().__init__()
@@ -76,7 +76,7 @@ class PreActivation(nn.Module):
 
 
 class Tapped(nn.Module):
-    """What a convolution puts out goes to BN and somewhere else, too."""
+    """Something else than BN also reads the output of a convolution."""
 
     def __init__(self, tap):
         super().__init__()
@@ -102,7 +102,7 @@ class SharedBN(nn.Module):
 
 
 class Crossed(nn.Module):
-    """One BN reads two convolutions, one of which another BN reads, too."""
+    """bn1 reads two convolutions, and bn2 also reads one of them."""
 
     def __init__(self):
         super().__init__()
@@ -179,7 +179,7 @@ def test_bn_is_folded_if_it_alone_reads_a_convolution(make, left):
 
 
 def test_the_order_of_modules_decides_without_a_forward_pass():
-    """As of a network that does not take noise."""
+    """This happens if a network does not run on noise."""
     nets = dict(
         stock=ResNet(18, base_channels=4, stem_channels=4),
         listed=nn.ModuleList([conv(3), nn.BatchNorm2d(6), conv(), nn.BatchNorm2d(6)]),

@@ -1,3 +1,5 @@
+"""Tests of fusing PWS convolutions into plain ones."""
+
 import copy
 import functools
 import gc
@@ -32,7 +34,7 @@ REPARAMETRIZED = [
 
 
 def randomize(module):
-    """Every parameter away from its initial value, so that each of them matters."""
+    """Change all parameters from their initial values, so that each has an effect."""
     for layer in module.modules():
         if isinstance(layer, ReparamConv2d):
             for name, p in layer.named_parameters(recurse=False):
@@ -48,14 +50,14 @@ def convolutions(module):
 
 
 def flatten(outputs):
-    """All tensors in nested outputs of a network."""
+    """Return all tensors in the nested outputs of a network."""
     if isinstance(outputs, torch.Tensor):
         return [outputs]
     return [t for part in outputs for t in flatten(part)]
 
 
 def check_close(fused, expected, tolerance=1e-5):
-    """Equal to a fraction of the greatest value of each output."""
+    """Check that outputs are equal up to a fraction of their largest values."""
     pairs = list(zip(flatten(fused), flatten(expected), strict=True))
     assert pairs
     for ours, theirs in pairs:
@@ -138,7 +140,7 @@ def test_every_layer_is_replaced(inplace):
 
 @pytest.mark.parametrize('alpha', ['channel', 'layer', 'fixed'])
 @pytest.mark.parametrize('beta', [True, False])
-def test_later_changes_of_the_parameters_do_not_reach_the_plain_layer(alpha, beta):
+def test_the_plain_layer_shares_no_memory(alpha, beta):
     conv = randomize(PWSConv2d(3, 4, 3, alpha=alpha, beta=beta))
     plain = to_conv2d(conv)
     x = torch.randn(1, 3, 5, 5)
@@ -149,12 +151,12 @@ def test_later_changes_of_the_parameters_do_not_reach_the_plain_layer(alpha, bet
     assert torch.equal(plain(x), before)
 
 
-def test_one_bias_per_channel_from_one_beta_per_layer():
+def test_one_beta_per_layer_becomes_one_bias_per_channel():
     conv = randomize(PWSConv2d(3, 4, 3, alpha='layer'))
     plain = to_conv2d(conv)
     assert plain.bias.shape == (4,) and plain.bias.is_contiguous()
     with torch.no_grad():
-        plain.bias[0] += 1  # a channel of its own, not a view of beta
+        plain.bias[0] += 1  # not a view of beta: other channels stay
     assert torch.equal(plain.bias[1:], conv.bias.expand(3))
 
 
@@ -169,7 +171,7 @@ def test_one_bias_per_channel_from_one_beta_per_layer():
         (['weight', 'alpha', 'bias'], False, False),
     ],
 )
-def test_what_was_frozen_stays_frozen(frozen, weight, bias):
+def test_frozen_parameters_stay_frozen(frozen, weight, bias):
     conv = PWSConv2d(3, 4, 3)
     for name in frozen:
         getattr(conv, name).requires_grad_(False)
@@ -197,8 +199,8 @@ def test_a_fused_network_can_be_trained():
 )
 @pytest.mark.parametrize('inplace', [True, False])
 @pytest.mark.filterwarnings('ignore::FutureWarning')
-def test_parameters_that_are_made_from_others(reparametrize, inplace):
-    """PWS standardizes what is made of them now, not in the last forward pass."""
+def test_pruned_and_parametrized_parameters(reparametrize, inplace):
+    """The filters are those of the current parameters, not of the last forward."""
     model = nn.Sequential(PWSConv2d(3, 4, 3))
     conv = reparametrize(model[0]) or model[0]
     x = torch.randn(2, 3, 9, 9)
@@ -239,7 +241,9 @@ def back(module, gradients_in, gradients_out):
     ],
 )
 @pytest.mark.parametrize('inplace', [True, False])
-def test_a_layer_that_computes_more_is_refused_or_left(change, reason, inplace):
+def test_a_layer_with_a_forward_or_hooks_of_its_own_is_refused_or_left(
+    change, reason, inplace
+):
     model = randomize(net())
     change(model[0])
     with pytest.raises(ValueError, match=f'0 has {reason}, which a plain'):
@@ -249,7 +253,7 @@ def test_a_layer_that_computes_more_is_refused_or_left(change, reason, inplace):
     assert kinds == [type(model[0]), nn.Conv2d, nn.Conv2d]
 
 
-def test_a_forward_of_its_own_is_no_plain_convolution():
+def test_to_conv2d_refuses_a_forward_of_its_own():
     with pytest.raises(TypeError, match='Doubled with a forward of its own is no'):
         to_conv2d(Doubled(3, 4, 3))
 
@@ -264,14 +268,14 @@ def test_a_layer_with_a_compiled_forward_becomes_plain():
 
 
 @pytest.mark.parametrize('mode', [True, False])
-def test_the_mode_is_kept_layer_by_layer(mode):
+def test_each_layer_keeps_its_training_mode(mode):
     model = net().train(mode)
     model[1].train(not mode)
     modes = [m.training for m in fuse_pws(model).modules()]
     assert modes == [m.training for m in model.modules()]
 
 
-def test_a_compiled_method_of_the_copy_is_its_own():
+def test_compiled_methods_are_bound_to_the_copy():
     model = net().eval()
     model.forward = torch.compile(model.forward, backend='eager')
     model[1].other = torch.compile(model[1].forward, backend='eager')
@@ -321,7 +325,7 @@ def half_precision(model):
 
 
 def autocast(model):
-    """The test enters it."""
+    """Do nothing here: the test itself enters autocast."""
 
 
 def compilation(model):
@@ -340,8 +344,8 @@ def channels_last(model):
 )
 @pytest.mark.parametrize('fused_first', [True, False])
 @torch.no_grad()
-def test_what_users_switch_on(switch, fused_first):
-    """Before or after the convolutions become plain ones."""
+def test_half_precision_compilation_and_memory_format(switch, fused_first):
+    """Each works before and after the network is fused."""
     model = PWSResNet(18, base_channels=8)
     randomize(model)
     x = torch.randn(2, 3, 64, 64)
@@ -371,7 +375,7 @@ def test_the_memory_format_is_kept(memory_format):
 
 
 def test_a_weight_that_the_network_reads_itself_is_kept():
-    """TOOD's decomposition of tasks scales the weight, and does not call the layer."""
+    """TOOD's decomposition of tasks scales the weight and does not call the layer."""
     head = TOODHead(
         num_classes=3,
         in_channels=8,
@@ -440,7 +444,7 @@ def test_retinanet_keeps_one_head_for_all_levels():
     check_close(fused(maps), head(maps))
 
 
-def test_the_wrapper_of_a_distributed_training_comes_off():
+def test_the_wrapper_of_a_distributed_training_is_removed():
     dist.init_process_group('gloo', store=dist.HashStore(), rank=0, world_size=1)
     try:
         model = randomize(net())
@@ -450,14 +454,14 @@ def test_the_wrapper_of_a_distributed_training_comes_off():
         inplace = fuse_pws(wrapped, inplace=True)
         assert inplace is model
         del wrapped
-        gc.collect()  # it must be gone before the group is
+        gc.collect()  # Destroy the wrapper before the process group.
     finally:
         dist.destroy_process_group()
     x = torch.randn(1, 3, 9, 9)
     check_close(fused(x), inplace(x))
 
 
-def test_an_averaged_model_stays_one():
+def test_an_averaged_model_stays_an_averaged_model():
     model = randomize(net())
     ema = ExponentialMovingAverage(model, momentum=0.5)
     ema.update_parameters(model)
@@ -472,14 +476,14 @@ def test_an_averaged_model_stays_one():
         check_close(fused(x), model(x))
 
 
-def test_a_convolution_with_a_bias_where_blocks_withhold_it():
+def test_bias_conv2d_ignores_bias_false():
     conv = bias_conv2d(4, 6, 3, stride=2, groups=2, bias=False)
     assert type(conv) is nn.Conv2d
     assert (conv.stride, conv.groups, conv.bias.shape) == ((2, 2), 2, (6,))
 
 
 def small(name):
-    """A shipped detector, a big one with fewer channels, and the size of a image."""
+    """Return config, detector and image size; a large detector gets fewer channels."""
     cfg = load_config(name)
     if 'ssd320' in name:
         halve(cfg)

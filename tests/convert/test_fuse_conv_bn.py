@@ -1,4 +1,4 @@
-"""Host functions that fold BN into a PWS convolution get it right, or refuse."""
+"""Tests of the patch: functions of other libraries fold BN correctly, or refuse."""
 
 import copy
 from importlib import import_module
@@ -36,7 +36,7 @@ def patched():
         yield patch
 
 
-def test_it_is_undone(patched):
+def test_the_patch_can_be_undone(patched):
     def current():
         return [getattr(import_module(m), name) for m, name in FUSE + EVALUATE]
 
@@ -54,7 +54,7 @@ def test_it_is_undone(patched):
 
 @pytest.mark.parametrize('kind', ['PWS', 'one alpha', 'no beta', 'WN'])
 def test_deployed_layers_need_no_patch(kind, x, patched):
-    """MMYOLO's idiom makes them right for functions that read their weight."""
+    """After switch_to_deploy(), as in MMYOLO, ``weight`` holds the filters."""
     patched.undo()
     cfg = CONVS[kind]
     block = randomize(ConvModule(3, 6, 3, conv_cfg=cfg, norm_cfg=dict(type='BN')))
@@ -67,7 +67,7 @@ def test_deployed_layers_need_no_patch(kind, x, patched):
 
 
 def randomize(module):
-    """Every parameter and statistic away from where it changes nothing."""
+    """Change all parameters and statistics, so that each has an effect."""
     for p in module.parameters():
         nn.init.normal_(p, 1.0, 0.3)
     for m in module.modules():
@@ -120,23 +120,23 @@ def gradients(module, x):
     return {'x': x.grad, **{n: p.grad.clone() for n, p in module.named_parameters()}}
 
 
-def test_mmcv_evaluates_both_at_once(block, x, monkeypatch):
-    """With the gradients of W, alpha and beta, as when BN is frozen in a training."""
+def test_efficient_evaluation_of_mmcv(block, x, monkeypatch):
+    """Gradients of W, alpha and beta are right, too, as if BN is frozen in training."""
     expected = block(x), gradients(block, x)
     block.turn_on_efficient_conv_bn_eval()
-    monkeypatch.setattr(block.bn, 'forward', None)  # it is not called any more
+    monkeypatch.setattr(block.bn, 'forward', None)  # it is not called
     torch.testing.assert_close(block(x), expected[0], rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(gradients(block, x), expected[1], rtol=1e-4, atol=1e-4)
 
 
-def test_mmcv_does_not_evaluate_both_at_once_in_training(block, x):
+def test_efficient_evaluation_of_mmcv_is_off_in_training(block, x):
     twin = copy.deepcopy(block).train()
     block.turn_on_efficient_conv_bn_eval()
     torch.testing.assert_close(block.train()(x), twin(x))
 
 
 @pytest.mark.parametrize('training', [True, False])
-def test_mmengine_evaluates_both_at_once(block, x, training):
+def test_efficient_evaluation_of_mmengine(block, x, training):
     module = import_module('mmengine.model.efficient_conv_bn_eval')
     block.train(training)
     twin = copy.deepcopy(block)
@@ -146,7 +146,7 @@ def test_mmengine_evaluates_both_at_once(block, x, training):
 
 @pytest.mark.parametrize('kind', CONVS)
 @pytest.mark.parametrize('training', [True, False])
-def test_mmengine_evaluates_both_at_once_in_what_it_traces(kind, training, x):
+def test_efficient_evaluation_of_mmengine_in_a_traced_network(kind, training, x):
     conv = ConvModule(3, 6, 3, conv_cfg=CONVS[kind]).conv
     model = nn.Sequential(nn.Sequential(conv, nn.BatchNorm2d(6), nn.ReLU()))
     randomize(model).train(training)
@@ -181,7 +181,7 @@ def test_quantization_refuses(sequence, layers, function):
 
 
 @pytest.mark.parametrize('function', [fuse, fuse_fx])
-def test_what_fx_traces_computes_the_same(sequence, x, function):
+def test_networks_that_fx_fuses_compute_the_same(sequence, x, function):
     expected = sequence(x)
     fused = function(sequence)
     assert any(isinstance(m, nn.BatchNorm2d) for m in fused.modules())
@@ -189,7 +189,7 @@ def test_what_fx_traces_computes_the_same(sequence, x, function):
 
 
 @pytest.mark.parametrize('module_name, name', FUSE + EVALUATE)
-def test_plain_convolutions_go_the_way_they_went(module_name, name, x):
+def test_plain_convolutions_give_the_same_as_without_the_patch(module_name, name, x):
     function = getattr(import_module(module_name), name)
     conv, bn = randomize(nn.Conv2d(3, 6, 3)), randomize(nn.BatchNorm2d(6))
     args = (bn, conv, x) if (module_name, name) in EVALUATE else (conv, bn)
@@ -206,7 +206,7 @@ def test_arguments_by_name(sequence, x):
 
 
 def test_mmdetections_benchmark(monkeypatch, tmp_path):
-    """``benchmark.py --fuse-conv-bn`` builds its model so, and asks for a GPU."""
+    """This is what ``benchmark.py --fuse-conv-bn`` calls. It needs no GPU here."""
     cfg = load_config('configs/mini/ssd96_r18_pws_digits.py')
     for part in (cfg.model.backbone, cfg.model.neck):
         part.norm_cfg = dict(type='BN')

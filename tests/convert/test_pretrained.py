@@ -103,7 +103,7 @@ def test_weights_that_do_not_fit_are_refused(save):
 
 @pytest.mark.parametrize('norm', ['GN', 'IN', 'BN'])
 def test_norms_without_statistics_are_refused(save, norm):
-    """BN with track_running_stats=False is one, too."""
+    """BN with track_running_stats=False has none, either."""
     name = f'{norm.lower()}1'
     source = ResNet(**SMALL).state_dict()
     source = {

@@ -1,4 +1,4 @@
-"""The norm-free variants of MMDetection's backbones start from their BN weights."""
+"""Tests: norm-free variants of MMDetection's backbones start from weights with BN."""
 
 import copy
 from pathlib import Path
@@ -98,7 +98,7 @@ def keep_filters(plain, layers, batches, options):
 
 
 @pytest.mark.parametrize('family', FAMILIES)
-def test_one_step(family, tmp_path, monkeypatch):
+def test_a_backbone_computes_the_same_and_trains(family, tmp_path, monkeypatch):
     config, small, count = FAMILIES[family]
     model = Config.fromfile(CONFIGS / config).model
     original = model.backbone
@@ -144,7 +144,7 @@ def test_one_step(family, tmp_path, monkeypatch):
 
 
 def test_soft_teacher(tmp_path):
-    """Student and teacher start from the same weights, and both branches train."""
+    """Student and teacher start from the same weights, and both losses are there."""
     name = 'soft-teacher_faster-rcnn_r50-caffe_fpn_180k_semi-0.1-coco.py'
     model = Config.fromfile(CONFIGS / 'soft_teacher' / name).model
     detector = model.detector

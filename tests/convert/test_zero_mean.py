@@ -8,7 +8,7 @@ from pws_mmdet.convert.zero_mean import center_filters, relu_moments
 
 
 def test_the_bias_keeps_the_means_of_the_outputs():
-    """As many filters as channels, and no padding: the means follow exactly."""
+    """With enough filters and without padding, the means follow exactly."""
     conv = nn.Conv2d(6, 12, 3).double()
     x = torch.rand(64, 6, 8, 8, dtype=torch.float64) + torch.arange(6).view(6, 1, 1)
     mean = x.mean((0, 2, 3))
@@ -29,7 +29,7 @@ def test_moments_of_the_relu_of_a_gaussian():
 
 
 def test_the_sum_is_taken_from_inputs_with_a_small_variance():
-    """And a channel that is constant costs nothing: the bias takes it."""
+    """A constant channel loses nothing, because the bias takes its part."""
     conv = nn.Conv2d(4, 9, 1).double()
     mean, variance = torch.rand(2, 4, dtype=torch.float64) + 0.5
     variance[2] = 1e-12
