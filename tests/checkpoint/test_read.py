@@ -15,7 +15,12 @@ from mmengine.logging import HistoryBuffer
 from mmengine.runner import CheckpointLoader
 
 from pws_mmdet import compat
-from pws_mmdet.checkpoint.read import classes_of, read_checkpoint, safe_loading
+from pws_mmdet.checkpoint.read import (
+    classes_of,
+    read_checkpoint,
+    safe_loading,
+    weights_of,
+)
 
 
 @pytest.fixture
@@ -231,3 +236,12 @@ class TestNames:
     def test_known_names_go_the_way_they_went(self, urls):
         CheckpointLoader.load_checkpoint('open-mmlab://vgg16_caffe')
         assert urls[0].endswith('.pth')
+
+
+def test_weights_of_a_content():
+    assert 'conv1.weight' in weights_of({'module.conv1.weight': torch.zeros(1)})
+    for content in ({}, [1], dict(state_dict={}), dict(epoch=1)):
+        with pytest.raises(ValueError, match='no weights'):
+            weights_of(content)
+    with pytest.raises(ValueError, match=r'named backbone.*, but conv1'):
+        weights_of(dict(state_dict={'conv1.weight': torch.zeros(1)}), 'backbone')

@@ -8,7 +8,6 @@ from mmengine.model import BaseModule
 from torch import nn
 
 from pws_mmdet import PWSConv2d, convert_to_pws
-from pws_mmdet.checkpoint.read import weights_of
 from pws_mmdet.convert import load_bn_weights
 
 
@@ -115,13 +114,7 @@ def test_norms_without_statistics_are_refused(save, norm):
         pws_net(save(source)).init_weights()
 
 
-def test_checkpoints(bn_net, save):
-    assert 'conv1.weight' in weights_of({'module.conv1.weight': torch.zeros(1)})
-    for content in ({}, [1], dict(state_dict={}), dict(epoch=1)):
-        with pytest.raises(ValueError, match='no weights'):
-            weights_of(content)
-    with pytest.raises(ValueError, match=r'named backbone.*, but conv1'):
-        weights_of(dict(state_dict={'conv1.weight': torch.zeros(1)}), 'backbone')
+def test_weights_of_another_network_are_refused(save):
     path = save(dict(state_dict={'fc.weight': torch.zeros(2, 2)}))
     with pytest.raises(ValueError, match='bn.pth: the weights do not fit'):
         pws_net(path).init_weights()
