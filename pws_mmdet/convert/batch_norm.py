@@ -138,7 +138,7 @@ class Trace(TorchDispatchMode):
 
 
 def _number(name: str) -> str:
-    return re.search(r'\d*$', name).group()
+    return name[len(name.rstrip('0123456789')) :]
 
 
 def _follows(parent: nn.Module, conv: str, bn: str, after: nn.Module | None) -> bool:

@@ -113,7 +113,9 @@ def convert_checkpoint(
     model = build_model(config, cfg).to(device)
     model.eval()
     target = choose_target(model, weights)
-    batches = load_images(cfg, images, batch_size) if images else None
+    batches: list[Any] | None = None
+    if images:
+        batches = load_images(cfg, images, batch_size)
     if target is not model:
         weights = _weights_of_backbone(weights)
         batches = batches and [_preprocess(model, batch) for batch in batches]

@@ -180,7 +180,9 @@ def _fold(
             f'{alias}.{key}' for alias in names[conv] for key in ('weight', 'bias')
         }
         if bn:
-            state = {key: weights.get(f'{bn}.{key}') for key in BN_STATE}
+            state = {
+                k: weights[f'{bn}.{k}'] for k in BN_STATE if f'{bn}.{k}' in weights
+            }
             weight, bias, layer.mean, layer.std = fold_bn(weight, bias, state, bn_eps)
             used |= {f'{bn}.{key}' for key in BN_STATE}
         layers.append(layer)
@@ -246,13 +248,15 @@ def _fold_into_plain(
         bn = bns.get(name)
         if bn is None or f'{bn}.running_mean' in places:
             continue
-        state = {key: weights.pop(f'{bn}.{key}', None) for key in BN_STATE}
-        weight, bias, *moments = fold_bn(
+        state = {
+            k: weights.pop(f'{bn}.{k}') for k in BN_STATE if f'{bn}.{k}' in weights
+        }
+        weight, bias, mean, std = fold_bn(
             weights[f'{name}.weight'], weights.get(f'{name}.bias'), state, bn_eps
         )
         weights[f'{name}.weight'], weights[f'{name}.bias'] = weight, bias
         kept = 'a plain convolution in the network'
-        layers.append(Layer(name, *moments, kept=kept, scales=True))
+        layers.append(Layer(name, mean, std, kept, scales=True))
     return weights, layers
 
 

@@ -105,7 +105,8 @@ class Calibration:
 
     def _readers(self, name: str, calls: Calls) -> list[Reader]:
         conv = self.model.get_submodule(name)
-        moments = sum_of(self.moments(name, calls, self.model, None)).center()
+        halves = self.moments(name, calls, self.model, None) or []
+        moments = sum_of(halves).center()
         n, kernel = conv.weight[0].numel(), conv.weight[0, 0].numel()
         diagonal = moments.xx.diagonal(dim1=1, dim2=2).mean(1)[:, None, None]
         eye = torch.eye(n, dtype=diagonal.dtype, device=diagonal.device)

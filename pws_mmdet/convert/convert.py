@@ -71,7 +71,7 @@ def set_filters(conv: PWSConv2d, filters: Tensor, bias: Tensor) -> None:
     conv.weight.copy_(torch.where(keep, w.to(conv.weight), conv.weight))
     gain = (he + conv.gamma) ** 0.5 / (he**0.5 if conv.scale else 1) / he**0.5
     conv.alpha.copy_(std * gain)
-    conv.bias.copy_(bias)
+    conv.get_parameter('bias').copy_(bias)
 
 
 @torch.no_grad()

@@ -7,6 +7,7 @@ original inputs this is. They are chosen so that the original filters use it as 
 as possible.
 """
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -264,9 +265,10 @@ def least_used_direction(
     with torch.enable_grad():
         for _ in range(steps):
             u = direction()
-            loss = sum(
+            losses = [
                 (u[c] @ a @ u[c]) / (u[c] @ r.precision @ u[c]) for c, a, r in used
-            )
+            ]
+            loss = functools.reduce(torch.add, losses)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()

@@ -122,8 +122,7 @@ def fold_batch_norm(
                 layer.kept = 'its BN has no running statistics'
                 continue
             state = {**dict(bn.named_parameters()), **dict(bn.named_buffers())}
-            weight, bias, *moments = fold_bn(weight, bias, state, bn.eps)
-            layer.mean, layer.std = moments
+            weight, bias, layer.mean, layer.std = fold_bn(weight, bias, state, bn.eps)
             absorbed.add(bns[0])
         layer.scales = True
         replace_module(folded, name, _with_filters(conv, weight, bias))

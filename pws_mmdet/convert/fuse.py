@@ -151,8 +151,11 @@ def fuse_pws(
     while is_model_wrapper(model):
         model = model.module
     convs = {n: m for n, m in model.named_modules() if isinstance(m, ReparamConv2d)}
-    besides = {name: what_it_does_besides(conv) for name, conv in convs.items()}
-    besides = {name: reason for name, reason in besides.items() if reason}
+    besides = {
+        name: reason
+        for name, conv in convs.items()
+        if (reason := what_it_does_besides(conv))
+    }
     if strict:
         _check_only_convolves(model, besides)
     past = read_past(model)

@@ -61,7 +61,7 @@ def _translate(function: Callable, view: Callable[[nn.Conv2d], Any]) -> Callable
             call.arguments['conv'] = view(call.arguments['conv'])
         return function(*call.args, **call.kwargs)
 
-    translated.is_patched = True
+    vars(translated)['is_patched'] = True
     return translated
 
 

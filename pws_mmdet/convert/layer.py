@@ -26,6 +26,11 @@ class Layer:
     kept: str = ''
     scales: bool = False
 
+    def divide(self, scale: Tensor) -> None:
+        """Divide mean and standard deviation by a scale of each channel, (O,)."""
+        if self.mean is not None and self.std is not None:
+            self.mean, self.std = self.mean / scale, self.std / scale
+
 
 @dataclass
 class ConvertedLayer:

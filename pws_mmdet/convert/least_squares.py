@@ -1,5 +1,6 @@
 """Fit zero-mean filters to given outputs by least squares with a constraint."""
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -58,14 +59,14 @@ class Moments:
 
     def __init__(self, x0: Tensor, y0: Tensor) -> None:
         (g, n), o = x0.shape, y0.shape[1]
-        zeros = dict(dtype=torch.float64, device=x0.device)
+        zeros = functools.partial(torch.zeros, dtype=torch.float64, device=x0.device)
         self.x0, self.y0 = x0, y0
         self.count = 0
-        self.x = torch.zeros(g, n, **zeros)
-        self.y = torch.zeros(g, o, **zeros)
-        self.xx = torch.zeros(g, n, n, **zeros)
-        self.xy = torch.zeros(g, n, o, **zeros)
-        self.yy = torch.zeros(g, o, **zeros)
+        self.x = zeros(g, n)
+        self.y = zeros(g, o)
+        self.xx = zeros(g, n, n)
+        self.xy = zeros(g, n, o)
+        self.yy = zeros(g, o)
 
     def add(self, x: Tensor, y: Tensor) -> None:
         """Add patches (P, groups, n) and their wanted outputs (P, groups, O / groups).
@@ -182,9 +183,9 @@ def fit_filters(
     if len(halves) == 1:  # a single image
         w, b = both.solve(prior, max(ridges))
         return w, b, math.sqrt(both.error(w, b))
-    a, b = (half.center() for half in halves)
+    one, two = (half.center() for half in halves)
     errors = {
-        r: (a.error(*b.solve(prior, r)) + b.error(*a.solve(prior, r))) / 2
+        r: (one.error(*two.solve(prior, r)) + two.error(*one.solve(prior, r))) / 2
         for r in ridges
     }
     best = min(errors, key=errors.__getitem__)

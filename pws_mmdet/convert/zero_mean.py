@@ -1,6 +1,7 @@
 """Find zero-mean filters without images, from the running statistics of BN."""
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -71,6 +72,7 @@ def center_filters(
     """
     weight, bias = weight.double(), bias.double()
     parts = weight.chunk(groups)
+    guesses: Sequence[Tensor | None]
     if inputs is None:
         guesses, shares = [None] * groups, [torch.ones_like(w[0]) for w in parts]
     else:
@@ -154,19 +156,19 @@ def equalize_by_statistics(
         if not {*channels.producers, *channels.consumers} <= layers.keys():
             continue
         makers = [layers[name] for name in channels.producers]
-        if any(layer.std is None for layer in makers):
+        stds = [layer.std for layer in makers if layer.std is not None]
+        if len(stds) < len(makers):
             continue
-        biases = [model.get_submodule(name).bias for name in channels.producers]
         mean = sum(
-            layer.mean + bias for layer, bias in zip(makers, biases, strict=True)
+            layer.mean + model.get_submodule(layer.name).bias for layer in makers
         )
-        std = sum(layer.std.square() for layer in makers).sqrt()
+        std = functools.reduce(torch.add, [std.square() for std in stds]).sqrt()
         mean, variance = relu_moments(mean, std)
         variance = variance.clamp(min=1e-4 * variance.mean().item() + 1e-30)
         u = least_used_direction(_readers(model, channels, variance), max_scale)
         scale_channels(model, channels, 1 / u)
         for layer in makers:
-            layer.mean, layer.std = layer.mean / u, layer.std / u
+            layer.divide(u)
         for name in channels.consumers:
             inputs[name] = mean / u, variance / u.square()
     return inputs

@@ -31,7 +31,7 @@ class ConfigOptions(DictAction):
             ) from None
 
 
-def read_config(config: str, cfg_options: Mapping | None = None) -> Config:
+def read_config(config: str | Path, cfg_options: Mapping | None = None) -> Config:
     """Read the config of a model.
 
     Args:
@@ -64,7 +64,7 @@ def read_config(config: str, cfg_options: Mapping | None = None) -> Config:
     return cfg
 
 
-def build_model(config: str, cfg: Config) -> nn.Module:
+def build_model(config: str | Path, cfg: Config) -> nn.Module:
     """Build the model of a config, with random weights.
 
     Args:
