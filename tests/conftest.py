@@ -144,11 +144,12 @@ def load_program():
 
 
 @pytest.fixture(scope='session')
-def digits(tmp_path_factory, load_program):
+def digits(tmp_path_factory):
     """A few images of digits in COCO's layout; the path of their folder."""
+    from digits.coco import convert
+
     folder = tmp_path_factory.mktemp('data') / 'digits'
-    program = load_program('tools/dataset_converters/digits_to_coco.py')
-    program.convert(folder, num_train=12, num_val=6, size=96)
+    convert(folder, num_train=12, num_val=6, size=96)
     return folder
 
 

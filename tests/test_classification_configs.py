@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT, load_config
+from digits.imagefolder import convert
 from mmcv.transforms import Compose
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import DATASETS, MODELS, init_default_scope
@@ -235,12 +236,9 @@ def test_images_of_imagenet(tmp_path):
 
 
 @pytest.fixture(scope='module')
-def digits_folder(tmp_path_factory, load_program):
+def digits_folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp('data') / 'digits_imagefolder'
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(ROOT / 'tools/dataset_converters')
-        program = load_program('tools/dataset_converters/digits_to_imagefolder.py')
-    program.convert(folder)
+    convert(folder)
     return folder
 
 

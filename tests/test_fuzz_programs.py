@@ -227,7 +227,7 @@ def try_program(inputs, load_program, monkeypatch, capsys):
         monkeypatch.setattr('page.revision', lambda root: 'unknown')
         if name == 'digits_to_imagefolder.py':  # 1797 images
             splits = dict(train=slice(0, 1), test=slice(1, 2))
-            monkeypatch.setattr(program, 'SPLITS', splits)
+            monkeypatch.setattr('digits.imagefolder.SPLITS', splits)
         before = contents(inputs)
 
         def check(arguments):

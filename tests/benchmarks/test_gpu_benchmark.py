@@ -10,12 +10,12 @@ import zipfile
 import numpy as np
 import pytest
 import torch
+from gpu_images import pack, read_images
+from gpu_kinds import make_kinds
+from gpu_report import make_report, read_report
+from gpu_tables import to_markdown
+from mmcv_build import prune_bindings
 from PIL import Image
-
-
-@pytest.fixture(scope='module')
-def program(load_program):
-    return load_program('benchmarks/gpu.py')
 
 
 @pytest.fixture(scope='module')
@@ -37,7 +37,7 @@ def images(tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_all_of_it_on_a_cpu(program, root, images, tmp_path):
+def test_all_of_it_on_a_cpu(root, images, tmp_path):
     out = tmp_path / 'out'
     process = subprocess.run(
         [root / 'benchmarks/gpu.sh', '--cpu', '--data', images, out],
@@ -47,7 +47,7 @@ def test_all_of_it_on_a_cpu(program, root, images, tmp_path):
     )
     assert process.returncode == 0, process.stdout + process.stderr
     assert 'failed' not in process.stdout, process.stdout
-    report = program.read_report(out / 'gpu.jsonl')
+    report = read_report(out / 'gpu.jsonl')
     assert [part['part'] for part in report['speed']] == [
         'ResNet-50',
         'VGG-16-SSD320',
@@ -66,10 +66,10 @@ def test_all_of_it_on_a_cpu(program, root, images, tmp_path):
     assert len([*out.iterdir()]) <= 8
 
 
-def test_scaled_weight_standardization(program):
+def test_scaled_weight_standardization():
     from mmengine.registry import MODELS
 
-    cfg = program.make_kinds()['ScaledWS'].conv_cfg
+    cfg = make_kinds()['ScaledWS'].conv_cfg
     conv = MODELS.build(dict(cfg, in_channels=6, out_channels=4, kernel_size=3))
     with torch.no_grad():
         conv.gain.uniform_(0.5, 2)
@@ -81,18 +81,18 @@ def test_scaled_weight_standardization(program):
     torch.testing.assert_close(made.double(), conv.gain[:, None] * wanted)
 
 
-def test_a_part_of_the_images(program, images, tmp_path):
-    program.pack(images, tmp_path / 'part.zip', 120)
+def test_a_part_of_the_images(images, tmp_path):
+    pack(images, tmp_path / 'part.zip', 120)
     for split, count in (('train', 120), ('test', 20)):
-        made, labels = program.read_images(tmp_path / 'part.zip', split, bytes)
+        made, labels = read_images(tmp_path / 'part.zip', split, bytes)
         assert len(made) == count and set(labels) == set(range(10))
-        whole = program.read_images(images, split, bytes)[0]
+        whole = read_images(images, split, bytes)[0]
         assert set(made) < set(whole)
     with pytest.raises(ValueError, match='has no val/CLASS'):
-        program.read_images(images, 'val', bytes)
+        read_images(images, 'val', bytes)
 
 
-def test_a_run_that_was_cut_off_is_reported(program, tmp_path, capsys):
+def test_a_run_that_was_cut_off_is_reported(tmp_path, capsys):
     """Parts that are missing or broken are left out, of the tables, too."""
     (tmp_path / 'broken.json').write_text('{')
     machine = dict(gpu='A GPU', date='2026-01-01', versions=dict(torch='2'))
@@ -114,8 +114,8 @@ def test_a_run_that_was_cut_off_is_reported(program, tmp_path, capsys):
     (tmp_path / 'speed.json').write_text(json.dumps(part))
     out = tmp_path / 'gpu.jsonl'
     parts = [tmp_path / name for name in ('speed.json', 'broken.json', 'none.json')]
-    program.make_report(parts, out, tmp_path / 'gpu.md', ['tests=all'])
-    assert program.read_report(out)['speed'] == [part]
+    make_report(parts, out, tmp_path / 'gpu.md', ['tests=all'])
+    assert read_report(out)['speed'] == [part]
     text = (tmp_path / 'gpu.md').read_text()
     assert '| PWS | 10.0 (0.500) |' in text
     assert '| BN | OutOfMemoryError |' in text
@@ -124,8 +124,7 @@ def test_a_run_that_was_cut_off_is_reported(program, tmp_path, capsys):
     assert 'broken.json is left out' in capsys.readouterr().err
 
 
-def test_bindings_of_operators_that_go_are_dropped(load_program):
-    program = load_program('benchmarks/build_mmcv.py')
+def test_bindings_of_removed_operators_are_removed():
     code = """#include "a.hpp"
 void NMSLauncher(Tensor a);
 Tensor nms_cuda(Tensor a) { if (a) { return NMSLauncher(a); } }
@@ -138,14 +137,14 @@ void knn_cuda(int b) {
 REGISTER_DEVICE_IMPL(knn_forward_impl, CUDA,
                      knn_cuda);
 """
-    made = program.prune_bindings(code)
+    made = prune_bindings(code)
     assert 'knn' not in made and 'KNN' not in made
     kept = [line for line in code.splitlines() if not {'knn', 'KNN'} & {*line.split()}]
     for line in kept[:6]:
         assert line in made
 
 
-def test_published_tables_are_those_of_the_measurements(program, root):
-    report = program.read_report(root / 'docs/benchmarks/gpu/h200.jsonl')
+def test_published_tables_are_those_of_the_records(root):
+    report = read_report(root / 'docs/benchmarks/gpu/h200.jsonl')
     page = (root / 'docs/benchmarks-gpu.md').read_text()
-    assert page.endswith(f'## Tables\n\n{program.to_markdown(report)}')
+    assert page.endswith(f'## Tables\n\n{to_markdown(report)}')

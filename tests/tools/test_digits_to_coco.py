@@ -1,26 +1,20 @@
 """Tests of tools/dataset_converters/digits_to_coco.py."""
 
-import importlib.util
 import json
 import sys
-from pathlib import Path
 
 import cv2
+import digits_to_coco
 import numpy as np
 import pytest
+from digits.coco import convert, split_digits, trace_outlines
+from digits.drawing import draw_image, overlap
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from pycocotools import mask as mask_utils
 from pycocotools.coco import COCO
 from sklearn.datasets import load_digits
-
-PROGRAM = (
-    Path(__file__).parents[2] / 'tools' / 'dataset_converters' / 'digits_to_coco.py'
-)
-SPEC = importlib.util.spec_from_file_location('digits_to_coco', PROGRAM)
-digits_to_coco = importlib.util.module_from_spec(SPEC)
-SPEC.loader.exec_module(digits_to_coco)
 
 SMALL = dict(num_train=12, num_val=6, size=64, seed=3)
 SPLITS = ('train2017', 'val2017')
@@ -29,7 +23,7 @@ SPLITS = ('train2017', 'val2017')
 @pytest.fixture(scope='module')
 def root(tmp_path_factory):
     out_dir = tmp_path_factory.mktemp('data') / 'digits'
-    digits_to_coco.convert(out_dir, **SMALL)
+    convert(out_dir, **SMALL)
     return out_dir
 
 
@@ -58,9 +52,9 @@ def test_layout(root, cocos):
         assert sorted(coco.imgs) == list(range(1, count + 1))
         for image in coco.imgs.values():
             expected.add(f'{split}/{image["file_name"]}')
-            picture = cv2.imread(str(root / split / image['file_name']))
-            assert picture.shape == (image['height'], image['width'], 3)
-            assert picture.shape[:2] == (64, 64)
+            pixels = cv2.imread(str(root / split / image['file_name']))
+            assert pixels.shape == (image['height'], image['width'], 3)
+            assert pixels.shape[:2] == (64, 64)
         ids = [ann['id'] for ann in coco.dataset['annotations']]
         assert ids == list(range(1, len(ids) + 1))
         assert all(ann['iscrowd'] == 0 for ann in coco.anns.values())
@@ -93,12 +87,12 @@ def test_categories(cocos):
 
 
 def test_same_seed_same_bytes(root, tmp_path):
-    digits_to_coco.convert(tmp_path / 'again', **SMALL)
+    convert(tmp_path / 'again', **SMALL)
     assert contents(tmp_path / 'again') == contents(root)
 
 
 def test_other_seed_other_data(root, tmp_path):
-    digits_to_coco.convert(tmp_path / 'other', **{**SMALL, 'seed': 4})
+    convert(tmp_path / 'other', **{**SMALL, 'seed': 4})
     ours, other = contents(root), contents(tmp_path / 'other')
     assert ours.keys() == other.keys()
     assert all(ours[name] != other[name] for name in ours)
@@ -107,14 +101,14 @@ def test_other_seed_other_data(root, tmp_path):
 @pytest.mark.parametrize('seed', [0, 3])
 def test_split_is_a_stratified_partition(seed):
     targets = load_digits().target
-    train, val = digits_to_coco.split_digits(targets, seed)
+    train, val = split_digits(targets, seed)
     assert sorted([*train, *val]) == list(range(len(targets)))
     share = np.bincount(targets[val], minlength=10) / np.bincount(targets)
     assert np.allclose(share, 0.2, atol=0.01)
 
 
 def test_splits_show_digits_of_their_own_pool(cocos):
-    pools = digits_to_coco.split_digits(load_digits().target, SMALL['seed'])
+    pools = split_digits(load_digits().target, SMALL['seed'])
     for coco, pool in zip(cocos, pools, strict=True):
         shown = {ann['digit_index'] for ann in coco.anns.values()}
         assert shown <= set(pool.tolist())
@@ -165,18 +159,18 @@ def test_masks_lie_on_pixels_of_one_colour(root, cocos):
             inside = cv2.erode(coco.annToMask(ann), np.ones((3, 3))) > 0
             if inside.sum() < 10:
                 continue
-            picture = cv2.imread(str(root / split / name)).astype(float)
-            spreads.append(picture[inside].std(axis=0).max())
+            image = cv2.imread(str(root / split / name)).astype(float)
+            spreads.append(image[inside].std(axis=0).max())
     assert len(spreads) > 5
     # The noise has 6, and a faint stroke shows some of the background.
     assert np.percentile(spreads, 80) < 9
 
 
 def test_later_digits_hide_earlier_ones():
-    images = load_digits().images
+    digits = load_digits().images
     rng = np.random.default_rng(0)
     for _ in range(5):
-        _, objects = digits_to_coco.draw_picture(images, np.arange(100), 64, 20, rng)
+        _, objects = draw_image(digits, np.arange(100), 64, 20, rng)
         assert len(objects) > 1
         assert np.sum([mask for _, mask in objects], axis=0).max() == 1
         assert all(mask.any() for _, mask in objects)
@@ -184,14 +178,14 @@ def test_later_digits_hide_earlier_ones():
 
 def test_overlap_is_relative_to_the_smaller_box():
     large, small = np.array([0, 0, 10, 10]), np.array([8, 5, 12, 10])
-    assert digits_to_coco.overlap(large, small) == 0.5
-    assert digits_to_coco.overlap(small, large) == 0.5
-    assert digits_to_coco.overlap(small, large - 20) == 0
+    assert overlap(large, small) == 0.5
+    assert overlap(small, large) == 0.5
+    assert overlap(small, large - 20) == 0
 
 
 @given(arrays(np.uint8, (9, 11), elements=st.integers(0, 1)))
 def test_outlines_decode_to_the_filled_mask(mask):
-    outlines = digits_to_coco.trace_outlines(mask)
+    outlines = trace_outlines(mask)
     polygons = [outline.ravel().tolist() for outline in outlines]
     decoded = np.zeros_like(mask)
     if polygons:
@@ -204,7 +198,7 @@ def test_outlines_decode_to_the_filled_mask(mask):
 
 
 def test_one_digit_at_most(tmp_path):
-    counts = digits_to_coco.convert(tmp_path / 'data', 5, 2, max_digits=1)
+    counts = convert(tmp_path / 'data', 5, 2, max_digits=1)
     assert counts == {'train2017': 5, 'val2017': 2}
 
 
@@ -243,12 +237,12 @@ def test_bad_option(tmp_path, monkeypatch, capsys, option, value, message):
 )
 def test_convert_rejects_bad_numbers(tmp_path, arguments):
     with pytest.raises(ValueError, match=next(iter(arguments))):
-        digits_to_coco.convert(tmp_path / 'data', **arguments)
+        convert(tmp_path / 'data', **arguments)
     assert not any(tmp_path.iterdir())
 
 
 def test_smallest_size(tmp_path):
-    counts = digits_to_coco.convert(tmp_path / 'data', 5, 5, size=32, max_digits=20)
+    counts = convert(tmp_path / 'data', 5, 5, size=32, max_digits=20)
     assert min(counts.values()) >= 5
 
 
@@ -259,7 +253,7 @@ def test_main_reports_what_it_wrote(tmp_path, monkeypatch, capsys):
     for split, count in zip(SPLITS, (3, 2), strict=True):
         path = out_dir / 'annotations' / f'instances_{split}.json'
         annotations = json.loads(path.read_text())['annotations']
-        expected.append(f'{split}: {count} pictures, {len(annotations)} objects')
+        expected.append(f'{split}: {count} images, {len(annotations)} objects')
         assert len(list((out_dir / split).iterdir())) == count
     assert capsys.readouterr().out.splitlines() == [*expected, f'written to {out_dir}']
 
@@ -274,7 +268,7 @@ def test_defaults_of_main_are_those_of_convert(monkeypatch):
     with pytest.raises(SystemExit):
         run_main(monkeypatch, 'data')
     names = ('num_train', 'num_val', 'size', 'max_digits', 'seed', 'force')
-    assert tuple(seen[name] for name in names) == digits_to_coco.convert.__defaults__
+    assert tuple(seen[name] for name in names) == convert.__defaults__
 
 
 def test_refuses_to_overwrite(tmp_path, monkeypatch, capsys):
@@ -284,7 +278,7 @@ def test_refuses_to_overwrite(tmp_path, monkeypatch, capsys):
     assert stop.value.code == 2
     assert f'{tmp_path} is not empty: use --force' in capsys.readouterr().err
     with pytest.raises(FileExistsError, match='not empty'):
-        digits_to_coco.convert(tmp_path)
+        convert(tmp_path)
     assert contents(tmp_path) == {'notes.txt': b'mine'}
 
 
@@ -299,33 +293,33 @@ def test_refuses_a_file(tmp_path, monkeypatch, capsys):
 
 
 def test_accepts_an_empty_directory(root, tmp_path):
-    digits_to_coco.convert(tmp_path, **SMALL)
+    convert(tmp_path, **SMALL)
     assert contents(tmp_path) == contents(root)
 
 
 def test_force_replaces_only_the_data_set(root, tmp_path):
     out_dir = tmp_path / 'data'
-    digits_to_coco.convert(out_dir, 15, 2, size=32)
+    convert(out_dir, 15, 2, size=32)
     foreign = {
         'notes.txt': b'mine',
         'annotations/mine.json': b'{}',
-        'test2017/1.png': b'picture',
+        'test2017/1.png': b'image',
     }
     for name, text in foreign.items():
         (out_dir / name).parent.mkdir(exist_ok=True)
         (out_dir / name).write_bytes(text)
-    digits_to_coco.convert(out_dir, **SMALL, force=True)
+    convert(out_dir, **SMALL, force=True)
     assert contents(out_dir) == {**contents(root), **foreign}
 
 
 def test_force_leaves_the_target_of_a_link(tmp_path):
     (tmp_path / 'elsewhere').mkdir()
-    (tmp_path / 'elsewhere' / '1.png').write_bytes(b'picture')
+    (tmp_path / 'elsewhere' / '1.png').write_bytes(b'image')
     out_dir = tmp_path / 'data'
     out_dir.mkdir()
     (out_dir / 'train2017').symlink_to(tmp_path / 'elsewhere')
-    digits_to_coco.convert(out_dir, 2, 2, size=32, force=True)
-    assert contents(tmp_path / 'elsewhere') == {'1.png': b'picture'}
+    convert(out_dir, 2, 2, size=32, force=True)
+    assert contents(tmp_path / 'elsewhere') == {'1.png': b'image'}
     assert len(list((out_dir / 'train2017').iterdir())) == 2
 
 
@@ -333,15 +327,15 @@ def test_force_leaves_the_target_of_a_link(tmp_path):
 def test_failure_leaves_everything_as_it_was(tmp_path, monkeypatch, force):
     out_dir = tmp_path / 'data'
     if force:
-        digits_to_coco.convert(out_dir, 2, 2, size=32)
+        convert(out_dir, 2, 2, size=32)
     before = contents(tmp_path)
     real_imwrite = cv2.imwrite
     monkeypatch.setattr(  # OpenCV reports a full disk by its return value only.
         cv2,
         'imwrite',
-        lambda path, picture: 'val2017' not in path and real_imwrite(path, picture),
+        lambda path, image: 'val2017' not in path and real_imwrite(path, image),
     )
     with pytest.raises(OSError, match='could not write'):
-        digits_to_coco.convert(out_dir, **SMALL, force=force)
+        convert(out_dir, **SMALL, force=force)
     assert contents(tmp_path) == before
     assert [path.name for path in tmp_path.iterdir()] == ['data'] * force

@@ -1,0 +1,1 @@
+"""Small data sets of handwritten digits, for demos and tests."""
