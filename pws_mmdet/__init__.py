@@ -17,7 +17,12 @@ allow_broken_torchvision()
 from . import deprecated, evaluation, models  # noqa: E402, F401
 from .analysis import suggest_gamma, summarize_model  # noqa: E402
 from .checkpoint import read_checkpoint, register_loaders  # noqa: E402
-from .convert import convert_to_pws, fuse_pws, patch_fuse_conv_bn  # noqa: E402
+from .convert import (  # noqa: E402
+    convert_checkpoint,
+    convert_to_pws,
+    fuse_pws,
+    patch_fuse_conv_bn,
+)
 from .engine import PWSRunner  # noqa: E402
 from .layers import PWSConv2d, share_filters, standardize_weight  # noqa: E402
 
@@ -27,6 +32,7 @@ __all__ = [
     'PWSConv2d',
     'PWSRunner',
     '__version__',
+    'convert_checkpoint',
     'convert_to_pws',
     'fuse_pws',
     'patch_fuse_conv_bn',

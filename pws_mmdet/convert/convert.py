@@ -21,12 +21,12 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
-from mmengine.model import is_model_wrapper
 from torch import Tensor, nn
 
 from ..checkpoint.weights import check_finite
 from ..layers import PWSConv2d
 from ..layers.reparam_conv import ReparamConv2d, conv_like
+from ..utils.model import unwrap_model
 from .batch_norm import Run, is_plain_conv
 from .calibrate import fit_network
 from .fold import fold_batch_norm, replace_module
@@ -157,8 +157,7 @@ def convert_to_pws(
     Source: not from a paper.
     """
     chosen = ConversionOptions(**options)
-    while is_model_wrapper(model):
-        model = model.module
+    model = unwrap_model(model, keep_tta=True)
     check_finite(model.state_dict(), 'the network')
     batches = None if calibration_batches is None else list(calibration_batches)
     if batches is not None and not batches:

@@ -7,7 +7,6 @@ from typing import Any, TypeVar
 import torch
 from mmcv.cnn.bricks.conv_ws import ConvAWS2d, ConvWS2d
 from mmdet.models.dense_heads.tood_head import TaskDecomposition
-from mmengine.model import is_model_wrapper
 from torch import Tensor, nn
 
 from ..layers.observer import Observer
@@ -18,6 +17,7 @@ from ..layers.reparam_conv import (
     own_forward,
 )
 from ..layers.standardize import standardize_as_mmcv
+from ..utils.model import unwrap_model
 
 Network = TypeVar('Network', bound=nn.Module)
 
@@ -148,8 +148,7 @@ def fuse_pws(
     Raises:
         ValueError: If ``strict``, and a layer does more than a convolution.
     """
-    while is_model_wrapper(model):
-        model = model.module
+    model = unwrap_model(model, keep_tta=True)
     convs = {n: m for n, m in model.named_modules() if isinstance(m, ReparamConv2d)}
     besides = {
         name: reason

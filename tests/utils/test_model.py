@@ -23,3 +23,8 @@ def test_unwrap_model_removes_all_wrappers():
         (MMDistributedDataParallel, DetTTAModel),
     ):
         assert unwrap_model(wrap(outer, wrap(inner, network))) is network
+
+
+def test_unwrap_model_keeps_tta_where_it_is_told_to():
+    tta = wrap(DetTTAModel, nn.Linear(1, 1))
+    assert unwrap_model(wrap(MMDistributedDataParallel, tta), keep_tta=True) is tta
