@@ -1,6 +1,6 @@
 """Two processes compute what one computes on the same images.
 
-Gradients of detectors are in test_matrix.py.
+test_matrix.py compares the gradients of detectors.
 """
 
 import copy
@@ -37,7 +37,7 @@ def train(net, forward, x):
         optimizer.zero_grad()
 
 
-def test_weights_of_layers(tmp_path):
+def test_two_processes_train_pws_layers_as_one_does(tmp_path):
     path = tmp_path / 'weights.pth'
     run_on_two_processes(layer_worker, path)
     net, x = layers()
@@ -64,7 +64,7 @@ def switchable_norm_worker(rank, path):
     torch.save((own, net.state_dict()), f'{path}.{rank}')
 
 
-def test_running_statistics_of_switchable_norm(tmp_path):
+def test_running_statistics_of_switchable_norm_are_averaged(tmp_path):
     path = tmp_path / 'states.pth'
     run_on_two_processes(switchable_norm_worker, path)
     (own, averaged), (other, others_averaged) = (

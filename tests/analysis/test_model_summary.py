@@ -42,7 +42,7 @@ class Net(nn.Module):
         return self.fc((x @ x.transpose(1, 2)).flatten(1))
 
 
-# a layer's kind, parameters, and multiply-adds for a image of 8 x 8 pixels
+# Kind, parameters, and multiply-adds for an image of 8 x 8 pixels
 EXPECTED = {
     'conv': (PLAIN, 8 * 3 * 9 + 8, 8 * 8 * (8 * 3 * 9)),
     'shared': (PWS, 8 * 8 * 9 + 8 + 8, 2 * 8 * 8 * (8 * 8 * 9)),
@@ -62,7 +62,7 @@ def image():
     return torch.rand(1, 3, 8, 8)
 
 
-def test_every_number_of_a_network():
+def test_kinds_parameters_and_macs_of_every_layer():
     net = Net()
     composition = summarize_model(net, image())
     found = {m.name: (m.kind, m.parameters, m.macs) for m in composition.layers}
@@ -87,7 +87,7 @@ def test_every_number_of_a_network():
     assert total['macs'] == sum(row['macs'] for row in kinds)
 
 
-def test_the_table_shows_them():
+def test_the_table():
     composition = summarize_model(Net(), image())
     head, *table = str(composition).split('\n\n')[0].splitlines()
     assert head.split() == ['layers', 'frozen', 'parameters', 'MACs']
@@ -103,7 +103,7 @@ def test_the_table_shows_them():
     assert table[-1].split() == 'total 10 1 1.31 K 100.0% 106 K 100.0%'.split()
 
 
-def test_without_inputs_nothing_is_measured(monkeypatch):
+def test_without_inputs_no_macs_are_measured(monkeypatch):
     monkeypatch.setattr(Net, 'forward', None)
     composition = summarize_model(Net())
     found = {m.name: (m.kind, m.parameters) for m in composition.layers}
@@ -115,7 +115,7 @@ def test_without_inputs_nothing_is_measured(monkeypatch):
 
 
 @pytest.mark.parametrize('channels', [3, 4], ids=['works', 'fails'])
-def test_a_measurement_leaves_no_trace(channels):
+def test_a_measurement_does_not_change_the_model(channels):
     net = Net()
     net.wn.eval()
     state = copy.deepcopy(net.state_dict())
@@ -132,7 +132,7 @@ def test_a_measurement_leaves_no_trace(channels):
         assert not m._forward_hooks and not m._forward_pre_hooks
 
 
-def test_a_forward_pass_that_fails_is_a_finding():
+def test_the_error_of_a_forward_pass_is_a_finding():
     composition = summarize_model(Net(), torch.rand(1, 4, 8, 8))
     assert composition.findings[-1].startswith(
         'MACs: no forward pass of the given input: RuntimeError: '
@@ -159,7 +159,7 @@ NORMS = [
     AnySizeInstanceNorm2d(4),
     L2Norm(4),
 ]
-# a layer, its kind, its parameters
+# A layer, its kind, and its number of parameters
 OTHERS = [
     (NoNorm(4), None, 0),
     (NoNorm(4, bias=True), REST, 4),
@@ -187,12 +187,12 @@ def test_layers_that_normalize(norm):
 
 
 @pytest.mark.parametrize('layer, kind, parameters', OTHERS, ids=name_of)
-def test_layers_that_do_not(layer, kind, parameters):
+def test_layers_that_do_not_normalize(layer, kind, parameters):
     composition = summarize_model(nn.Sequential(layer))
     found = [(m.kind, m.parameters) for m in composition.layers]
     assert found == ([(kind, parameters)] if kind else [])
     assert composition.findings == ['Norm-free: no layer normalizes outputs']
-    if kind == REPARAMETRIZED:  # and torch's class for it is not shown
+    if kind == REPARAMETRIZED:  # torch's own class for it is not shown
         types = {'ConvWS2d', 'ConvAWS2d', 'Conv2d'}
         assert composition.layers[0].type in types
 
@@ -200,19 +200,19 @@ def test_layers_that_do_not(layer, kind, parameters):
 @pytest.mark.parametrize(
     'of_type, masks', [(DeformConv2dPack, 0), (ModulatedDeformConv2dPack, 1)]
 )
-def test_a_layer_within_a_layer_counts_for_itself(of_type, masks):
+def test_a_layer_inside_a_layer_counts_for_itself(of_type, masks):
     net = of_type(4, 6, 3, padding=1)
     composition = summarize_model(net, torch.rand(1, 4, 8, 8))
     macs = {m.type: m.macs for m in composition.layers}
     assert [m.kind for m in composition.layers] == [PLAIN, PLAIN]
     assert macs == {
         of_type.__name__: 64 * 6 * (4 * 9),
-        # two offsets of each place of the filter, and a mask
+        # The filter has two offsets at each place, and maybe a mask.
         'Conv2d': 64 * (2 + masks) * 9 * (4 * 9),
     }
 
 
-def test_what_is_shared_counts_once():
+def test_shared_parameters_count_once():
     net = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4), PWSConv2d(2, 2, 3))
     net[1].weight = net[0].weight
     net.append(net[2])
@@ -245,7 +245,7 @@ def make_detector():
     return net
 
 
-def test_what_stands_out_of_pws():
+def test_findings_about_pws():
     assert summarize_model(make_detector()).findings == [
         'Norm-free: no layer normalizes outputs',
         'gamma: 0.0001 to 0.001 in backbone; 0.00556 in head',  # 0.1 * 2 / 36
@@ -255,7 +255,7 @@ def test_what_stands_out_of_pws():
     ]
 
 
-def test_names_are_shortened():
+def test_only_the_first_names_are_listed():
     net = nn.Sequential(*(nn.BatchNorm2d(1) for _ in range(5)))
     (finding,) = summarize_model(net).findings
     assert finding.endswith('5 of 5 layers normalize outputs: 0, 1, 2 and 2 more')
@@ -281,7 +281,7 @@ def test_decayed_alphas(wrap):
     ) in composition.findings
 
 
-def test_all_decayed_alphas_are_named():
+def test_decayed_alphas_of_a_whole_part_are_named_by_the_part():
     net = nn.ModuleDict(
         dict(
             backbone=nn.Sequential(*(PWSConv2d(2, 2, 1) for _ in range(5))),

@@ -27,7 +27,7 @@ def model():
 
 
 def settings(model, constructor, optimizer='SGD', **cfg):
-    """What the optimizer does to each parameter, by name."""
+    """Return the options of the optimizer for each parameter, by name."""
     cfg['optimizer'] = dict(type=optimizer, lr=1e-2, weight_decay=1e-4)
     wrapper = build_optim_wrapper(model, dict(constructor=constructor, **cfg))
     names = {p: name for name, p in model.named_parameters()}
@@ -43,7 +43,7 @@ def settings(model, constructor, optimizer='SGD', **cfg):
 
 @pytest.mark.parametrize('keys', CUSTOM_KEYS)
 @pytest.mark.parametrize('optimizer', ['SGD', 'AdamW'])
-def test_alpha_alone_is_not_decayed(model, keys, optimizer):
+def test_only_alpha_is_not_decayed(model, keys, optimizer):
     cfg = dict(optimizer=optimizer)
     if keys != 'none':
         cfg['paramwise_cfg'] = dict(custom_keys=CUSTOM_KEYS[keys], norm_decay_mult=0)
@@ -55,13 +55,13 @@ def test_alpha_alone_is_not_decayed(model, keys, optimizer):
     assert ours == theirs
 
 
-def test_pruned_alpha(model):
+def test_a_pruned_alpha_is_not_decayed(model):
     prune.l1_unstructured(model.backbone[0], 'alpha', amount=0.5)
     ours = settings(model, 'PWSOptimWrapperConstructor')
     assert ours['backbone.0.alpha_orig']['weight_decay'] == 0
 
 
-def test_models_without_alpha_and_in_a_wrapper(model):
+def test_a_model_without_alpha_and_a_wrapped_model(model):
     plain = nn.Conv2d(3, 4, 3)
     assert settings(plain, 'PWSOptimWrapperConstructor') == settings(
         plain, 'DefaultOptimWrapperConstructor'
@@ -70,8 +70,8 @@ def test_models_without_alpha_and_in_a_wrapper(model):
     assert ours['module.backbone.0.alpha']['weight_decay'] == 0
 
 
-def test_there_are_two_groups_and_not_one_for_each_parameter(model):
-    """MMEngine logs a line for each of the latter."""
+def test_there_are_only_two_parameter_groups(model):
+    """MMEngine logs a line for each group."""
     optimizer = dict(type='SGD', lr=1e-2, weight_decay=1e-4)
     cfg = dict(constructor='PWSOptimWrapperConstructor', optimizer=optimizer)
     groups = build_optim_wrapper(model, cfg).optimizer.param_groups

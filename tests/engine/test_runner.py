@@ -82,7 +82,7 @@ def test_missing_weights_stop_training_before_data_is_read(runner):
     assert ' optim_wrapper.optimizer.lr=0.001 ' in message
 
 
-def test_weights_that_exist_are_loaded(runner, tmp_path):
+def test_pretrained_weights_that_exist_are_loaded(runner, tmp_path):
     path = str(tmp_path / 'backbone.pth')
     torch.save({k: 0 * v for k, v in Backbone().state_dict().items()}, path)
     model = Net(path)
@@ -94,7 +94,7 @@ def test_weights_that_exist_are_loaded(runner, tmp_path):
 
 @WEIGHT_INITIALIZERS.register_module()
 class FromStore:
-    """Reads ``checkpoint`` as a name of its own."""
+    """An initializer whose ``checkpoint`` is not a file."""
 
     def __init__(self, checkpoint):
         self.checkpoint = checkpoint
@@ -103,7 +103,7 @@ class FromStore:
         module.loaded = self.checkpoint
 
 
-def test_what_others_load_is_left_alone(runner):
+def test_an_unknown_init_cfg_is_not_checked(runner):
     model = Net()
     model.backbone = Backbone(dict(type='FromStore', checkpoint='my weights'))
     runner(model).train()
@@ -111,7 +111,7 @@ def test_what_others_load_is_left_alone(runner):
 
 
 @pytest.mark.parametrize('load_from', [True, False], ids=['named', 'the latest'])
-def test_resuming_does_without_the_weights(runner, tmp_path, load_from):
+def test_resuming_needs_no_pretrained_weights(runner, tmp_path, load_from):
     runner(Net()).train()
     path = str(tmp_path / 'work_dir' / 'epoch_1.pth') if load_from else None
     resumed = runner(Net('none.pth'), resume=True, load_from=path, epochs=2)
@@ -131,7 +131,7 @@ class Evaluator(BaseMetric):
 
 
 @pytest.mark.parametrize('by_epoch', [True, False])
-def test_a_validation_that_was_cut_off_is_made_on_resuming(runner, tmp_path, by_epoch):
+def test_a_resumed_training_without_steps_validates(runner, tmp_path, by_epoch):
     class Judged(Net):
         def forward(self, x, mode='tensor'):
             return super().forward(x) if mode == 'loss' else [x]
@@ -163,17 +163,17 @@ def test_a_validation_that_was_cut_off_is_made_on_resuming(runner, tmp_path, by_
     assert '"ones": 2' in log.read_text()
 
 
-def test_resuming_from_nothing_needs_the_weights(runner):
+def test_resuming_without_a_checkpoint_needs_pretrained_weights(runner):
     with pytest.raises(FileNotFoundError, match=r'none\.pth of model\.backbone'):
         runner(Net('none.pth'), resume=True).train()
 
 
-def test_weights_named_by_url_are_left_to_the_loader(runner):
+def test_weights_named_by_a_url_are_downloaded(runner):
     with pytest.raises(ConnectionError, match='could not be downloaded'):
         runner(Net('http://127.0.0.1:9/none.pth')).train()
 
 
-def test_a_training_says_what_it_is_made_of_and_is_watched(runner):
+def test_a_training_has_the_default_hooks_once(runner):
     trainer = runner(Net(), custom_hooks=[dict(type='DivergenceHook', interval=7)])
     trainer.train()
     hooks = {type(hook).__name__: hook for hook in trainer.hooks}
@@ -199,7 +199,7 @@ def types(trainer):
 
 @pytest.mark.parametrize('name', HOOKS)
 def test_each_behaviour_is_a_default_hook(runner, name):
-    """By its name it is switched off, or given arguments."""
+    """A config switches it off, or gives it arguments, by its name."""
     assert set(HOOKS.values()) <= set(types(runner(Net())))
     trainer = runner(Net(), default_hooks={name: None})
     assert set(HOOKS.values()) - set(types(trainer)) == {HOOKS[name]}
@@ -213,8 +213,8 @@ def test_each_behaviour_is_a_default_hook(runner, name):
     assert hook.priority == 77
 
 
-def test_other_hooks_of_a_config_may_be_switched_off(runner, messages):
-    """MMDetection's configs have ``visualization``, which MMEngine does not bring."""
+def test_other_hooks_of_a_config_can_be_switched_off(runner, messages):
+    """``visualization`` is in MMDetection's configs, and no default of MMEngine's."""
     trainer = runner(Net(), default_hooks=dict(visualization=None, timer=None))
     assert 'IterTimerHook' not in types(trainer)
     (text,) = messages
@@ -222,7 +222,7 @@ def test_other_hooks_of_a_config_may_be_switched_off(runner, messages):
     assert 'divergence' in text and 'timer' in text
 
 
-def test_a_hook_of_the_config_takes_the_place_of_the_default(runner):
+def test_a_hook_in_the_config_replaces_the_default(runner):
     for options in (
         dict(default_hooks=dict(divergence=dict(interval=7))),
         dict(default_hooks=dict(mine=dict(type='DivergenceHook', interval=7))),
@@ -232,14 +232,16 @@ def test_a_hook_of_the_config_takes_the_place_of_the_default(runner):
         trainer = runner(Net(), **options)
         hooks = [h for h in trainer.hooks if isinstance(h, DivergenceHook)]
         assert [hook.interval for hook in hooks] == [7]
-    trainer.register_hook(DivergenceHook(interval=8))  # several, if one asks for them
+    trainer.register_hook(
+        DivergenceHook(interval=8)
+    )  # A second hook of a type can be added.
     assert types(trainer).count('DivergenceHook') == 2
     trainer = runner(Net())
     trainer.register_hook(DivergenceHook(interval=8))
     assert types(trainer).count('DivergenceHook') == 1
 
 
-def test_without_its_check_no_data_is_looked_at(runner):
+def test_the_check_of_data_can_be_switched_off(runner):
     loader = dict(dataset=dict(type=Data, length=0))
     with pytest.raises(ValueError, match='training set is empty'):
         runner(Net(), loader=loader).train()
@@ -291,8 +293,8 @@ def test_config_text_in_a_checkpoint_is_not_executed(runner, tmp_path):
     assert not witness.exists()
 
 
-def test_a_wrong_checkpoint_is_no_start(runner, tmp_path):
-    """MMEngine would go on from random weights, or with NaN, or fail somewhere."""
+def test_a_wrong_checkpoint_is_refused(runner, tmp_path):
+    """MMEngine would train from random weights or NaN, or fail with another error."""
     path = tmp_path / 'x.pth'
     weights = Net().state_dict()
     nan = {name: value * torch.nan for name, value in weights.items()}
@@ -332,8 +334,10 @@ class Augmented(BaseTTAModel):
 @pytest.mark.parametrize(
     'ours, theirs', [('PWS', 'BN'), ('BN', 'PWS'), ('PWS', 'plain')]
 )
-def test_weights_of_the_other_kind_are_refused(runner, tmp_path, action, ours, theirs):
-    """They fit by their names, and tests of such networks found nothing at all."""
+def test_weights_for_other_kinds_of_layers_are_refused(
+    runner, tmp_path, action, ours, theirs
+):
+    """Their names fit. Without the check, a test would have wrong results."""
 
     def net(kind):
         model = Net()
@@ -395,7 +399,7 @@ def test_a_hook_may_take_a_keyword_out_of_its_kwargs(runner):
         runner(Net(), custom_hooks=[dict(type=TaggedHook, intervall=7)])
 
 
-def test_other_launchers_need_a_gpu(runner, monkeypatch):
+def test_other_launchers_than_pytorch_need_a_gpu(runner, monkeypatch):
     if torch.cuda.is_available():
         pytest.skip('there is a GPU')
     with pytest.raises(RuntimeError, match="'slurm' needs GPUs.*dist_train.sh"):
@@ -403,7 +407,7 @@ def test_other_launchers_need_a_gpu(runner, monkeypatch):
 
 
 class SemiSupervised(SemiBaseDetector):
-    """Loads as SoftTeacher does; its parts are simple ones."""
+    """Loads weights as SoftTeacher does, into two small networks."""
 
     def __init__(self, kind):
         BaseModel.__init__(self)

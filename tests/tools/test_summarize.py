@@ -24,7 +24,7 @@ def program(load_program):
 
 @pytest.fixture
 def main(program, root, monkeypatch, capsys):
-    """Run the program in the repository; what it prints."""
+    """Run the program in the repository, and return what it prints."""
 
     def run_main(*args):
         monkeypatch.chdir(root)
@@ -37,7 +37,7 @@ def main(program, root, monkeypatch, capsys):
 
 @pytest.fixture
 def no_weights(monkeypatch):
-    """Neither initialize nor load weights."""
+    """Fail if weights are initialized or loaded."""
 
     def fail(*_, **__):
         raise AssertionError('weights were initialized or loaded')
@@ -72,7 +72,7 @@ def test_a_norm_free_detector_beside_its_control(main, tmp_path):
     assert convs['layers'] == row(pws, 'total')['layers']
 
     assert bn['findings'][0].startswith('NOT norm-free: ')
-    # the same convolutions: computing filters is not counted
+    # The MACs are equal: the computation of filters does not count.
     assert row(bn, 'plain convolutions')['macs'] == convs['macs'] > 0
     assert row(bn, 'plain convolutions')['layers'] == convs['layers']
 
@@ -85,16 +85,16 @@ def test_a_detector_of_two_stages(main, no_weights):
     for layer in summarize_config(MASK_RCNN, shape=(64, 64)).layers:
         macs[layer.name] = layer.macs
     assert macs['backbone.conv1'] == 32 * 32 * (32 * 3 * 7 * 7)
-    # RPN: of the levels of the FPN, from 16 x 16 cells on
+    # The RPN sees the levels of the FPN, from 16 x 16 cells on.
     cells = 16**2 + 8**2 + 4**2 + 2**2 + 1
     assert macs['rpn_head.rpn_cls'] == cells * 64 * 3
-    # the second stage sees some RoIs
+    # The second stage sees some RoIs.
     assert macs['roi_head.bbox_head.fc_cls'] % (256 * 11) == 0
     assert macs['roi_head.bbox_head.fc_cls'] > 0
     assert macs['roi_head.mask_head.convs.0.conv'] > 0
 
 
-def test_alphas_that_the_config_decays():
+def test_alphas_that_a_config_decays_are_listed():
     options = {'optim_wrapper.constructor': 'DefaultOptimWrapperConstructor'}
     composition = summarize_config(MASK_RCNN, options, macs=False)
     names = {layer.name for layer in composition.layers if layer.type == 'PWSConv2d'}
@@ -110,12 +110,12 @@ def test_a_config_of_mmdetection(no_weights):
     assert composition.findings[0].startswith(
         f'NOT norm-free: 53 of {len(layers)} layers normalize outputs: backbone.bn1, '
     )
-    # norm_eval, which is a matter of training
+    # norm_eval takes effect only in training mode.
     assert composition.findings[1].endswith(': 53 of these')
     frozen = [name for name, layer in layers.items() if layer.frozen]
     assert len(frozen) == 22  # the stem and layer1, 11 convolutions with BN
     assert all(n.split('.')[1] in ('conv1', 'bn1', 'layer1') for n in frozen)
-    # the head is applied to five levels
+    # The head is applied to five levels.
     cells = 8**2 + 4**2 + 2**2 + 1 + 1
     assert layers['bbox_head.retina_cls'].macs == cells * 256 * 9 * (9 * 80)
     assert layers['bbox_head.cls_convs.0.conv'].macs == cells * 256 * 9 * 256
@@ -129,7 +129,7 @@ def test_without_a_forward_pass(main, monkeypatch):
     assert 'PWS convolutions' in out
 
 
-def test_a_model_that_fails_is_described_nevertheless(main, monkeypatch):
+def test_a_model_whose_forward_pass_fails_is_described(main, monkeypatch):
     monkeypatch.setattr(FIND_IMAGE_SIZE, lambda cfg: (8, 8))
     out = main('mmdet::ssd/ssd300_coco.py')
     assert 'layers that normalize' in out  # L2Norm
@@ -181,7 +181,7 @@ def test_an_installed_config_with_a_plus_is_read_by_its_path(main, capsys):
     ],
     ids=lambda value: ' '.join(value) if isinstance(value, list) else '',
 )
-def test_errors(main, tmp_path, capsys, args, message):
+def test_wrong_arguments_and_configs_are_errors(main, tmp_path, capsys, args, message):
     configs = dict(
         empty='a = 1',
         wrong='model = dict(',

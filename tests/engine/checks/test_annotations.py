@@ -1,4 +1,4 @@
-"""What MMDetection trains and evaluates on is not refused, and what it cannot is."""
+"""Annotation files that MMDetection can use pass the checks, and others are refused."""
 
 import copy
 import itertools
@@ -77,7 +77,7 @@ def build(folder, with_mask=False, poly2mask=True, cls=CocoDataset, **kwargs):
 
 
 def perfect(content, with_mask, dataset):
-    """Perfect detections: every object, by the name of its class."""
+    """Yield perfect detections: every object with the name of its class."""
     categories = {c['id']: c['name'] for c in content['categories']}
     for record in (dataset.get_data_info(i) for i in range(len(dataset))):
         size = record['height'], record['width']
@@ -112,7 +112,7 @@ def perfect(content, with_mask, dataset):
 
 
 def stock_average_precision(folder, content, with_mask, **kwargs):
-    """Train (load every image) and evaluate as MMDetection does; it may fail."""
+    """Load every image and evaluate with MMDetection alone. It may fail."""
     train = build(folder, with_mask, **kwargs)
     for i in range(len(train)):
         sample = train[i]['data_samples']
@@ -169,7 +169,7 @@ PIXELS = 48 * 64
 TEXT = mask_api.encode(np.asfortranarray(np.eye(48, 64, dtype=np.uint8)))
 TEXT = dict(size=[48, 64], counts=TEXT['counts'].decode())
 
-# MMDetection takes them, and nothing follows
+# MMDetection can use these files.
 FINE = dict(
     valid=lambda c: None,
     float_ids=renumber('annotations', None, float),
@@ -205,7 +205,7 @@ FINE = dict(
     rle_of_floats=segmentation(dict(size=[48, 64], counts=[9.0, 20, PIXELS - 29])),
     rle_as_text=segmentation(TEXT),
 )
-# MMDetection takes them, and something follows, which a warning says
+# MMDetection can use these files, and leaves something out: a warning tells what.
 ODD = dict(
     ids_from_0=(
         renumber('annotations', None, lambda i: i - 1),
@@ -227,7 +227,7 @@ ODD = dict(
     wrong_size=(change('images', 0, width=50), '64 x 48 pixels .* 50 x 48 in its'),
     turned=(change('images', 0, width=48, height=64), '64 x 48 pixels .* 48 x 64 in'),
 )
-# Odd where masks are read, and of no concern to others
+# These are odd only if masks are read.
 ODD_MASKS = dict(
     rle_that_ends_early=(
         segmentation(dict(size=[48, 64], counts=[9, 20])),
@@ -236,7 +236,7 @@ ODD_MASKS = dict(
     rle_of_nothing=(segmentation(dict(size=[48, 64], counts=[])), 'end too early: 1'),
     rle_of_no_text=(segmentation(dict(size=[48, 64], counts='')), 'end too early: 1'),
 )
-# MMDetection fails at them
+# MMDetection fails at these files.
 BROKEN = dict(
     no_images=(lambda c: c.pop('images'), "'images' is missing"),
     no_categories=(lambda c: c.pop('categories'), "'categories' is missing"),
@@ -288,7 +288,7 @@ BROKEN = dict(
         'some of the image ids are texts',
     ),
 )
-# What MMDetection fails at where it reads masks, and only there
+# MMDetection fails at these files if it reads masks.
 BROKEN_MASKS = dict(
     none=segmentation(None),
     no_polygon=segmentation([]),
@@ -310,7 +310,7 @@ BROKEN_MASKS = dict(
     size_of_one=segmentation(dict(size=[48], counts=[PIXELS])),
     size_of_texts=segmentation(dict(size=['48', '64'], counts=[PIXELS])),
 )
-# pycocotools ends the whole process at them, fills the memory, or writes past its end
+# At these masks, pycocotools ends the process, fills the memory or overruns it.
 DEADLY_MASKS = dict(
     nan=[[1, 2, 3, 4, 5, math.nan]],
     infinite=[[1, 2, 3, 4, 5, math.inf]],
@@ -320,7 +320,7 @@ DEADLY_MASKS = dict(
     no_rle=dict(size=[48, 64], counts='é'),
     half_a_number=dict(size=[48, 64], counts='o'),
 )
-# MMDetection takes them and silently trains or evaluates on other objects
+# With these files, MMDetection silently trains or evaluates on other objects.
 RUINED = dict(
     images_of_one_id=(change('images', 1, id=1), 'the image id 1 is given twice'),
     categories_of_one_id=(
@@ -364,7 +364,7 @@ def cases(table):
 
 @pytest.mark.parametrize('with_mask', [False, True], ids=['boxes', 'masks'])
 @cases(FINE)
-def test_fine(folder, messages, case, with_mask):
+def test_valid_files_give_no_message(folder, messages, case, with_mask):
     content = spoiled(folder, case)
     precisions = stock_average_precision(folder, content, with_mask)
     assert precisions == [1.0] * (1 + with_mask)
@@ -374,7 +374,7 @@ def test_fine(folder, messages, case, with_mask):
 
 @pytest.mark.parametrize('with_mask', [False, True], ids=['boxes', 'masks'])
 @cases({**ODD, **ODD_MASKS})
-def test_odd(folder, messages, case, with_mask):
+def test_odd_files_give_a_warning(folder, messages, case, with_mask):
     spoil, message = case
     content = spoiled(folder, spoil)
     stock_average_precision(folder, content, with_mask)
@@ -389,7 +389,7 @@ def test_odd(folder, messages, case, with_mask):
 
 @pytest.mark.parametrize('with_mask', [False, True], ids=['boxes', 'masks'])
 @cases(BROKEN)
-def test_broken(folder, case, with_mask):
+def test_broken_files_are_refused(folder, case, with_mask):
     spoil, message = case
     content = spoiled(folder, spoil)
     with pytest.raises(Exception):  # noqa: B017  of many kinds
@@ -399,7 +399,7 @@ def test_broken(folder, case, with_mask):
 
 
 @cases(BROKEN_MASKS)
-def test_broken_masks(folder, messages, case):
+def test_broken_masks_are_refused_if_masks_are_read(folder, messages, case):
     content = spoiled(folder, case)
     with pytest.raises(Exception):  # noqa: B017  of many kinds
         stock_average_precision(folder, content, True)
@@ -412,7 +412,7 @@ def test_broken_masks(folder, messages, case):
 
 
 @cases(DEADLY_MASKS)
-def test_masks_that_end_the_process(folder, case):
+def test_masks_that_would_end_the_process_are_refused(folder, case):
     spoiled(folder, segmentation(case))
     with pytest.raises(ValueError, match=r'segmentation of an object'):
         check(folder, True)
@@ -420,7 +420,7 @@ def test_masks_that_end_the_process(folder, case):
 
 
 @pytest.mark.parametrize('mask', [[[]], [[1, 2, 3, 4]], [[1, 2, 3, 4, 5, 6, 7]], [{}]])
-def test_polygons_that_a_training_leaves_out(folder, messages, mask):
+def test_a_warning_tells_which_polygons_are_left_out(folder, messages, mask):
     spoiled(folder, segmentation(mask))
     for poly2mask in (True, False):
         train = build(folder, True, poly2mask)
@@ -430,7 +430,7 @@ def test_polygons_that_a_training_leaves_out(folder, messages, mask):
 
 
 @pytest.mark.parametrize('mask', [TEXT, 'x', 5, dict(size=[3], counts=[1])])
-def test_masks_that_polygons_leave_out(folder, messages, mask):
+def test_a_warning_tells_that_other_masks_need_poly2mask(folder, messages, mask):
     spoiled(folder, segmentation(mask))
     train = build(folder, True, poly2mask=False)
     assert len(train[0]['data_samples'].gt_instances) == 1
@@ -438,7 +438,7 @@ def test_masks_that_polygons_leave_out(folder, messages, mask):
     assert 'need poly2mask=True' in messages.pop()
 
 
-def test_a_mask_may_have_the_size_of_the_file(folder, messages):
+def test_an_rle_may_have_the_size_of_the_image_file(folder, messages):
     def spoil(content):
         change('images', 0, width=50)(content)
         segmentation(TEXT)(content)
@@ -451,7 +451,7 @@ def test_a_mask_may_have_the_size_of_the_file(folder, messages):
 
 
 @cases(RUINED)
-def test_ruined(folder, case):
+def test_files_that_silently_ruin_a_training_are_refused(folder, case):
     spoil, message = case
     spoiled(folder, spoil)
     with pytest.raises(ValueError, match=rf'file\.json.*{message}'):
@@ -459,7 +459,7 @@ def test_ruined(folder, case):
 
 
 class OwnLabels(CocoDataset):
-    """Numbers the classes as metainfo does."""
+    """Numbers the classes in the order of metainfo."""
 
     def parse_data_info(self, raw_data_info):
         record = super().parse_data_info(raw_data_info)
@@ -470,7 +470,7 @@ class OwnLabels(CocoDataset):
         return record
 
 
-def test_a_dataset_may_number_the_classes_itself(folder):
+def test_a_users_dataset_may_number_the_classes_itself(folder):
     content = spoiled(folder, RUINED['other_order'][0])
     with checked_annotations():
         train = build(folder, cls=OwnLabels)
@@ -486,8 +486,8 @@ def test_a_dataset_may_number_the_classes_itself(folder):
 
 
 @pytest.mark.parametrize('case', ['other_order', 'missing_class'])
-def test_perfect_detections_of_mixed_up_classes_score_badly(folder, case):
-    """Why the two are refused."""
+def test_perfect_detections_with_wrong_labels_have_a_low_ap(folder, case):
+    """This is the reason why these files are refused."""
     content = spoiled(folder, RUINED[case][0])
     try:
         assert stock_average_precision(folder, content, False)[0] < 0.4
@@ -495,7 +495,7 @@ def test_perfect_detections_of_mixed_up_classes_score_badly(folder, case):
         assert case == 'missing_class'
 
 
-def test_a_metric_that_only_writes_needs_no_truth(folder, tmp_path):
+def test_a_metric_that_only_writes_results_needs_no_ground_truth(folder, tmp_path):
     options = dict(format_only=True, outfile_prefix=str(tmp_path / 'out'))
     spoiled(folder, drop('annotations', 0, 'iscrowd'))
     check(folder, metric_options=options)
@@ -504,7 +504,7 @@ def test_a_metric_that_only_writes_needs_no_truth(folder, tmp_path):
 
 
 @pytest.mark.parametrize('new', [float, lambda i: f'category {i}'])
-def test_a_table_of_classes_needs_categories_of_integers(folder, new):
+def test_classwise_results_need_integer_category_ids(folder, new):
     spoiled(folder, renumber(*CATEGORY, new))
     with pytest.raises(ValueError, match='classwise=True needs category ids that are'):
         check(folder, metric_options=dict(classwise=True))
@@ -526,7 +526,7 @@ class OwnForm(CocoDataset):
         )
 
 
-def test_a_dataset_that_reads_a_form_of_its_own(folder, messages):
+def test_a_users_dataset_may_read_another_form(folder, messages):
     content = dict(
         images=[dict(id=1, name='1.png')],
         categories=[dict(id=1, name='a')],
@@ -556,14 +556,14 @@ def test_a_dataset_that_reads_a_form_of_its_own(folder, messages):
         b'[' * 10**6,
     ],
 )
-def test_no_annotations_at_all(tmp_path, content):
+def test_files_without_annotations_are_refused(tmp_path, content):
     path = tmp_path / 'train.json'
     path.write_bytes(content)
     with pytest.raises(ValueError, match=r'train\.json cannot be used as annotations'):
         CheckedCOCO(str(path))
 
 
-def test_lists_of_test_images_pass(folder, messages):
+def test_lists_of_test_images_without_annotations_pass(folder, messages):
     spoiled(folder, lambda c: c.pop('annotations'))
     with checked_annotations():
         test = build(folder, test_mode=True)
@@ -584,7 +584,7 @@ def test_valid_annotations_have_no_fault():
     arrays(np.uint8, array_shapes(min_dims=2, max_dims=2), elements=st.integers(0, 1))
 )
 @settings(derandomize=True, deadline=None, database=None)
-def test_every_mask_of_pycocotools_passes(pixels):
+def test_every_rle_of_pycocotools_passes(pixels):
     rle = mask_api.encode(np.asfortranarray(pixels))
     rle['counts'] = rle['counts'].decode()
     flat = pixels.flatten(order='F')
@@ -597,7 +597,7 @@ def test_every_mask_of_pycocotools_passes(pixels):
     assert 'add up to' in fault_of_rle(dict(size=size, counts=too_long))[0]
 
 
-def test_other_programs_read_annotations_as_before(folder):
+def test_mmdetection_is_unchanged_after_the_check(folder):
     stock = CocoDataset.COCOAPI, CocoDataset.load_data_list, coco_metric.COCO
     spoiled(folder, lambda c: None)
     with checked_annotations():

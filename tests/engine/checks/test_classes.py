@@ -44,7 +44,7 @@ def panoptic_fpn(panoptic_config):
         return MODELS.build(panoptic_config.model)
 
 
-def test_heads_of_a_panoptic_network_see_the_things(panoptic_fpn):
+def test_heads_of_a_panoptic_network_have_the_classes_of_things(panoptic_fpn):
     check_num_classes(panoptic(), panoptic_fpn)
     assert panoptic_fpn.roi_head.bbox_head.num_classes == 80 < 133
     panoptic_fpn.roi_head.bbox_head.num_classes = 79
@@ -53,7 +53,7 @@ def test_heads_of_a_panoptic_network_see_the_things(panoptic_fpn):
     panoptic_fpn.roi_head.bbox_head.num_classes = 80
 
 
-def test_what_is_no_head_may_have_other_classes(panoptic_fpn):
+def test_modules_that_are_no_heads_may_have_other_classes(panoptic_fpn):
     model = nn.ModuleDict(dict(rpn_head=panoptic_fpn.rpn_head, backbone=nn.Identity()))
     model.backbone.num_classes = 1000  # as of the ImageNet classifier it was
     assert model.rpn_head.num_classes == 1
@@ -78,13 +78,13 @@ def test_a_detector_may_be_tested_on_other_classes(
     assert f'is too {other}' in messages.pop()
 
 
-def test_prompts_are_no_classes(panoptic_fpn):
+def test_classes_that_are_prompts_are_not_checked(panoptic_fpn):
     prompts = dataset('a', 'b', return_classes=True)
     check_num_classes(prompts, panoptic_fpn)
     check_same_classes(dataset('b', 'a'), prompts)
 
 
-def test_training_and_validation_number_classes_alike(messages):
+def test_a_class_has_the_same_label_in_training_and_validation(messages):
     train = RepeatDataset(dataset('a', 'b'), 2, lazy_init=True)
     check_same_classes(train, dataset('a', 'b'))
     check_same_classes(train, [1, 2])
@@ -99,7 +99,7 @@ def test_training_and_validation_number_classes_alike(messages):
     check_same_classes(train, Subset(dataset('b', 'a'), [0]))  # may be anything
 
 
-def test_a_checkpoint_of_the_same_classes_in_another_order(messages):
+def test_a_checkpoint_with_the_same_classes_in_another_order(messages):
     tested = ConcatDataset([dataset('a', 'b', 'c', ann_file='x.json')], lazy_init=True)
     for trained in ((), ('a', 'b', 'c'), ('a',), ('a', 'b', 'c', 'd'), ('e', 'f')):
         check_trained_classes(tested, trained)
@@ -115,7 +115,7 @@ def test_a_checkpoint_of_the_same_classes_in_another_order(messages):
 
 
 def test_valid_panoptic_data_pass(tmp_path, panoptic_config, monkeypatch, messages):
-    """The masks are in PNG files; the annotations have no segmentation."""
+    """Masks are in PNG files, so annotations have no segmentation."""
     utils = ModuleType('panopticapi.utils')  # of a package that is not on PyPI
     utils.rgb2id = lambda color: color.astype(int) @ [1, 256, 65536]
     package = ModuleType('panopticapi')

@@ -35,7 +35,7 @@ def test_boxes_that_cannot_be_right_are_named(kind):
     assert '2 more are like that' in describe_suspicious_data([bad] * 5)
 
 
-def test_what_is_no_batch_of_mmdetection_says_nothing():
+def test_other_batches_than_those_of_mmdetection():
     assert describe_suspicious_data(None) == ''
     assert describe_suspicious_data([torch.ones(2), 'text', dict(inputs=3)]) == ''
     assert describe_suspicious_data([DetDataSample()]) == ''
@@ -63,7 +63,7 @@ def test_images_of_another_size_than_annotated_are_named(dataset):
     assert describe_suspicious_data([sample]) == ''
 
 
-def test_an_image_that_exif_turns(tmp_path, dataset):
+def test_an_image_turned_by_its_exif_orientation(tmp_path, dataset):
     path = str(tmp_path / 'turned.jpg')
     exif = Image.Exif()
     exif[0x0112] = 6
@@ -75,14 +75,14 @@ def test_an_image_that_exif_turns(tmp_path, dataset):
     text = describe_suspicious_data([sample], dataset)
     assert 'turned.jpg is 30 x 40 pixels' in text and '40 x 30 in its annot' in text
     assert 'EXIF orientation turns it' in text and 'color_ignore_orientation' in text
-    # what the sentence advises, as MMCV does it
+    # Follow the advice of the message.
     from mmcv.transforms import LoadImageFromFile
 
     load = LoadImageFromFile(color_type='color_ignore_orientation')
     assert load(dict(img_path=path))['img'].shape[:2] == (30, 40)
 
 
-def test_no_image(tmp_path):
+def test_the_size_of_a_file_that_is_no_image(tmp_path):
     cv2.imwrite(str(tmp_path / 'a.png'), np.zeros((3, 4, 3), np.uint8))
     assert image_size(str(tmp_path / 'a.png')) == (4, 3)
     (tmp_path / 'b.png').write_bytes(b'')

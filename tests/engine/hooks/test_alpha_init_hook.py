@@ -31,7 +31,7 @@ class Images(Dataset):
 
 
 class Backbone(BaseModule):
-    """The names of a ResNet: a stem and a block with downsampling."""
+    """A stem and a block with downsampling, named as in a ResNet."""
 
     def __init__(self, init_cfg=None):
         super().__init__(init_cfg)
@@ -85,7 +85,7 @@ def alphas(model):
 
 
 def expected_alphas(model, x):
-    """Layer by layer: sqrt(2 / Var[Y]) where the authors have it, else 1."""
+    """Compute sqrt(2 / Var[Y]) layer by layer; 1 for layers that the authors leave."""
     model = copy.deepcopy(model)
     backbone, block = model.backbone, model.backbone.layer1[0]
     for conv in model.modules():
@@ -126,7 +126,7 @@ def test_alpha_is_sqrt_2_over_the_variance_of_the_output(make_runner):
 
 
 @pytest.mark.parametrize('scale, alpha', [(1e-4, 4.0), (100.0, 0.25)])
-def test_alpha_is_bounded_and_the_next_layer_takes_the_rest(
+def test_alpha_is_bounded_and_the_next_alphas_compensate(
     make_runner, messages, scale, alpha
 ):
     model = Detector()
@@ -145,12 +145,12 @@ def test_alpha_is_bounded_and_the_next_layer_takes_the_rest(
 
 
 @pytest.mark.parametrize('bound', [0.5, True, '4', None, math.nan])
-def test_bad_bound(bound):
+def test_a_wrong_bound_is_an_error(bound):
     with pytest.raises(ValueError, match='bound must be a number of at least 1'):
         PWSAlphaInitHook(bound=bound)
 
 
-def test_only_before_the_first_step(make_runner):
+def test_alpha_is_set_only_before_the_first_step(make_runner):
     model = Detector()
     runner = train(make_runner, model, epochs=3)
     assert runner.iter == 3
@@ -180,7 +180,7 @@ def test_pretrained_alphas_are_kept(make_runner, tmp_path, with_alpha):
     assert (actual['head'] != 1).all()
 
 
-def test_load_from_keeps_what_it_holds(make_runner, tmp_path):
+def test_alphas_from_load_from_are_kept(make_runner, tmp_path):
     state = {k: v for k, v in Detector().state_dict().items() if 'head' not in k}
     state['backbone.layer1.0.conv1.alpha'] = torch.ones(5)  # cannot be loaded
     path = str(tmp_path / 'detector.pth')
@@ -194,7 +194,7 @@ def test_load_from_keeps_what_it_holds(make_runner, tmp_path):
     assert (actual['head'] != 1).all()
 
 
-def test_an_alpha_whose_filters_do_not_fit_is_initialized(make_runner, tmp_path):
+def test_alpha_is_set_if_the_loaded_filters_do_not_fit(make_runner, tmp_path):
     state = Detector().state_dict()
     name = 'backbone.layer1.0.conv1'
     state[f'{name}.weight'] = torch.ones(*state[f'{name}.weight'].shape[:2], 5, 5)
@@ -216,7 +216,7 @@ def test_frozen_alphas_are_kept(make_runner):
     assert (actual['head'] != 1).all()
 
 
-def test_a_resumed_run_is_left_alone(make_runner, tmp_path):
+def test_a_resumed_run_keeps_its_alphas(make_runner, tmp_path):
     runner = make_runner(Detector(), Images())
     runner.train()  # one epoch without the hook
     model = Detector()
@@ -225,14 +225,14 @@ def test_a_resumed_run_is_left_alone(make_runner, tmp_path):
     assert all((alpha == 1).all() for alpha in alphas(model).values())
 
 
-def test_a_layer_without_rois_takes_its_next_application(make_runner):
+def test_a_call_without_rois_does_not_count(make_runner):
     model = Detector(rois=0)
     train(make_runner, model)
     expected = expected_alphas(model, Images().images)
     torch.testing.assert_close(model.head.alpha, expected['head'])
 
 
-def test_a_dead_layer_is_named(make_runner, messages):
+def test_a_layer_with_constant_output_is_named(make_runner, messages):
     model = Detector()
     model.backbone.conv1.weight.data.fill_(0.5)  # constant: standardized to 0
     model.backbone._is_init = model._is_init = True
@@ -242,7 +242,7 @@ def test_a_dead_layer_is_named(make_runner, messages):
     assert (model.backbone.conv1.alpha == 1).all()
 
 
-def test_exclude(make_runner):
+def test_excluded_layers_keep_their_alpha(make_runner):
     model = Detector()
     runner = make_runner(
         model, Images(), custom_hooks=[PWSAlphaInitHook(exclude=['^backbone'])]
@@ -253,7 +253,7 @@ def test_exclude(make_runner):
 
 
 class Levels(BaseModule):
-    """A head that applies its convolutions to maps of several sizes."""
+    """A head that applies its convolutions to feature maps of several sizes."""
 
     def __init__(self):
         super().__init__()
@@ -278,8 +278,8 @@ class OfLevels(BaseModel):
         return dict(loss=sum(0.0 * y.sum() for y in self.head(maps)))
 
 
-def test_a_head_that_shares_its_filters(make_runner):
-    """Both runners find the alphas that give the first map's outputs variance 2."""
+def test_shared_filters_of_a_head(make_runner):
+    """With and without sharing, outputs for the first feature map have variance 2."""
     model = OfLevels()
     state = copy.deepcopy(model.state_dict())
     found = []
@@ -299,7 +299,7 @@ def test_a_head_that_shares_its_filters(make_runner):
         torch.testing.assert_close(found[1][name], alpha, rtol=0, atol=0)
 
 
-def test_retinanet_that_shares_its_filters():
+def test_shared_filters_of_retinanet():
     cfg = load_config('configs/retinanet_r50_fpn_pws_1x.py').model
     cfg.backbone.update(depth=18, base_channels=8, init_cfg=None, frozen_stages=-1)
     cfg.neck.update(in_channels=[8, 16, 32, 64], out_channels=8)
@@ -333,7 +333,7 @@ def test_retinanet_that_shares_its_filters():
 
 
 class SemiSupervised(BaseModel):
-    """What MeanTeacherHook asks for."""
+    """The interface that MeanTeacherHook needs."""
 
     def __init__(self):
         super().__init__()
@@ -346,7 +346,7 @@ class SemiSupervised(BaseModel):
 
 
 @pytest.mark.parametrize('loads', [False, True])
-def test_a_teacher_has_the_alphas_of_its_student(make_runner, tmp_path, loads):
+def test_a_teacher_gets_the_alphas_of_its_student(make_runner, tmp_path, loads):
     model = SemiSupervised()
     kwargs = {}
     if loads:
@@ -370,7 +370,7 @@ def test_a_teacher_has_the_alphas_of_its_student(make_runner, tmp_path, loads):
     assert (student['backbone.conv1'] == 1).all() == loads
 
 
-def test_a_frozen_layer_of_its_own_is_left_alone(make_runner):
+def test_a_frozen_layer_that_is_no_copy_keeps_its_alpha(make_runner):
     model = SemiSupervised()
     train(make_runner, model)  # nothing copies the student
     assert all((alpha == 1).all() for alpha in alphas(model.teacher).values())
@@ -384,7 +384,7 @@ class TwoOptimizers(Detector):
         return log_vars
 
 
-def test_several_optimizers(make_runner):
+def test_a_model_with_several_optimizers(make_runner):
     model = TwoOptimizers()
     parts = dict(backbone=model.backbone, head=model.head)
     wrappers = {
@@ -404,7 +404,7 @@ def test_several_optimizers(make_runner):
 
 
 class FakeLoop:
-    """As much of a runner as the hook looks at."""
+    """The attributes of a runner that the hook uses."""
 
     iter = 0
 
@@ -418,7 +418,7 @@ class FakeLoop:
 
 def worker(rank, folder):
     torch.manual_seed(0)
-    # One process has no RoI at all for the head.
+    # One process has no RoI for the head.
     model = Detector()
     if rank == 1:
         model.head.forward = lambda x: x.new_zeros(0, 8, 3, 3)
@@ -430,7 +430,7 @@ def worker(rank, folder):
     torch.save(alphas(model), f'{folder}/{rank}.pth')
 
 
-def test_processes_agree(tmp_path):
+def test_all_processes_set_the_same_alphas(tmp_path):
     run_on_two_processes(worker, str(tmp_path))
     first, second = (torch.load(tmp_path / f'{rank}.pth') for rank in range(2))
     for name, alpha in first.items():

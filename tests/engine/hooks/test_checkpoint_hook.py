@@ -26,7 +26,7 @@ from pws_mmdet.engine.checkpoint_files import LATEST, find_checkpoints
 from pws_mmdet.utils.files import write_whole
 
 EPOCHS = 8
-PARTS = 8  # in which a checkpoint is written
+PARTS = 8  # number of parts in which a checkpoint is written
 
 
 class Noise(Dataset):
@@ -38,7 +38,7 @@ class Noise(Dataset):
 
 
 class Net(BaseModel):
-    """With a layer that only makes its checkpoints take a while to write."""
+    """A large unused layer makes its checkpoints take a while to write."""
 
     def __init__(self):
         super().__init__()
@@ -84,7 +84,7 @@ def half_a_file(self, obj, filepath):
 
 
 class Gone:
-    """Stands for ``open`` in MMEngine's hook: the note of the latest is left empty."""
+    """Replaces ``open`` in MMEngine's hook: the process dies with an empty note."""
 
     def __init__(self, path, mode):
         open(path, mode).close()
@@ -108,7 +108,7 @@ def train_and_die(work_dir, moment):
 
 @pytest.fixture(scope='module')
 def start():
-    """Run a function in a fresh process that has imported everything already."""
+    """Run a function in a new process that has imported the packages already."""
     context = multiprocessing.get_context('forkserver')
     context.set_forkserver_preload(['mmdet', 'pws_mmdet', 'conftest'])
 
@@ -126,8 +126,8 @@ def start():
 @pytest.mark.parametrize(
     'moment, found', [('writing', 2), ('renaming', 2), ('noting', 3), ('deleting', 3)]
 )
-def test_a_training_killed_in_mid_checkpoint(start, tmp_path, moment, found):
-    """There is a whole checkpoint, it is found, and the rest of the run is the same."""
+def test_a_training_killed_while_it_writes_a_checkpoint(start, tmp_path, moment, found):
+    """A whole checkpoint is found, and the resumed run has the same weights."""
     assert start(train_and_die, tmp_path, moment).exitcode == -signal.SIGKILL
     latest = find_checkpoints(tmp_path)[0]
     assert latest.name == f'epoch_{found}.pth'
@@ -137,7 +137,7 @@ def test_a_training_killed_in_mid_checkpoint(start, tmp_path, moment, found):
 
 
 def recorded(monkeypatch):
-    """Calls that reach the disk, in their order, by the name of the file."""
+    """Record the calls that reach the disk: their order and file names."""
     events = []
 
     def record(owner, name, path_of):
@@ -158,7 +158,9 @@ def recorded(monkeypatch):
 
 
 @pytest.mark.skipif(not os.path.isdir('/proc/self/fd'), reason='it names open files')
-def test_the_old_checkpoint_goes_when_the_new_one_is_on_the_disk(tmp_path, monkeypatch):
+def test_the_old_checkpoint_is_removed_after_the_new_one_is_on_the_disk(
+    tmp_path, monkeypatch
+):
     train(tmp_path, epochs=1)
     events = recorded(monkeypatch)
     train(tmp_path, epochs=2)
@@ -171,7 +173,7 @@ def test_the_old_checkpoint_goes_when_the_new_one_is_on_the_disk(tmp_path, monke
 
 
 @pytest.mark.parametrize('folder', ['.', 'elsewhere'])
-def test_a_link_stays_one(tmp_path, folder):
+def test_writing_through_a_link_keeps_the_link(tmp_path, folder):
     link, file = tmp_path / 'link', tmp_path / folder / 'file'
     file.parent.mkdir(exist_ok=True)
     file.write_text('old')
@@ -186,7 +188,7 @@ def test_a_link_stays_one(tmp_path, folder):
     assert not list(tmp_path.rglob('.*'))
 
 
-def test_a_pipe_is_written_to(tmp_path):
+def test_writing_to_a_pipe(tmp_path):
     pipe = tmp_path / 'pipe'
     os.mkfifo(pipe)
     reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
@@ -197,7 +199,7 @@ def test_a_pipe_is_written_to(tmp_path):
 
 
 class Steps(Hook):
-    """Tells another process of every step, and waits for its answer."""
+    """Report every step to another process, and wait for its answer."""
 
     def __init__(self, ask):
         self.ask = ask
@@ -225,7 +227,7 @@ def train_in_steps(work_dir, pipe):
 
 
 def epochs_done(work_dir):
-    """Of the latest checkpoint; 0 without one."""
+    """Return the epoch of the latest checkpoint, 0 if there is none."""
     latest = find_checkpoints(work_dir)[:1]
     for path in latest:
         assert weights(path).isfinite().all()
@@ -235,7 +237,7 @@ def epochs_done(work_dir):
 @pytest.mark.slow
 @pytest.mark.parametrize('moment', ['in an epoch', 'in a checkpoint'])
 def test_a_training_killed_at_random_moments(start, tmp_path, moment):
-    """Five times; each time it goes on from the latest checkpoint."""
+    """The training is killed five times, and resumes from its latest checkpoint."""
     work_dir, random_moments = tmp_path / 'killed', random.Random(0)
     for done in range(5):
         ours, theirs = start.pipe()
@@ -259,14 +261,14 @@ def test_a_training_killed_at_random_moments(start, tmp_path, moment):
     assert not list(work_dir.glob('.*'))
 
 
-def test_old_checkpoints_go_in_the_end(tmp_path):
+def test_old_checkpoints_are_removed(tmp_path):
     train(tmp_path)
     assert [p.name for p in tmp_path.glob('*.pth')] == [f'epoch_{EPOCHS}.pth']
     assert not list(tmp_path.glob('.*'))
 
 
-def test_the_best_checkpoint_stays_until_there_is_a_better_one(tmp_path, monkeypatch):
-    """And is not deleted for one of the same name."""
+def test_the_best_checkpoint_is_kept_until_there_is_a_better_one(tmp_path, monkeypatch):
+    """A failed write does not delete the best checkpoint of the same name."""
     runner = runner_of(
         Net(),
         Noise(),
@@ -289,7 +291,7 @@ def test_the_best_checkpoint_stays_until_there_is_a_better_one(tmp_path, monkeyp
     assert isinstance(hook.file_backend, LocalBackend)
 
 
-def test_the_latest_checkpoint(tmp_path):
+def test_find_checkpoints_returns_the_latest_first(tmp_path):
     assert find_checkpoints(tmp_path) == []
     for i, name in enumerate(['epoch_9.pth', 'epoch_10.pth', 'best_epoch_3.pth']):
         (tmp_path / name).touch()
@@ -304,7 +306,7 @@ def test_the_latest_checkpoint(tmp_path):
         assert find_checkpoints(tmp_path) == [ten, nine]
 
 
-def test_a_truncated_checkpoint_is_refused_and_another_offered(tmp_path):
+def test_a_truncated_checkpoint_is_refused_and_another_is_named(tmp_path):
     train(tmp_path, epochs=1)
     shutil.copy(tmp_path / 'epoch_1.pth', tmp_path / 'copy.pth')
     shutil.move(tmp_path / 'copy.pth', tmp_path / 'iter_3.pth')
@@ -320,7 +322,7 @@ def test_a_truncated_checkpoint_is_refused_and_another_offered(tmp_path):
 
 
 def small_runner(work_dir, runner_type=PWSRunner, **checkpoint):
-    """One whose validation and checkpoints are to be tried."""
+    """Make a runner with a validation and checkpoints."""
     val_loader = dict(
         batch_size=4,
         num_workers=0,
@@ -423,8 +425,8 @@ class Remote(BaseStorageBackend):
 
 @pytest.mark.parametrize('option', ['backend_args', 'file_client_args'])
 @pytest.mark.filterwarnings('ignore::DeprecationWarning')
-def test_a_remote_store_that_is_named_by_an_option(tmp_path, monkeypatch, option):
-    """Where there is no :// in the name of the folder."""
+def test_checkpoints_in_a_remote_store(tmp_path, monkeypatch, option):
+    """An option names the store. The name of the folder has no ://."""
     Remote.files = {}
     register_backend('remote', Remote, force=True)
     monkeypatch.setitem(FileClient._backends, 'remote', Remote)

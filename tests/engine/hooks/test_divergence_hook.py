@@ -22,12 +22,12 @@ from torch.utils.data import Dataset
 from pws_mmdet import PWSConv2d
 from pws_mmdet.engine import DivergenceError, DivergenceHook
 
-EAGER = dict(backend='eager')  # what torch.compile traces, without a compiler
+EAGER = dict(backend='eager')  # torch.compile traces, but compiles nothing
 
 
 @OPTIM_WRAPPERS.register_module(force=True)
 class ScalingWrapper(OptimWrapper):
-    """What AmpOptimWrapper does, on a CPU."""
+    """Scales losses as AmpOptimWrapper does, on a CPU."""
 
     def __init__(self, **kwargs):
         super().__init__(**kwargs)
@@ -76,14 +76,14 @@ def train(make_runner, bad_step, interval, value=float('nan'), model=None, **kwa
 
 
 @pytest.mark.parametrize('value', [float('nan'), float('inf')])
-def test_stops_and_says_where(make_runner, value):
+def test_the_error_names_the_iteration_and_the_loss(make_runner, value):
     with pytest.raises(DivergenceError, match='diverged at iteration 8: ') as error:
         train(make_runner, 8, 1, value)
     assert error.value.iteration == 8
     assert 'loss_b is' in str(error.value) and 'loss_a' not in str(error.value)
 
 
-def test_stops_before_the_step(make_runner):
+def test_a_training_stops_before_the_step(make_runner):
     model = Net(8, float('nan'))
     with pytest.raises(DivergenceError):
         train(make_runner, 8, 1, model=model)
@@ -91,7 +91,7 @@ def test_stops_before_the_step(make_runner):
 
 
 class Grows(BaseModel):
-    """From some step on, the second of its layers puts out what overflows."""
+    """From ``bad_step`` on, the second layer has outputs that overflow."""
 
     def __init__(self, bad_step, factor=1e30):
         super().__init__()
@@ -108,7 +108,7 @@ class Grows(BaseModel):
         return dict(loss=self.c(self.b(x)).pow(2).mean())
 
 
-def test_names_the_first_layer_that_exploded(make_runner):
+def test_the_error_names_the_first_layer_that_exploded(make_runner):
     with pytest.raises(DivergenceError) as error:
         train(make_runner, 5, 1, model=Grows(5))
     first, layer, ways = str(error.value).splitlines()
@@ -126,7 +126,7 @@ def test_names_the_first_layer_that_exploded(make_runner):
 
 
 class Poisoned(Net):
-    """A step writes NaN into weights that no loss depends on."""
+    """One step writes NaN into weights that no loss depends on."""
 
     def __init__(self):
         super().__init__(100, 0.0)
@@ -163,7 +163,7 @@ def test_bad_weights_do_not_replace_the_last_good_checkpoint(make_runner, by_epo
 
 
 class OwnStep(Net):
-    """A model that does without parse_losses."""
+    """A model whose train_step does not call parse_losses."""
 
     def train_step(self, data, optim_wrapper):
         losses = self(**data)
@@ -217,13 +217,13 @@ def test_all_processes_stop_together(tmp_path, with_box):
         assert ('odd.jpg has a box without area' in text) == with_box
 
 
-def test_leaves_nothing_in_the_model(make_runner):
+def test_no_hooks_stay_in_the_model(make_runner):
     runner = train(make_runner, 100, 1)
     assert not {'parse_losses', 'train_step'} & set(vars(runner.model))
     assert not any(m._forward_hooks for m in runner.model.modules())
 
 
-def test_by_default_looks_at_the_loss_before_every_step(make_runner):
+def test_by_default_the_loss_is_checked_before_every_step(make_runner):
     model = Grows(7)
     hooks = [DivergenceHook()]
     runner = make_runner(model, Data(), epochs=2, batch_size=2, custom_hooks=hooks)
@@ -231,26 +231,26 @@ def test_by_default_looks_at_the_loss_before_every_step(make_runner):
         runner.train()
     assert all(torch.isfinite(p).all() for p in model.parameters())
     assert 'The output of b is the first to explode' in str(error.value)
-    assert model.step == 7 + 1  # once more, for the layer
+    assert model.step == 7 + 1  # One more pass finds the layer.
 
 
-def test_the_weights_are_looked_at_now_and_then(make_runner):
+def test_weights_are_checked_at_every_interval(make_runner):
     with pytest.raises(DivergenceError, match='weights are not finite') as error:
         train(make_runner, 0, 3, model=Poisoned(), batch_size=2)
-    assert error.value.iteration == 6  # poisoned in the fourth
+    assert error.value.iteration == 6  # NaN is written in step 4.
     with pytest.raises(DivergenceError) as error:
         train(make_runner, 0, 2, model=Poisoned(), batch_size=2)
     assert error.value.iteration == 4
 
 
 @pytest.mark.parametrize('interval', [0, -1, 2.5, True, '5'])
-def test_bad_interval(interval):
+def test_a_wrong_interval_is_an_error(interval):
     with pytest.raises(ValueError, match='interval must be an integer of at least 1'):
         DivergenceHook(interval)
 
 
 class BadStatistics(Net):
-    """A branch that the loss ignores leaves its BN with infinite statistics."""
+    """A branch without influence on the loss gives its BN infinite statistics."""
 
     def __init__(self):
         super().__init__(100, 0.0)
@@ -263,19 +263,19 @@ class BadStatistics(Net):
         return losses
 
 
-def test_a_good_checkpoint_has_good_buffers(make_runner):
+def test_buffers_are_checked_before_a_checkpoint(make_runner):
     with pytest.raises(DivergenceError, match='not finite, bn.running') as error:
         train(make_runner, 0, 50, model=BadStatistics())
     assert error.value.iteration == 6
 
 
 class Masked(Net):
-    """It has a mask of -inf, a great weight, and a NaN in the mask after a step."""
+    """It has a mask with -inf, large weights, and a NaN in the mask after one step."""
 
     def __init__(self, bad_step=100):
         super().__init__(100, 0.0)
         self.register_buffer('mask', torch.tensor([0.0, -torch.inf]))
-        self.great = nn.Parameter(torch.full((2,), 1e30))  # its norm overflows
+        self.great = nn.Parameter(torch.full((2,), 1e30))  # The norm overflows.
         self.spoils = bad_step
 
     def forward(self, x, mode='tensor'):
@@ -285,7 +285,7 @@ class Masked(Net):
         return losses
 
 
-def test_what_was_not_finite_at_the_start_does_not_count(make_runner):
+def test_values_that_were_not_finite_at_the_start_do_not_count(make_runner):
     runner = train(make_runner, 0, 1, model=Masked())
     assert runner.iter == 12
     with pytest.raises(DivergenceError, match='not finite, mask') as error:
@@ -294,7 +294,7 @@ def test_what_was_not_finite_at_the_start_does_not_count(make_runner):
 
 
 class SavedInAStep(Net):
-    """It is saved and copied in the middle of its first training step."""
+    """It is saved and copied during its first training step."""
 
     def forward(self, x, mode='tensor'):
         losses = super().forward(x)
@@ -313,7 +313,7 @@ copies = []
 
 @pytest.mark.parametrize('own', [False, True])
 def test_the_model_can_be_saved_and_copied_in_a_step(make_runner, own):
-    """The copies have the model's own parse_losses, and watch nothing."""
+    """The copies have the original parse_losses."""
     copies.clear()
     model = SavedInAStep(100, 1.0)
     model.conv = PWSConv2d(2, 2, 1)
@@ -335,8 +335,8 @@ def parse_losses(losses):
     return sum(loss for loss in losses.values()), losses
 
 
-def test_a_training_after_one_that_failed(make_runner):
-    """It judges its own steps, and leaves nothing in the model."""
+def test_a_second_training_after_one_that_failed(make_runner):
+    """It checks its own steps, and no hooks stay in the model."""
     model = Net(1, float('nan'))
     with pytest.raises(DivergenceError, match='iteration 1:'):
         train(make_runner, 0, 1, model=model)
@@ -347,7 +347,7 @@ def test_a_training_after_one_that_failed(make_runner):
 
 
 @pytest.mark.parametrize('what', ['gradient', 'loss'])
-def test_mixed_precision_skips_infinite_gradients_and_no_loss(make_runner, what):
+def test_mixed_precision_may_skip_gradients_but_no_loss(make_runner, what):
     class Overflows(Net):
         def forward(self, x, mode='tensor'):
             losses = super().forward(x)
@@ -369,7 +369,7 @@ def test_mixed_precision_skips_infinite_gradients_and_no_loss(make_runner, what)
 
 
 class TwoOptimizers(Net):
-    """Each of two steps has its loss; the second one's is bad."""
+    """Each optimizer has its own loss. The second loss becomes NaN."""
 
     def __init__(self, bad_step):
         super().__init__(bad_step, float('nan'))
@@ -383,7 +383,7 @@ class TwoOptimizers(Net):
         return log_vars
 
 
-def test_the_loss_of_each_optimizer(make_runner):
+def test_the_loss_of_each_optimizer_is_checked(make_runner):
     model = TwoOptimizers(5)
     wrappers = {
         name: OptimWrapper(torch.optim.SGD(getattr(model, name).parameters(), lr=0.1))
@@ -396,8 +396,8 @@ def test_the_loss_of_each_optimizer(make_runner):
     assert all(torch.isfinite(p).all() for p in model.parameters())
 
 
-def test_a_finite_explosion_is_named_and_measured(make_runner):
-    """Of the layer whose output grows ten thousand times, not of one that overflows."""
+def test_a_layer_with_a_large_finite_output_is_named(make_runner):
+    """The output of the layer grows ten thousand times, and does not overflow."""
 
     class GrowsFinitely(Grows):
         def __init__(self):
@@ -416,14 +416,14 @@ def test_a_finite_explosion_is_named_and_measured(make_runner):
     model.b.register_forward_hook(lambda *args: outputs.append(args[-1]))
     with torch.no_grad():
         model(torch.ones(2, 2))
-    # two channels, one at 100: the square of half of it
+    # One of two channels is 100: the variance is about 50 squared.
     assert float(seen[1]) == pytest.approx(
         outputs[0].var(correction=0).item(), rel=0.01
     )
     assert 2000 < float(seen[1]) < 3000
 
 
-def test_the_layer_is_looked_for_without_the_other_processes(make_runner):
+def test_the_search_for_the_layer_waits_for_no_other_process(make_runner):
     class Synchronized(Grows):
         def forward(self, x, mode='tensor'):
             assert self.step < 5 or not self.bn.training
@@ -431,7 +431,9 @@ def test_the_layer_is_looked_for_without_the_other_processes(make_runner):
 
     model, hooks = Synchronized(5), [DivergenceHook()]
     runner = make_runner(model, Data(), epochs=2, batch_size=2, custom_hooks=hooks)
-    model.bn = nn.SyncBatchNorm(2)  # only now: a runner of one process replaces it
+    model.bn = nn.SyncBatchNorm(
+        2
+    )  # Added now, because a runner with one process replaces it.
     with pytest.raises(DivergenceError, match='The output of b is the first'):
         runner.train()
     assert not model.bn.training
@@ -446,7 +448,7 @@ def test_compiled_steps(make_runner):
 
 
 @pytest.mark.parametrize('warm_up', [False, True])
-def test_advises_for_the_learning_rate_that_is_meant(make_runner, warm_up):
+def test_the_advice_ignores_warm_up(make_runner, warm_up):
     scheduler = dict(type='LinearLR', start_factor=1e-3, by_epoch=False, end=500)
     with pytest.raises(DivergenceError) as error:
         train(
@@ -463,7 +465,7 @@ def test_advises_for_the_learning_rate_that_is_meant(make_runner, warm_up):
     assert 'The learning rate is 0.01 and gamma' in str(error.value)
 
 
-def test_the_layer_with_several_optimizers(make_runner):
+def test_the_search_for_the_layer_with_several_optimizers(make_runner):
     class Parts(Grows):
         def train_step(self, data, optim_wrapper):
             with optim_wrapper['rest'].optim_context(self):
@@ -484,11 +486,11 @@ def test_the_layer_with_several_optimizers(make_runner):
 
 
 class Assigns(Grows):
-    """As YOLOX: an assigner in its head rejects scores that are NaN."""
+    """As in YOLOX, an assigner in its head raises an error at NaN."""
 
     def __init__(self, bad_step, error=None):
         super().__init__(bad_step, 1e38)
-        self.c.loss_by_feat = None  # the mark of a head
+        self.c.loss_by_feat = None  # This attribute marks a head.
         self.error = error
 
     def forward(self, x, mode='tensor'):
@@ -504,7 +506,7 @@ class Assigns(Grows):
         return dict(loss=losses)
 
 
-def test_an_error_that_comes_of_nan(make_runner):
+def test_an_error_caused_by_nan_is_a_divergence(make_runner):
     model = Assigns(5)
     with pytest.raises(DivergenceError) as error:
         train(make_runner, 5, 50, model=model)
@@ -519,13 +521,13 @@ def test_an_error_that_comes_of_nan(make_runner):
     assert all(torch.isfinite(p).all() for p in model.parameters())
 
 
-def test_other_errors_stay_what_they_are(make_runner):
+def test_other_errors_are_not_changed(make_runner):
     with pytest.raises(KeyError, match='no such thing'):
         train(make_runner, 5, 50, model=Assigns(100, error=KeyError('no such thing')))
 
 
 class Annotated(BaseDetDataset):
-    """Images, one of them with a box of a given form."""
+    """Images, one of them with a given box."""
 
     def __init__(self, box):
         self.box = box
@@ -547,7 +549,7 @@ class Annotated(BaseDetDataset):
 
 
 class OfBoxes(Net):
-    """Its loss is of the logarithm of the boxes' sizes, as a detector's."""
+    """Its loss has the logarithms of box sizes, as that of a detector."""
 
     def __init__(self):
         super().__init__(100, 0.0)
@@ -560,7 +562,7 @@ class OfBoxes(Net):
 
 
 @pytest.mark.parametrize('end, kind', [(5.0, 'without area'), (torch.nan, 'finite')])
-def test_names_the_image_and_not_the_learning_rate(make_runner, end, kind):
+def test_wrong_boxes_are_named_in_place_of_a_learning_rate(make_runner, end, kind):
     runner = make_runner(
         OfBoxes(),
         Annotated([5.0, 6.0, end, 9.0]),

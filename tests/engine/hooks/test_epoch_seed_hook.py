@@ -15,7 +15,7 @@ from pws_mmdet.utils.model import unwrap_model
 
 
 class Noise(Dataset):
-    """Every kind of randomness that a transform may draw."""
+    """Draws from every random generator that a transform may use."""
 
     def __len__(self):
         return 8
@@ -63,10 +63,10 @@ def train(make_runner, seed, epochs, loader, resume=False):
     ],
     ids=['no workers', 'workers', 'persistent workers'],
 )
-def test_a_resumed_run_repeats_the_uninterrupted_one(make_runner, loader):
+def test_a_resumed_run_equals_the_uninterrupted_one(make_runner, loader):
     weight, seen = train(make_runner, 3, 3, loader)
     assert len(seen) == 3
-    # other data every epoch, and every image once
+    # Each epoch has other random numbers, and every image once.
     assert not torch.equal(seen[0], seen[1])
     assert all(sorted(epoch[:, 0].tolist()) == list(range(8)) for epoch in seen)
     assert len(set(seen[..., 1:].flatten().tolist())) == 3 * 8 * 3, 'workers differ'
@@ -117,7 +117,7 @@ def worker(rank, path):
     torch.save((whole, train_as_one_of_two(path / 'cut', 3, True)), path / f'{rank}.pt')
 
 
-def test_two_processes_draw_differently_and_repeat_it(tmp_path):
+def test_two_processes_have_different_and_repeatable_seeds(tmp_path):
     run_on_two_processes(worker, tmp_path)
     drawn = []
     for rank in range(2):

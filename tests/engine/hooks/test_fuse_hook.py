@@ -23,7 +23,7 @@ class Data(Dataset):
 
 
 class Net(BaseModel):
-    """A convolution, and a record of what was tested."""
+    """A convolution. The list ``tested`` records its type in each test step."""
 
     def __init__(self, conv=PWSConv2d):
         super().__init__()
@@ -82,7 +82,7 @@ def inputs():
     return torch.stack([Data()[i]['x'] for i in range(4)])
 
 
-def test_a_test_runs_on_plain_convolutions(runner):
+def test_a_test_uses_plain_convolutions(runner):
     model = Net()
     nn.init.uniform_(model.conv.alpha)
     before = copy.deepcopy(model.state_dict())
@@ -94,7 +94,7 @@ def test_a_test_runs_on_plain_convolutions(runner):
     torch.testing.assert_close(outputs, torch.stack(model(inputs())))
 
 
-def test_again_after_another_change(runner):
+def test_a_second_test_uses_the_new_weights(runner):
     model = Net()
     tester = runner(model)
     tester.test()
@@ -105,7 +105,7 @@ def test_again_after_another_change(runner):
     torch.testing.assert_close(outputs, torch.stack(model(inputs())))
 
 
-def test_averaged_weights_are_the_ones_that_are_fused(runner, tmp_path):
+def test_averaged_weights_are_fused(runner, tmp_path):
     ema = dict(type='EMAHook', ema_type='ExpMomentumEMA', momentum=0.1, gamma=1)
     runner(Net(), custom_hooks=[ema], batch_size=1).train()
     path = tmp_path / 'work_dir/epoch_1.pth'
@@ -121,7 +121,7 @@ def test_averaged_weights_are_the_ones_that_are_fused(runner, tmp_path):
     assert (expected - other).abs().max() > 1e-3, 'or this tests nothing'
 
     model = Net()
-    # resumed, so that the network holds the weights before averaging
+    # Resuming gives the network the weights before averaging.
     tester = runner(model, custom_hooks=[ema], resume=True, load_from=str(path))
     outputs = tester.test()['test/outputs']
     assert tested == [(nn.Conv2d, False)]
@@ -139,14 +139,14 @@ def test_a_network_without_pws_is_not_copied(runner, monkeypatch, messages):
     assert tested == [(nn.Conv2d, False)]
 
 
-def test_a_hook_of_the_users_own_is_not_doubled(runner):
+def test_a_hook_in_the_config_replaces_the_default(runner):
     tester = runner(Net(), custom_hooks=[dict(type='FusePWSHook')])
     tester.test()
     assert hooks_of(tester) == 1
     assert tested == [(nn.Conv2d, False)]
 
 
-def test_a_training_keeps_the_layers(runner):
+def test_a_training_keeps_pws_layers(runner):
     trainer = runner(Net())
     trainer.train()
     assert isinstance(trainer.model.conv, ReparamConv2d)
@@ -191,7 +191,7 @@ def double_the_input_by_a_hook(conv):
         (OwnFilters, None),
     ],
 )
-def test_a_layer_that_computes_more_is_tested_as_it_is(runner, messages, conv, change):
+def test_a_layer_that_computes_more_is_not_fused(runner, messages, conv, change):
     model = Net(conv)
     if change:
         change(model.conv)
@@ -202,12 +202,12 @@ def test_a_layer_that_computes_more_is_tested_as_it_is(runner, messages, conv, c
     is_plain = conv is OwnFilters
     assert tested[0][0] is (nn.Conv2d if is_plain else conv)
     told = [text for text in messages if 'conv has a' in text]
-    assert len(told) == (not is_plain)  # once
+    assert len(told) == (not is_plain)  # The warning is logged once.
 
 
-def test_a_network_that_cannot_be_copied_is_tested_as_it_is(runner, messages):
+def test_a_network_that_cannot_be_copied_is_not_fused(runner, messages):
     model = Net()
-    model.seen = model.conv.weight * 2  # no leaf: torch does not copy it
+    model.seen = model.conv.weight * 2  # torch copies only leaf tensors.
     outputs = runner(model).test()['test/outputs']
     assert tested == [(PWSConv2d, False)]
     torch.testing.assert_close(outputs, torch.stack(model(inputs())))
@@ -215,7 +215,7 @@ def test_a_network_that_cannot_be_copied_is_tested_as_it_is(runner, messages):
 
 
 class Fails(Net):
-    """Its test ends in an error, once."""
+    """Its first test ends with an error."""
 
     error = None
 
@@ -239,10 +239,10 @@ class FailsLater(Outputs):
 @pytest.mark.parametrize('where', [Fails, FailsLater])
 @pytest.mark.parametrize('error', [RuntimeError, KeyboardInterrupt])
 @pytest.mark.parametrize('runner_type', [PWSRunner, Runner])
-def test_a_test_that_fails_leaves_the_network_itself(
+def test_the_network_is_restored_after_a_failed_test(
     runner, tmp_path, where, error, runner_type
 ):
-    """It can be tested again, and trained; its checkpoint has alpha."""
+    """It can be tested and trained again, and its checkpoint has alpha."""
     model = Fails()
     hook = dict(custom_hooks=[dict(type='FusePWSHook')])
     tester = runner(model, runner_type, evaluator=FailsLater, **hook)

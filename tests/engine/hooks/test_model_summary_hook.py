@@ -48,7 +48,7 @@ class Data(Dataset):
 
 @pytest.fixture
 def log(monkeypatch):
-    """What is logged, as a list of pairs of a level and a text."""
+    """A list of what is logged: pairs of a level and a text."""
     records = []
 
     def handle(self, record):
@@ -60,7 +60,7 @@ def log(monkeypatch):
 
 @pytest.fixture
 def train(make_runner, log):
-    """Train; return the messages of the hook, and the runner."""
+    """Train, and return the messages of the hook and the runner."""
 
     def train_model(model, hook, **kwargs):
         runner = make_runner(
@@ -74,7 +74,7 @@ def train(make_runner, log):
     return train_model
 
 
-def test_logs_once_before_the_first_step(train):
+def test_the_summary_is_logged_once_before_the_first_step(train):
     optimizer = dict(type='SGD', lr=0.1, weight_decay=1e-4)
     model = Net()
     [(level, text)], _ = train(
@@ -83,11 +83,11 @@ def test_logs_once_before_the_first_step(train):
     assert level == logging.INFO
     assert 'PWS convolutions' in text
     assert '1 of 2 layers normalize outputs: bn' in text
-    assert 'eval mode' in text  # which only train() of the model sets
+    assert 'eval mode' in text  # only the model's own train() sets it
     assert 'towards 0, unlike in the paper: conv.alpha. ' + NO_DECAY in text
 
 
-def test_what_it_says_of_decayed_alphas_helps(train):
+def test_the_suggested_constructor_stops_the_decay_of_alphas(train):
     scope = {}
     exec(NO_DECAY, scope)
     optimizer = dict(type='SGD', lr=0.1, weight_decay=1e-4)
@@ -97,7 +97,7 @@ def test_what_it_says_of_decayed_alphas_helps(train):
     assert 'none decayed' in text and 'towards 0' not in text
 
 
-def test_counts_multiply_adds_unless_told_not_to(train, log):
+def test_macs_are_counted_unless_switched_off(train, log):
     [(level, text)], _ = train(Net(), dict(type='ModelSummaryHook'), cfg=SIZE)
     assert level == logging.INFO
     assert f'{MACS / 1000:.3g} K' in text
@@ -107,7 +107,7 @@ def test_counts_multiply_adds_unless_told_not_to(train, log):
     assert 'MACs' not in text
 
 
-def test_changes_nothing(make_runner):
+def test_the_training_has_the_same_weights_without_the_hook(make_runner):
     weights = []
     for hooks in ([], [ModelSummaryHook()]):
         torch.manual_seed(0)
@@ -119,18 +119,18 @@ def test_changes_nothing(make_runner):
     torch.testing.assert_close(*weights, rtol=0, atol=0)
 
 
-def test_a_config_without_a_size(train):
+def test_a_config_without_an_image_size(train):
     [(_, text)], _ = train(Net(), dict(type='ModelSummaryHook'))
     assert 'no Resize that tells a size' in text
 
 
-def test_a_model_that_takes_no_images(train):
+def test_a_model_whose_forward_pass_fails(train):
     hook = dict(type='ModelSummaryHook')
     [(_, text)], _ = train(Net(takes_images=False), hook, cfg=SIZE)
     assert 'no forward pass of a random image of 5 x 6 pixels: AssertionError' in text
 
 
-def test_never_stops_a_training(train, monkeypatch):
+def test_an_error_does_not_stop_the_training(train, monkeypatch):
     def fail(*_):
         raise ZeroDivisionError('odd')
 

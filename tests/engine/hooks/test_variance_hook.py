@@ -46,7 +46,7 @@ class Net(BaseModel):
         self.checkpoints = checkpoints
 
     def init_weights(self):
-        """They are to stay those that the test knows."""
+        """Keep the weights that the test has set."""
 
     def forward(self, x, mode='tensor'):
         x = self.norm(self.frozen(self.plain(x).relu()))
@@ -78,7 +78,7 @@ def array(tensor):
 
 
 def by_hand(conv, before, after, inputs, outputs, grad):
-    """The statistics of a layer, straight from their definitions."""
+    """Compute the statistics of a layer from their definitions."""
 
     def shift(old, new):
         return np.var([n * (a - b).mean() for a, b in zip(old, new, strict=True)])
@@ -124,14 +124,14 @@ def by_hand(conv, before, after, inputs, outputs, grad):
         var_y_eq6=2 * (x**2).mean() + x.mean() ** 2 * spread,
     )
     if isinstance(conv, PWSConv2d):
-        # the passes after the step are not seen, its alphas are
+        # Alphas are those after the step; inputs are those before it.
         expected['alpha_min'] = after.alpha.min().item()
         expected['alpha_max'] = after.alpha.max().item()
     return expected
 
 
 def replay(model, batches, clip=None, accumulate=1):
-    """Train without MMEngine, and measure by hand; a dict for each step."""
+    """Train without MMEngine, and compute the statistics: a dict for each step."""
     model = copy.deepcopy(model).train()
     optimizer = torch.optim.SGD(
         model.parameters(), lr=0.1, momentum=0.9, weight_decay=0.01
@@ -189,7 +189,7 @@ def check(record, expected, rtol=2e-3):
 
 
 @pytest.mark.parametrize('checkpoints', [False, True])
-def test_numbers_are_those_by_hand(make_runner, checkpoints):
+def test_statistics_equal_those_of_a_plain_training_loop(make_runner, checkpoints):
     torch.manual_seed(0)
     model = Net(checkpoints)
     expected = replay(model, batches_of(2))
@@ -199,7 +199,7 @@ def test_numbers_are_those_by_hand(make_runner, checkpoints):
     assert np.allclose(record.lr, 0.1)
     check(record, expected)
     assert np.isfinite(record.loss).all()
-    # what the paper says of PWS: the means of its filters stay together
+    # The paper's claim: the means of PWS filters stay close to each other.
     index = [layer.name for layer in record.layers].index('pws')
     assert (record.values['mean_spread'][:, index] < 1e-10).all()
     assert (record.values['mean_spread'][:, 0] > 1e-6).all()
@@ -218,7 +218,7 @@ def test_accumulated_and_clipped_gradients(make_runner):
 
 @OPTIM_WRAPPERS.register_module(force=True)
 class ScalingWrapper(OptimWrapper):
-    """What AmpOptimWrapper does, on a CPU."""
+    """Scales losses as AmpOptimWrapper does, on a CPU."""
 
     def __init__(self, **kwargs):
         super().__init__(**kwargs)
@@ -240,7 +240,7 @@ def test_gradients_are_unscaled(make_runner):
     check(read_record(runner.work_dir), expected)
 
 
-def test_a_step_that_amp_skips_has_gaps(make_runner):
+def test_a_step_that_amp_skips_has_no_statistics_of_the_step(make_runner):
     class Overflow(Net):
         def forward(self, x, mode='tensor'):
             return dict(loss=super().forward(x)['loss'] * math.inf)
@@ -252,7 +252,7 @@ def test_a_step_that_amp_skips_has_gaps(make_runner):
     assert np.isfinite(record.values['var_y'][:, 0]).all()
 
 
-def test_unused_layers_have_gaps_and_frozen_ones_stay(make_runner):
+def test_unused_and_frozen_layers(make_runner):
     record = read_record(train(make_runner).work_dir)
     at = {layer.name: i for i, layer in enumerate(record.layers)}
     assert np.isnan(record.values['var_y'][:, at['unused']]).all()
@@ -262,7 +262,7 @@ def test_unused_layers_have_gaps_and_frozen_ones_stay(make_runner):
     assert np.isnan(record.values['grad_norm'][:, at['frozen']]).all()
 
 
-def test_nothing_is_hooked_between_the_steps_it_watches(make_runner):
+def test_no_hooks_stay_between_recorded_steps(make_runner):
     counts = []
 
     class Counting(Net):
@@ -278,7 +278,7 @@ def test_nothing_is_hooked_between_the_steps_it_watches(make_runner):
     assert not runner.optim_wrapper.optimizer._optimizer_step_post_hooks
 
 
-def test_layers_are_chosen_by_expressions(make_runner):
+def test_layers_are_chosen_by_regular_expressions(make_runner):
     hook = VarianceMonitorHook(1, layers=[r'^p', 'twice'])
     record = read_record(train(make_runner, hook=hook).work_dir)
     assert [layer.name for layer in record.layers] == ['plain', 'pws', 'twice']
@@ -287,7 +287,7 @@ def test_layers_are_chosen_by_expressions(make_runner):
 
 
 @pytest.mark.parametrize('interval', [0, -1, 2.5, True, '5'])
-def test_bad_interval(interval):
+def test_a_wrong_interval_is_an_error(interval):
     with pytest.raises(ValueError, match='interval must be an integer of at least 1'):
         VarianceMonitorHook(interval)
 
@@ -301,12 +301,12 @@ def test_bad_interval(interval):
         ([3], 'layers: 3 is no regular expression'),
     ],
 )
-def test_bad_layers(layers, message):
+def test_wrong_expressions_are_an_error(layers, message):
     with pytest.raises(ValueError, match=message):
         VarianceMonitorHook(layers=layers)
 
 
-def test_a_model_without_convolutions(make_runner):
+def test_a_model_without_convolutions_is_an_error(make_runner):
     class Linear(BaseModel):
         def __init__(self):
             super().__init__()
@@ -320,7 +320,7 @@ def test_a_model_without_convolutions(make_runner):
 
 
 @pytest.mark.parametrize('clip', [None, dict(max_norm=0.01)])
-def test_a_fused_optimizer_unscales_by_itself(make_runner, clip):
+def test_a_fused_optimizer_that_undoes_the_loss_scaling_itself(make_runner, clip):
     records = []
     for fused in (False, True):
         torch.manual_seed(0)
@@ -335,20 +335,20 @@ def test_a_fused_optimizer_unscales_by_itself(make_runner, clip):
 
 
 class Pair(BaseModel):
-    """Two convolutions, made by a function."""
+    """Two convolutions of a given kind."""
 
     def __init__(self, make=nn.Conv2d):
         super().__init__()
         self.a, self.b = make(3, 4, 3), make(4, 4, 3)
 
     def init_weights(self):
-        """They are to stay those that the test knows."""
+        """Keep the weights that the test has set."""
 
     def forward(self, x, mode='tensor'):
         return dict(loss=self.b(input=self.a(x).relu()).pow(2).mean())
 
 
-def test_an_input_that_is_given_by_its_name(make_runner):
+def test_an_input_given_as_a_keyword_argument(make_runner):
     model = Pair()
     expected = [(b, model.a(b).relu()) for b in batches_of(8)]
     values = read_record(train(make_runner, model, batch_size=8).work_dir).values
@@ -366,7 +366,7 @@ class TwoOptimizers(Pair):
         return log_vars
 
 
-def test_several_optimizers(make_runner):
+def test_a_model_with_several_optimizers(make_runner):
     model = TwoOptimizers()
     wrapper = OptimWrapperDict(
         a=OptimWrapper(torch.optim.SGD(model.a.parameters(), lr=0.1)),
@@ -417,8 +417,8 @@ MAKERS = [
 
 
 @pytest.mark.parametrize('make', MAKERS, ids=lambda make: make.__name__)
-def test_filters_that_others_compute(make_runner, make):
-    """Applied ones from what the layer does to unit inputs; a step from two nets."""
+def test_filters_of_other_reparametrized_convolutions(make_runner, make):
+    """Filters are found from outputs for unit inputs, a step from two networks."""
 
     class Net(Pair):
         def forward(self, x, mode='tensor'):
@@ -429,7 +429,7 @@ def test_filters_that_others_compute(make_runner, make):
         units = torch.eye(n).view(n, conv.in_channels, 3, 3)
         with torch.no_grad():
             applied = (conv(units).flatten(1) - conv.bias).T.numpy()
-        # those of mmcv are standardized anew in each pass, their W is a parameter
+        # mmcv standardizes filters in each pass; its parameter is W.
         is_own = make not in (ConvWS2d, ConvAWS2d)
         return applied, applied if is_own else array(conv.weight.flatten(1).clone())
 
@@ -449,7 +449,7 @@ def test_filters_that_others_compute(make_runner, make):
         assert values['grad_norm'][0, i] > 0
 
 
-def test_watching_changes_nothing(make_runner):
+def test_the_training_has_the_same_weights_without_the_hook(make_runner):
     weights = []
     for interval in (1, 1000):
         torch.manual_seed(0)
@@ -460,7 +460,7 @@ def test_watching_changes_nothing(make_runner):
     torch.testing.assert_close(*weights, rtol=0, atol=0)
 
 
-def test_a_compiled_model_is_said_not_to_be_seen(make_runner, messages):
+def test_a_warning_tells_that_a_compiled_model_is_not_seen(make_runner, messages):
     cfg = Config(dict(compile=dict(backend='eager')))
     runner = train(make_runner, batch_size=2, cfg=cfg)
     record = read_record(runner.work_dir)
@@ -484,7 +484,7 @@ class Collector(BaseVisBackend):
         self.steps = {**getattr(self, 'steps', {}), step: scalars}
 
 
-def test_visualizers_get_it_and_the_log_of_losses_does_not(make_runner):
+def test_statistics_go_to_visualizers_and_not_to_scalars_json(make_runner):
     visualizer = dict(
         type='Visualizer',
         vis_backends=[
@@ -505,14 +505,14 @@ def test_visualizers_get_it_and_the_log_of_losses_does_not(make_runner):
     assert 'variance' not in log.read_text()
 
 
-def test_resumes_into_the_same_record(make_runner):
+def test_a_resumed_training_appends_to_its_record(make_runner):
     train(make_runner, epochs=1)
     runner = train(make_runner, epochs=2, resume=True)
     assert read_record(runner.work_dir).steps.tolist() == [1, 2, 3, 4]
 
 
 class Interrupted(Net):
-    """Its first step is interrupted at its end."""
+    """Its first step ends with an interrupt."""
 
     has_begun = False
 
@@ -524,8 +524,8 @@ class Interrupted(Net):
         return losses
 
 
-def test_a_training_after_one_that_was_interrupted(make_runner):
-    """The record has its own steps alone, and nothing is left in the model."""
+def test_a_second_training_after_one_that_was_interrupted(make_runner):
+    """The record has only its own steps, and no hooks stay in the model."""
     torch.manual_seed(0)
     model, hook = Interrupted(), VarianceMonitorHook(interval=1)
     expected = replay(copy.deepcopy(model).apply(begin), batches_of(4))
@@ -541,7 +541,7 @@ def begin(module):
 
 
 class NormFree(Net):
-    """Every part of it is used, and none depends on the batch."""
+    """All its parts are used, and none depends on other images of the batch."""
 
     def __init__(self):
         super().__init__()
@@ -572,7 +572,7 @@ def worker(rank, path):
         runner.iter += 1
 
 
-def test_two_processes_write_what_one_would(tmp_path):
+def test_two_processes_record_what_one_process_would(tmp_path):
     torch.manual_seed(0)
     expected = replay(NormFree(), batches_of(2))
     run_on_two_processes(worker, str(tmp_path / 'log'))
