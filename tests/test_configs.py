@@ -1,4 +1,4 @@
-"""Every config builds, holds what it says, and trains a step."""
+"""Every config builds, has the documented settings, and trains a step."""
 
 import copy
 import re
@@ -44,7 +44,7 @@ STARTING_POINTS = [
 
 def build(cfg):
     cfg = copy.deepcopy(cfg.model)
-    cfg.backbone.init_cfg = None  # no weights at hand, and none needed
+    cfg.backbone.init_cfg = None  # there are no weights in the tests
     return MODELS.build(cfg)
 
 
@@ -62,7 +62,7 @@ def test_all_headlines_are_there():
 
 
 def halve(cfg):
-    """Half of the channels of an SSD, which makes a step four times as fast."""
+    """Halve the channels of an SSD, so that a step takes a quarter of the time."""
     halves = tuple(c // 2 for c in cfg.model.neck.out_channels)
     cfg.model.neck.in_channels = halves[: len(cfg.model.neck.in_channels)]
     cfg.model.neck.out_channels = cfg.model.bbox_head.in_channels = halves
@@ -90,7 +90,7 @@ def test_builds_and_trains_a_step(name):
     size = 320 if 'ssd320' in name else 96
     if size == 320 and name != 'configs/voc/ssd320_vgg16_pws_voc.py':
         halve(cfg)
-    if 'rcnn' in name:  # fewer regions: this is no test of their number
+    if 'rcnn' in name:  # fewer regions, to save time
         cfg.model.train_cfg.rpn_proposal.max_per_img = 50
         cfg.model.train_cfg.rcnn.sampler.num = 16
     model = build(cfg)
@@ -149,7 +149,7 @@ def test_alpha_is_not_decayed(name):
 
 
 def test_where_pws_is_in_mask_rcnn():
-    """Backbone, FPN, box-head and mask-head convs; not RPN, deconv, logits, fc."""
+    """PWS is in backbone, FPN, box and mask head; not in RPN, deconv, logits, fc."""
     for name, box_convs in (('pws_1x', 0), ('4conv_pws_1x', 4)):
         model = model_of(f'mask_rcnn_r50_fpn_{name}')
         pws = names_of(model, PWSConv2d)
@@ -171,7 +171,7 @@ def test_where_pws_is_in_mask_rcnn():
 
 
 def test_where_pws_is_in_the_starting_points():
-    """Backbone, FPN and head convs, at the gammas of Mask R-CNN; not the predictors."""
+    """PWS is in backbone, FPN and head, with Mask R-CNN's gamma; not in predictors."""
     for name, predictors in (
         ('faster_rcnn', ['rpn_head.rpn_conv', 'rpn_head.rpn_cls', 'rpn_head.rpn_reg']),
         ('retinanet', ['bbox_head.retina_cls', 'bbox_head.retina_reg']),
@@ -209,7 +209,7 @@ def test_ssd_is_pws_everywhere_with_the_papers_anchors():
     assert [m.shape[-1] for m in maps] == [40, 20, 10, 5, 3]
     generator = TASK_UTILS.build(cfg.model.bbox_head.anchor_generator)
     assert generator.num_base_priors == [9] * 5
-    # 4 * stride * 2^(0, 1/3, 2/3) for the ratio 1
+    # The anchors of ratio 1 are 4 * stride * 2^(0, 1/3, 2/3).
     square = generator.base_anchors[0][3:6]
     sides = square[:, 2] - square[:, 0]
     expected = torch.tensor([32.0, 32 * 2 ** (1 / 3), 32 * 2 ** (2 / 3)])
@@ -262,7 +262,7 @@ def test_settings_of_the_paper_on_voc(name):
     assert not cfg.auto_scale_lr.enable, 'the same learning rate for all batches'
     loader = cfg.train_dataloader
     assert loader.batch_size == 16
-    # batches of 2 would leave BN a last one of a single image: 1 value at 1x1
+    # With batches of 2, BN would get a last batch of one image: one value at 1x1.
     assert loader.drop_last
     assert loader.dataset.type == 'ConcatDataset', 'no repeated data set'
     for dataset, year in zip(loader.dataset.datasets, (2007, 2012), strict=True):
@@ -280,7 +280,7 @@ def test_settings_of_the_paper_on_voc(name):
         assert (voc_metric.type, voc_metric.eval_mode) == ('VOCMetric', '11points')
         assert f_measure.type == 'FMeasureMetric'
     assert cfg.train_cfg.val_interval == 10
-    assert cfg.runner_type == 'PWSRunner'  # which stops what diverges
+    assert cfg.runner_type == 'PWSRunner'  # it stops a training that diverges
     hooks = [hook.type for hook in cfg.get('custom_hooks', [])]
     assert ('PWSAlphaInitHook' in hooks) == ('r50_pws' in name)
     test_cfg = cfg.model.test_cfg
@@ -328,7 +328,7 @@ def test_levels_and_anchors_on_voc(name):
 
 
 def test_pws_on_voc():
-    """Everywhere, predictors included, at the gamma of the tables' learning rate."""
+    """PWS is everywhere, in the predictors, too, with the gamma of the paper."""
     for name in ('vgg16', 'r50'):
         model = half_model_of(f'voc/ssd320_{name}_pws_voc')
         assert names_of(model, nn.Conv2d) == names_of(model, PWSConv2d)
@@ -395,7 +395,7 @@ def test_controls_differ_in_the_norm_alone():
 
 
 def test_only_custom_imports_are_needed(tmp_path):
-    """What the README tells a user to write."""
+    """The example of the README works."""
     path = tmp_path / 'retinanet.py'
     path.write_text(
         "_base_ = 'mmdet::retinanet/retinanet_r50_fpn_1x_coco.py'\n"

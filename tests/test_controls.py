@@ -25,43 +25,43 @@ PAIRS = [
     for kind in KINDS
     if (control := path.with_name(path.name.replace('_pws_', f'_{kind}_'))).is_file()
 ]
-# What belongs to the norm, or to PWS: alpha has no weight decay, and starts from data.
+# Settings of the norm or of PWS, whose alpha has no weight decay and starts from data.
 OF_THE_NORM = r"""
     (.+\.)?(conv_cfg|norm_cfg)(\..+)? | head_conv_cfg(\..+)? |
     optim_wrapper\.(constructor|paramwise_cfg(\..+)?)
 """
-# Other differences of configs, by their names: of both, or of the controls.
+# Other differences that are allowed, by a part of the control's name.
 EXCEPTIONS = {
-    # Each backbone starts from ImageNet weights of its own kind, with the structure and
-    # the mean and deviation of the pixels that these were trained with.
+    # Each backbone starts from ImageNet weights of its own kind. It has the structure,
+    # and the mean and deviation of pixels, that these were trained with.
     r'configs/mask_rcnn_r50': r'model\.(backbone|data_preprocessor)\..+',
-    # MMDetection's order of blocks for what is usual, the authors' for theirs: LN after
-    # the stem and before the pooling, in WN's network as in that of PWS.
+    # BN, GN and so on have MMDetection's blocks, PWS has the authors'. These have LN
+    # after the stem and before the pooling, in the networks of WN and of PWS.
     r'imagenet/': r"""
         ln(\..+)? | model\.backbone\.(pre_activation | (stem|out)_norm_cfg(\..+)?)
     """,
 }
-# Convolutions that may start with another variance, by their names.
+# Convolutions that may start with another variance, by a part of their names.
 OTHER_STARTS = {
-    # as above: pretrained
+    # The backbone is pretrained.
     r'configs/mask_rcnn_r50.*backbone\.': 'pretrained',
-    # MMDetection's own initialization, as these rows are its own networks. With PWS the
-    # scale of these layers comes from PWSAlphaInitHook.
+    # The control is MMDetection's own network and has its initialization. With PWS,
+    # PWSAlphaInitHook sets the scale of these layers.
     r'configs/mask_rcnn_r50.*neck\.': 'MMDetection',
 }
 
 
 def config_of(name):
     if re.search('(convpool|resnet)[^/]*$', name):
-        # their custom_imports need mmpretrain, which is not needed here
+        # The custom_imports are skipped: they need mmpretrain, and this test does not.
         return Config.fromfile(ROOT / name, import_custom_modules=False)
     return load_config(name)
 
 
 def model_of(cfg):
-    """Of classifiers, which need mmpretrain, the backbone."""
+    """The model of a config; of a classifier only the backbone, without mmpretrain."""
     if cfg.model.backbone.get('init_cfg'):
-        cfg.model.backbone.init_cfg = None  # no checkpoint is at hand
+        cfg.model.backbone.init_cfg = None  # there is no checkpoint in the tests
     classifier = cfg.model.type == 'ImageClassifier'
     return MODELS.build(cfg.model.backbone if classifier else cfg.model)
 
@@ -83,7 +83,7 @@ def shapes_of(name):
 
 @functools.cache
 def starting_layers_of(name):
-    """With their initial weights; the larger networks are narrower, to save time."""
+    """The layers with their initial weights. Large networks are made narrower."""
     cfg = config_of(name)
     if 'ssd320' in name:
         halve(cfg)
@@ -97,7 +97,7 @@ def starting_layers_of(name):
 
 
 def flat(value, name=''):
-    """Dotted names of a config, and their values."""
+    """Yield the dotted names of a config and their values."""
     if isinstance(value, dict) and value:
         for key, item in value.items():
             yield from flat(item, f'{name}.{key}' if name else key)
@@ -143,11 +143,11 @@ def test_filters_start_with_the_same_variance(pws, control):
             continue
         compared += 1
         ratio, ours_ratio = relative_variance(layer), relative_variance(ours[name])
-        # six standard deviations of an estimate from so many weights
+        # Six standard deviations of the estimated variance
         tolerance = 6 * (2 / layer.weight.numel()) ** 0.5
         if isinstance(layer, WNConv2d):
-            # The paper has WN start as its authors do: filters N(0, 0.05^2), with the
-            # norm g = 1 and so half of He's variance.
+            # In the paper WN starts as in Salimans & Kingma: weights N(0, 0.05^2). Its
+            # filters have the norm g = 1, which is half of He's variance.
             std = layer.weight.std().item()
             assert std == pytest.approx(0.05, rel=tolerance), name
             assert ratio == pytest.approx(0.5, rel=tolerance), name
@@ -159,7 +159,7 @@ def test_filters_start_with_the_same_variance(pws, control):
 
 
 def relative_variance(layer):
-    """n Var[W] / 2 of a layer's filters: 1 is He's, for ReLU."""
+    """n Var[W] / 2 of a layer's filters. It is 1 for He's initialization."""
     is_wn = isinstance(layer, WNConv2d)
     filters = (layer.effective_weight() if is_wn else layer.weight).detach()
     return (filters.var() * filters[0].numel() / 2).item()

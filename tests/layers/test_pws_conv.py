@@ -26,7 +26,7 @@ from pws_mmdet.layers import WNConv2d
 
 
 def randomize(conv):
-    """Parameters unlike the initial ones, so that each of them matters."""
+    """Set parameters to values at which each of them matters."""
     with torch.no_grad():
         for p in conv.parameters():
             p.copy_(torch.randn_like(p) + 0.5)
@@ -129,7 +129,7 @@ def test_state_dict_keys():
     assert layer.alpha.shape == layer.bias.shape == (1,)
 
 
-def test_beta_is_there_even_where_blocks_pass_no_bias():
+def test_beta_exists_even_if_blocks_pass_bias_false():
     assert PWSConv2d(4, 6, 3, bias=False).bias.shape == (6,)
     assert PWSConv2d(4, 6, 3, bias=True, beta=False).bias is None
 
@@ -200,7 +200,7 @@ def test_he_initialization_survives_init_cfg(init_cfg, inside):
     block.init_weights()
     assert not torch.equal(block.plain.weight, before), 'init_cfg did not run'
     conv = next(m for m in block.modules() if isinstance(m, PWSConv2d))
-    # fan_in and fan_out differ by 2 here, and the other inits by more
+    # fan_out would give half of this variance; the other inits differ by more.
     assert conv.weight.var().item() == pytest.approx(2 / (32 * 9), rel=0.05)
     assert torch.equal(conv.alpha, torch.ones(64))
     assert torch.equal(conv.bias, torch.zeros(64))
@@ -212,7 +212,7 @@ def test_he_initialization_survives_init_cfg(init_cfg, inside):
 )
 @pytest.mark.parametrize('load', [mmengine_load, nn.Module.load_state_dict])
 def test_the_gain_of_filters_of_another_shape_does_not_load(make, gain, load):
-    """A load that is not strict leaves such filters out; MMEngine's is none."""
+    """Loading with strict=False skips filters of another shape, so alpha must stay."""
     source, conv = make(3, 4, 5), make(3, 4, 3)
     for p in source.parameters():
         nn.init.constant_(p, 7)
@@ -220,12 +220,12 @@ def test_the_gain_of_filters_of_another_shape_does_not_load(make, gain, load):
     before = copy.deepcopy(conv.state_dict())
     try:
         load(conv, weights, strict=False)
-    except RuntimeError as e:  # torch's is strict about shapes
+    except RuntimeError as e:  # torch raises it even with strict=False
         assert 'size mismatch for weight' in str(e)
     assert torch.equal(getattr(conv, gain), before[gain])
     assert torch.equal(conv.weight, before['weight'])
     assert (conv.bias == 7).all()
-    assert gain in weights  # whose owner keeps it
+    assert gain in weights  # the caller's dict is not changed
     load(conv, make(3, 4, 3).state_dict(), strict=True)
 
 
@@ -255,7 +255,7 @@ def test_registered_in_every_scope(name, scope):
 
 
 def test_importing_twice_is_harmless():
-    # in another process: a second copy of the classes would confuse other tests
+    # In another process: other tests must not see a second copy of the classes.
     code = """
 import sys, pws_mmdet
 for name in [m for m in sys.modules if m.startswith('pws_mmdet')]:
@@ -288,12 +288,12 @@ def test_bad_input(kwargs, message):
 
 
 class TestNoStateOutsideTheParameters:
-    """Whatever changes the parameters, the next output is the right one."""
+    """The next output is right after every way to change the parameters."""
 
     @pytest.fixture
     def conv(self):
         conv = randomize(PWSConv2d(4, 6, 3)).eval()
-        conv(torch.randn(1, 4, 5, 5))  # whatever could be cached is cached now
+        conv(torch.randn(1, 4, 5, 5))  # fill any cache
         return conv
 
     def check(self, conv, **tolerance):
@@ -369,7 +369,7 @@ def test_autocast_bf16():
     torch.testing.assert_close(y.double(), reference(conv, x), rtol=3e-2, atol=5e-2)
 
 
-def test_standardized_weight_makes_the_equivalent_convolution():
+def test_effective_weight_is_that_of_the_equivalent_convolution():
     for alpha in ('channel', 'layer', 'fixed'):
         conv = randomize(PWSConv2d(4, 6, 3, alpha=alpha))
         plain = nn.Conv2d(4, 6, 3)
@@ -379,7 +379,7 @@ def test_standardized_weight_makes_the_equivalent_convolution():
         torch.testing.assert_close(plain(x), conv(x))
 
 
-def test_formula_has_one_place():
+def test_effective_weight_comes_from_standardize_weight():
     conv = randomize(PWSConv2d(4, 6, 3, gamma=1e-2, scale=False))
     expected = standardize_weight(conv.weight, conv.alpha, 1e-2, False)
     assert torch.equal(conv.effective_weight(), expected)
@@ -387,7 +387,7 @@ def test_formula_has_one_place():
 
 @pytest.mark.parametrize('layer', [PWSConv2d, WNConv2d])
 def test_the_first_arguments_are_those_of_conv2d(layer):
-    """In the same order; PWS's own must be given by name."""
+    """They have the same order and defaults. The other arguments must be named."""
     ours = [*inspect.signature(layer).parameters.values()]
     theirs = [*inspect.signature(nn.Conv2d).parameters.values()]
     assert [(p.name, p.default) for p in ours if p.kind is not p.KEYWORD_ONLY] == [

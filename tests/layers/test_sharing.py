@@ -21,7 +21,7 @@ from pws_mmdet.layers import WNConv2d, pws_conv, shared_filters
 
 
 class Head(nn.Module):
-    """Applies a layer of each kind to maps of several sizes."""
+    """A head that applies a PWS and a WN layer to feature maps of several sizes."""
 
     def __init__(self):
         super().__init__()
@@ -38,7 +38,7 @@ def maps():
 
 @pytest.fixture
 def counted(monkeypatch):
-    """A list that grows by one with every standardization."""
+    """A list with an entry for each call of standardize_weight."""
     calls = []
 
     def count(*args):
@@ -69,13 +69,13 @@ def test_filters_are_computed_once_in_a_forward_pass(counted):
     share_filters(share_filters(head))
     assert_same(outputs_and_gradients(head, x), wanted)
     assert len(counted) == 4
-    head.convs(x[0])  # not its forward pass
+    head.convs(x[0])  # without the head's forward pass nothing is shared
     head.convs(x[0])
     assert len(counted) == 6
 
 
-def test_nothing_outlives_the_pass(counted):
-    """Whatever changes the parameters, .data included, the next pass sees it."""
+def test_no_filters_are_kept_after_the_pass(counted):
+    """The next pass uses changed parameters, even if they were changed by .data."""
     head, x = share_filters(Head()), maps()
     before = head(x)[0]
     head.convs[0].weight.data.normal_()
@@ -94,7 +94,7 @@ def test_gradients_accumulate():
     assert_same([p.grad for p in head.parameters()], wanted)
 
 
-def test_a_context_of_ones_own(counted):
+def test_shared_filters_as_a_context(counted):
     conv, x = PWSConv2d(3, 4, 3), maps()[0]
     with shared_filters():
         y = conv(x)
@@ -109,7 +109,7 @@ def test_a_context_of_ones_own(counted):
 
 
 @pytest.mark.parametrize('kind', [RuntimeError, KeyboardInterrupt, SystemExit])
-def test_an_exception_closes_it(kind, counted):
+def test_an_exception_ends_the_sharing(kind, counted):
     head, x = share_filters(Head()), maps()
 
     def region(function, x):
@@ -124,8 +124,8 @@ def test_an_exception_closes_it(kind, counted):
     assert len(counted) == 3
 
 
-def test_threads_have_their_own(counted):
-    """The first to enter a head leaves it while the other one is still in it."""
+def test_threads_do_not_share_with_each_other(counted):
+    """The thread that enters the head first leaves it while the other is in it."""
     head, x = share_filters(Head()), maps()
     wanted = head(x)
     counted.clear()
@@ -158,7 +158,7 @@ def test_threads_have_their_own(counted):
 
 
 def test_replicas_of_data_parallel(counted, monkeypatch):
-    """Each has its own parameters, and shares its filters in a thread of its own."""
+    """Each replica shares filters of its own parameters, in its own thread."""
     monkeypatch.setattr(  # a CPU is one device
         importlib.import_module('torch.nn.parallel.replicate'),
         '_broadcast_coalesced_reshape',
@@ -191,7 +191,7 @@ def test_replicas_of_data_parallel(counted, monkeypatch):
     )
 
 
-def test_replicas_keep_a_forward_that_was_set():
+def test_replicas_keep_a_forward_that_was_set_on_the_module():
     head = Head()
     head.forward = lambda x: x
     replica = share_filters(head)._replicate_for_data_parallel()
@@ -207,7 +207,7 @@ def test_pruned_filters(counted):
     assert len(counted) == 1
 
 
-def test_filters_without_gradients_are_others():
+def test_filters_without_gradients_are_not_shared_with_gradients():
     conv, x = PWSConv2d(3, 4, 3), maps()[0]
     with shared_filters():
         with torch.no_grad():
@@ -218,7 +218,7 @@ def test_filters_without_gradients_are_others():
 
 
 @pytest.mark.parametrize('reparametrize', [None, weight_norm, spectral_norm])
-def test_filters_of_other_parameters_are_others(reparametrize):
+def test_filters_of_other_parameters_are_computed_again(reparametrize):
     conv, x = PWSConv2d(3, 4, 3).eval(), maps()[0]
     if reparametrize:
         reparametrize(conv)
@@ -236,7 +236,9 @@ def test_filters_of_other_parameters_are_others(reparametrize):
 
 @pytest.mark.parametrize('grad', [True, False])
 @pytest.mark.parametrize('name', ['weight', 'alpha'])
-def test_filters_of_parameters_that_changed_in_place_are_others(counted, name, grad):
+def test_filters_of_parameters_that_changed_in_place_are_computed_again(
+    counted, name, grad
+):
     conv, x = PWSConv2d(3, 4, 3), maps()[0]
     new = torch.randn_like(getattr(conv, name))
     wanted = functional_call(conv, {name: new}, x)
@@ -252,7 +254,7 @@ def test_filters_of_parameters_that_changed_in_place_are_others(counted, name, g
 
 @torch.inference_mode()
 def test_parameters_without_versions(counted):
-    """Those of a model that was built in inference mode have none."""
+    """Parameters of a model that was built in inference mode have no version."""
     head, x = share_filters(Head()), maps()
     assert_same(head(x), [head.convs(m) for m in x])
     assert len(counted) == 4
@@ -260,7 +262,7 @@ def test_parameters_without_versions(counted):
 
 @pytest.mark.parametrize('reentrant', [True, False])
 @pytest.mark.parametrize('regions', ['all', 'first', 'rest'])
-def test_regions_that_are_computed_again(reentrant, regions):
+def test_activation_checkpointing(reentrant, regions):
     head, x = Head(), [m.requires_grad_() for m in maps()]
     wanted = outputs_and_gradients(head, x)
     count = iter(range(100))
@@ -291,7 +293,7 @@ def test_a_backward_pass_in_the_context_computes_again(reentrant):
 
 
 def test_copies(counted):
-    """They share their own filters; fused ones have none."""
+    """Copies share their own filters. Fused copies compute none."""
     head, x = share_filters(Head()), maps()
     head.region = None
     again = pickle.loads(pickle.dumps(head))
@@ -318,7 +320,7 @@ def test_shallow_copies_run_their_own_layers(counted):
     assert not torch.equal(made[0], head(x)[0])
 
 
-def test_a_head_stays_what_it_was():
+def test_sharing_keeps_class_repr_and_attributes():
     head = share_filters(Head())
     assert isinstance(head, Head) and repr(head) == repr(Head())
     assert type(copy.deepcopy(head)) is type(head)
@@ -326,7 +328,7 @@ def test_a_head_stays_what_it_was():
 
 
 @pytest.mark.parametrize('first', ['compiled', 'shared'])
-def test_a_copy_of_a_compiled_one_is_its_own(first):
+def test_a_fused_copy_of_a_compiled_head_has_its_own_filters(first):
     head, x = Head(), maps()
     steps = [
         lambda: setattr(head, 'forward', torch.compile(head.forward, backend='eager')),
@@ -379,7 +381,7 @@ def test_two_processes():
 
 
 def test_retinanet(counted):
-    """A step is the same, and standardizes each of the head's filters once."""
+    """A step has the same gradients, and standardizes each filter of the head once."""
     cfg = load_config('configs/retinanet_r50_fpn_pws_1x.py').model
     cfg.backbone.update(depth=18, base_channels=8, init_cfg=None, frozen_stages=-1)
     cfg.neck.update(in_channels=[8, 16, 32, 64], out_channels=8)

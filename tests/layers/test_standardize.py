@@ -48,7 +48,7 @@ def test_agrees_with_the_formula(shape, gamma, scale, alpha_mode, seed):
         standardize_weight(weight, alpha, gamma, scale), expected
     )
     alpha32 = None if alpha is None else alpha.float()
-    # A variance far below gamma or far above it loses digits in fp32.
+    # In fp32 digits are lost if the variance is far below or far above gamma.
     torch.testing.assert_close(
         standardize_weight(weight.float(), alpha32, gamma, scale).double(),
         formula(weight.float(), alpha32, gamma, scale),
@@ -86,7 +86,7 @@ def test_gamma_is_inside_the_root():
 @pytest.mark.parametrize('factor, shift', [(10.0, 0.0), (1.0, 2.0), (0.5, -1.0)])
 def test_invariant_to_scale_and_shift_up_to_gamma(factor, shift):
     weight = torch.randn(8, 4, 3, 3, dtype=torch.float64)
-    # gamma is a share of the variance: it must grow with the square
+    # gamma is added to the variance, which grows with the square of the factor.
     torch.testing.assert_close(
         standardize_weight(weight * factor + shift, gamma=1e-2 * factor**2),
         standardize_weight(weight, gamma=1e-2),
@@ -145,7 +145,7 @@ def test_dtype_of_fp64_is_kept():
 
 
 def test_other_convolutions():
-    """n is whatever a filter holds: linear, 1D and 3D filters, too."""
+    """n is the number of weights of a filter, also for linear, 1D and 3D layers."""
     for shape in ((4, 6), (4, 6, 3), (4, 6, 3, 3, 3)):
         weight = torch.randn(shape)
         torch.testing.assert_close(

@@ -14,7 +14,7 @@ from pws_mmdet.layers import SwitchableNorm2d
 
 
 def randomize(norm):
-    """Parameters and buffers unlike the initial ones; a positive variance."""
+    """Set parameters and buffers to values at which each of them matters."""
     with torch.no_grad():
         for p in norm.parameters():
             p.copy_(torch.randn_like(p))
@@ -103,14 +103,14 @@ def test_running_statistics_are_those_of_bn():
         unbiased_var = 0.7 * unbiased_var + 0.3 * x.var(dim=(0, 2, 3))
     torch.testing.assert_close(norm.running_mean, bn.running_mean)
     torch.testing.assert_close(bn.running_var, unbiased_var)
-    # the same but for the factor (n - 1) / n of what came from the batches
+    # BN averages the unbiased variance, this layer (n - 1) / n times as much.
     from_start = 0.7**3
     torch.testing.assert_close(
         norm.running_var - from_start, (bn.running_var - from_start) * (n - 1) / n
     )
 
 
-def test_eval_changes_no_buffer_and_sees_each_image_alone():
+def test_eval_changes_no_buffer_and_images_do_not_affect_each_other():
     norm = randomize(SwitchableNorm2d(4)).eval()
     before = copy.deepcopy(norm.state_dict())
     x = torch.randn(3, 4, 5, 6)
@@ -127,7 +127,7 @@ def test_invariant_to_scale_and_shift():
     torch.testing.assert_close(norm(100 * x - 7), norm(x))
 
 
-def test_in_and_bn_are_one_for_one_image():
+def test_in_and_bn_are_equal_for_a_batch_of_one_image():
     norm = randomize(SwitchableNorm2d(4))
     swapped = copy.deepcopy(norm)
     for weight in (swapped.mean_weight, swapped.var_weight):
@@ -136,9 +136,9 @@ def test_in_and_bn_are_one_for_one_image():
     torch.testing.assert_close(swapped(x), norm(x))
 
 
-def test_a_large_mean_costs_no_variance():
+def test_variance_is_exact_at_a_large_mean():
     norm = SwitchableNorm2d(4)
-    x = torch.randn(3, 4, 5, 6) + 1e4  # x^2 has no digit left for the variance
+    x = torch.randn(3, 4, 5, 6) + 1e4  # E[x^2] - E[x]^2 would lose all digits
     torch.testing.assert_close(norm(x).double(), reference(norm, x), rtol=0, atol=5e-3)
 
 
@@ -273,7 +273,7 @@ def test_freezing_in_a_resnet_of_mmdet():
     assert all(not p.requires_grad for p in net.sn1.parameters())
 
 
-def test_fusing_of_bn_leaves_it_alone():
+def test_folding_of_bn_leaves_it_alone():
     module = ConvModule(3, 4, 3, norm_cfg=dict(type='SN'))
     randomize(module.norm)
     module.eval()

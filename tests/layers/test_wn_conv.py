@@ -17,7 +17,7 @@ from pws_mmdet.layers import WNConv2d, normalize_weight
 
 
 def randomize(conv):
-    """Parameters unlike the initial ones, so that each of them matters."""
+    """Set parameters to values at which each of them matters."""
     with torch.no_grad():
         for p in conv.parameters():
             p.copy_(torch.randn_like(p) + 0.5)
@@ -67,7 +67,7 @@ def test_gradient():
         grad.square().sum(1),
         g**2 / w.square().sum(1) * (grad_hat.square().sum(1) - along),
     )
-    # equation (10) leaves out the part along W: take a gradient without it
+    # Equation (10) holds for gradients without a part along W: remove that part.
     weight.grad = None
     grad_hat = grad_hat - (grad_hat * w).sum(1, True) / w.square().sum(1, True) * w
     normalize_weight(weight, g).backward(grad_hat.view_as(weight))
@@ -78,7 +78,7 @@ def test_gradient():
 @pytest.mark.parametrize(
     'dtype', [torch.float64, torch.float32, torch.float16, torch.bfloat16]
 )
-def test_a_filter_of_zeros_stays_one(dtype):
+def test_a_filter_of_zeros_stays_zero(dtype):
     weight = torch.randn(3, 2, 3, 3, dtype=dtype)
     weight[1] = 0
     weight.requires_grad_()
@@ -130,7 +130,7 @@ def test_is_a_convolution_with_the_normalized_filters(kwargs):
         plain.bias.copy_(torch.zeros(8) if conv.bias is None else conv.bias)
     x = torch.randn(2, 4, 7, 8, dtype=torch.float64)
     torch.testing.assert_close(conv(x), plain(x))
-    # what takes the place of the layer in a deployed network
+    # They are the weight and bias of the equivalent convolution.
     torch.testing.assert_close(conv.effective_weight(), plain.weight)
     if conv.bias is None:
         assert conv.expanded_bias() is None

@@ -52,7 +52,7 @@ def test_shapes(size):
 
 
 @pytest.mark.parametrize('type_', ['Conv2d', 'Conv', 'mmengine.Conv2d', nn.Conv2d])
-def test_plain_convolutions_have_biases_however_they_are_named(type_):
+def test_plain_convolutions_have_biases_under_every_name(type_):
     init_default_scope('mmdet')
     net = PWSCifarResNet(20, base_channels=2, conv_cfg=dict(type=type_))
     assert all(norm.bias is not None for norm in types(net, NoNorm))
@@ -64,12 +64,12 @@ def test_plain_network_has_the_papers_layers():
     convs = types(net, nn.Conv2d)
     assert [c.out_channels for c in convs] == [96] * 3 + [192] * 5
     assert [c.kernel_size[0] for c in convs] == [3] * 7 + [1]
-    # 1.4 M parameters, as of all nets of the base model C, with those of the scores
+    # The original has 1.4 M parameters, with those of the classifier.
     assert num_weights(net) / 1e6 == pytest.approx(1.37, abs=0.05)
 
 
 def test_linear_layer_and_average_pooling_commute():
-    """Why the network may end before its 1x1 convolution to the classes."""
+    """So the network may end before the 1x1 convolution to the classes."""
     (y,) = ConvPoolCNN(width=0.1)(torch.randn(2, 3, 32, 32))
     conv = nn.Conv2d(y.shape[1], 10, 1)
     scores = conv(y).mean((2, 3))
@@ -128,7 +128,7 @@ class TestBoth:
 
     @pytest.mark.parametrize('kwargs', [dict(), dict(conv_cfg=None)], ids=str)
     def test_starts_from_he_normal(self, make, kwargs):
-        """Also the plain convolutions: their fan in and fan out are the same."""
+        """Layers whose fan_in and fan_out are the same, plain convolutions included."""
         net = make(**kwargs)
         net.init_weights()
         same = [c for c in types(net, nn.Conv2d) if c.in_channels == c.out_channels]
@@ -151,7 +151,7 @@ class TestBoth:
 
 
 def test_norm_layers_of_blocks_start_at_one():
-    """No zero-initialized residuals, which rows without norm layers could not have."""
+    """No zero_init_residual: rows without norm layers could not have it."""
     net = PWSCifarResNet(20, conv_cfg=None, norm_cfg=BN)
     net.init_weights()
     assert all(norm.weight.min() == 1 for norm in types(net, _BatchNorm))

@@ -52,7 +52,7 @@ def test_no_norm_may_be_a_class_or_have_a_scope(type_):
     ],
     ids=['resnet', 'deep stem', 'cifar', 'vgg'],
 )
-def test_a_stem_of_its_own(make):
+def test_stem_conv_cfg(make):
     net = make(stem_conv_cfg=dict(type='BiasConv2d'))
     stem = {
         name
@@ -67,7 +67,7 @@ def test_a_stem_of_its_own(make):
             assert module.bias is not None
 
 
-def test_none_after_the_stem():
+def test_no_norm_after_the_stem():
     net = PWSResNet(18, stem_norm_cfg=None)
     assert not types(net, *NORMALIZING)
     assert isinstance(net.norm1, NoNorm)
@@ -76,7 +76,7 @@ def test_none_after_the_stem():
 @pytest.mark.parametrize('depth, groups', [(18, 1), (50, 1), (50, 4)])
 @pytest.mark.parametrize('norm_cfg', [BN, dict(type='GN', num_groups=4)])
 def test_stock_order_is_the_stock_network(depth, groups, norm_cfg):
-    """As a control it computes what MMDetection's own class computes."""
+    """Without pre_activation it computes the same as MMDetection's ResNet."""
     kwargs = dict(depth=depth, base_channels=16, norm_cfg=norm_cfg)
     if groups > 1:
         kwargs.update(groups=groups, base_width=8)

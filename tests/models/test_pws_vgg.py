@@ -74,7 +74,7 @@ def test_bad_input(kwargs, message):
         PWSVGG(**kwargs)
 
 
-def test_plain_convolutions_start_as_he_has_it():
+def test_plain_convolutions_start_from_he_normal():
     net = PWSVGG(width=0.25, conv_cfg=None)
     net.init_weights()
     for name, conv in net.named_modules():
