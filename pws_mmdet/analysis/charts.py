@@ -115,10 +115,11 @@ def depth_chart(runs: Runs, name: str) -> go.Figure:
     def data(position: int) -> dict[str, list[np.ndarray]]:
         lines = slides[position].panels[0].lines
         values = dict(y=[line.y for line in lines])
-        if lines[0].low is None:
+        bands = [(line.y, *line.band) for line in lines if line.band is not None]
+        if not bands:
             return values
-        below = [np.abs(line.low - line.y) for line in lines]
-        above = [np.abs(line.high - line.y) for line in lines]
+        below = [np.abs(low - y) for y, low, _ in bands]
+        above = [np.abs(high - y) for y, _, high in bands]
         return {**values, 'error_y.arrayminus': below, 'error_y.array': above}
 
     chart = go.Figure()
@@ -246,7 +247,7 @@ def _numbers(values: np.ndarray | Sequence[float]) -> list[float | None]:
 
 
 def _trace(
-    index: int, name: str, x: Sequence[Any], y: Sequence[float] = ()
+    index: int, name: str, x: Sequence[Any], y: np.ndarray | Sequence[float] = ()
 ) -> go.Scatter:
     """Return the line of the training of that index."""
     color, dash = COLORS[index % len(COLORS)], DASHES[LINES[index % len(LINES)]]

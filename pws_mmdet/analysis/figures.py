@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 import numpy as np
 
@@ -47,15 +48,14 @@ class Line:
         label: Its entry in the legend.
         x: Names of layers, training steps, or epochs.
         y: A value for each ``x``, NaN where nothing can be drawn.
-        low: The lower end of the band for each ``x``; None without a band.
-        high: The upper end.
+        band: The lower and the upper end of the band for each ``x``; None without a
+            band.
     """
 
     label: str
-    x: list[str] | list[int]
+    x: list[Any]
     y: np.ndarray
-    low: np.ndarray | None = None
-    high: np.ndarray | None = None
+    band: tuple[np.ndarray, np.ndarray] | None = None
 
 
 @dataclass(frozen=True)
@@ -332,5 +332,7 @@ def _depth_panels(
             sides = [Line(SIDES[s], x, y) for s, y in zip(SIDES, rows, strict=True)]
             panels.append(Panel(labels[label], sides))
         else:
-            lines.append(Line(labels[label], x, *rows))
+            y, *ends = rows
+            band = (ends[0], ends[1]) if ends else None
+            lines.append(Line(labels[label], x, y, band))
     return panels or [Panel('', lines)]

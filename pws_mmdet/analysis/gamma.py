@@ -15,7 +15,6 @@ LARGEST_RATE = 0.1
 
 PAPER_RATE = 1e-2  # the largest learning rate in the paper
 
-NEEDED = ('relative_step', 'scaled_step', 'var_w_min')  # statistics of a record
 LARGEST_STEP = 0.05  # of a filter, relative to its norm
 SMALLEST_FRACTION = 1e-3  # of the He variance, since gamma must be positive
 
@@ -109,10 +108,9 @@ def gamma_of_record(
     gammas = {}
     for i, layer in enumerate(record.layers):
         if layer.gamma and not layer.frozen:
+            variance = record.values['var_w_min'][:, i]
             needed = _needed_gamma(
-                *(record.values[name][:, i] for name in NEEDED),
-                layer.gamma,
-                largest_step,
+                step[:, i], scaled[:, i], variance, layer.gamma, largest_step
             )
             gammas[layer.name] = max(float(needed), SMALLEST_FRACTION * 2 / layer.n)
     if not gammas:
@@ -130,7 +128,9 @@ def _needed_gamma(
     """Return the gamma that is enough for all steps, or inf if one is not finite.
 
     Args:
-        step, scaled, variance: The statistics of :data:`NEEDED`, (S,).
+        step: The statistic ``relative_step``, (S,).
+        scaled: ``scaled_step``, (S,).
+        variance: ``var_w_min``, (S,).
         gamma: gamma of the training.
         largest_step: The part t.
     """

@@ -54,6 +54,9 @@ def save_figure(figure: 'Figure', path: Path) -> None:
     import matplotlib
 
     with matplotlib.rc_context({'svg.hashsalt': 'pws_mmdet'}):
-        metadata = {'Date': None} if path.suffix == '.svg' else None
-        options = dict(format=path.suffix[1:], dpi=150, metadata=metadata)
-        write_whole(path, lambda part: figure.savefig(part, **options))
+        kind = path.suffix[1:]
+        metadata = {'Date': None} if kind == 'svg' else None
+        write_whole(
+            path,
+            lambda part: figure.savefig(part, format=kind, dpi=150, metadata=metadata),
+        )

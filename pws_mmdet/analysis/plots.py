@@ -102,9 +102,9 @@ def _draw_depth(runs: Runs, name: str, title: str | None) -> Figure:
         x = [data.layers.index(layer) for layer in line.x]
         style = line_style(i)
         axes.plot(x, line.y, label=line.label, **style)
-        if line.low is not None:
-            band = dict(color=style['color'], alpha=0.2, linewidth=0)
-            axes.fill_between(x, line.low, line.high, **band)
+        if line.band is not None:
+            options = dict(color=style['color'], alpha=0.2, linewidth=0)
+            axes.fill_between(x, *line.band, **options)
     _name_ticks(axes, data.layers)
     axes.set_xlabel(data.x_label)
     figure.legend(loc='outside lower center', ncols=2)
@@ -117,7 +117,7 @@ def _draw_equations(runs: Runs, title: str | None) -> Figure:
     names = [panel.lines[0].x for panel in data.panels]
     size = (max(map(_width, names)), 2 + 2.6 * len(names))
     figure = Figure(figsize=size, layout='constrained')
-    figure.suptitle(title)
+    figure.suptitle(title or '')
     rows = figure.subplots(len(names), sharey=True, squeeze=False)[:, 0]
     for i, (axes, panel) in enumerate(zip(rows, data.panels, strict=True)):
         axes.set(title=panel.title, ylabel=_axis_label(data.statistic))
@@ -140,7 +140,7 @@ def _draw_course(runs: Runs, name: str, title: str | None) -> Figure:
     data = course_figure(runs, name)
     size = (6.4, 1 + 3.4 * len(data.panels))
     figure = Figure(figsize=size, layout='constrained')
-    figure.suptitle(title)
+    figure.suptitle(title or '')
     rows = figure.subplots(len(data.panels), sharex=True, squeeze=False)[:, 0]
     handles = {}
     for axes, panel in zip(rows, data.panels, strict=True):
@@ -167,7 +167,7 @@ def _draw_overview(runs: Runs, title: str | None) -> Figure:
     # The figure is at most as wide as a page of text, so that its text can be read.
     size = (2.4 + 1.8 * max(2, len(runs)), 1 + 2 * max(2.4, 0.15 * depth))
     figure = Figure(figsize=size, layout='constrained')
-    figure.suptitle(title)
+    figure.suptitle(title or '')
     panels = figure.subplots(2, len(runs), sharex=True, squeeze=False)
     for row, axes_row in zip(rows, panels, strict=True):
         norm = LogNorm(row.low, row.high)

@@ -112,7 +112,7 @@ def write_report(
             are wrong.
         OSError: If a file cannot be read or written.
     """
-    folders = image_dirs or [None] * len(work_dirs)
+    folders: Sequence[str | Path | None] = image_dirs or [None] * len(work_dirs)
     if len(folders) != len(work_dirs):
         raise ValueError(f'{len(work_dirs)} WORK_DIRs but {len(folders)} --image-dir')
     named = name_runs([Path(path) for path in work_dirs], labels)
@@ -160,7 +160,7 @@ def _log_sections(trainings: Sequence[Training]) -> Iterable[Section]:
 
 
 def _variance_sections(trainings: Sequence[Training]) -> Iterable[Section]:
-    runs = {t.label: t.record for t in trainings if not isinstance(t.record, str)}
+    runs = {t.label: t.record for t in trainings if t.record is not None}
     if runs:
         charts = {
             '1a': draw('1a', depth_chart, runs, '1a'),
@@ -174,7 +174,7 @@ def _variance_sections(trainings: Sequence[Training]) -> Iterable[Section]:
             yield Section(*FIGURE_TEXTS[name], [chart])
     without = [t for t in trainings if t.label not in runs]
     if without:
-        reasons = [f'<p>{_heading(t)}: {escape(t.record)}</p>' for t in without]
+        reasons = [f'<p>{_heading(t)}: {escape(t.no_record)}</p>' for t in without]
         text = 'There are no figures of the variance for these trainings.'
         yield Section('Trainings without a record', text, reasons)
 
@@ -237,7 +237,7 @@ def _heading(training: Training) -> str:
 def _overview_table(trainings: Sequence[Training]) -> str:
     rows = []
     for t in trainings:
-        watched = '–' if isinstance(t.record, str) else len(t.record.steps)
+        watched = '–' if t.record is None else len(t.record.steps)
         cells = (t.config, t.steps[-1] if t.steps else 0, watched, t.hardware)
         rows.append([_heading(t), *(escape(str(cell)) for cell in cells)])
     head = ('training', 'config', 'last logged step', 'watched steps', 'hardware')

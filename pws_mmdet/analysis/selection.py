@@ -154,8 +154,10 @@ def select(
     beginning = max(record.steps[-1] for record in runs.values()) / 10
     chosen = {}
     for label, record in runs.items():
-        columns = [i for i, layer in enumerate(record.layers) if layer.name in names]
-        if not columns:
+        columns = np.array(
+            [i for i, layer in enumerate(record.layers) if layer.name in names], int
+        )
+        if not len(columns):
             raise ValueError(f'{label!r} has none of the layers {", ".join(names)}')
         if figure not in OVER_LAYERS:
             rows = np.arange(len(record.steps))

@@ -24,7 +24,8 @@ class Training:
         loss: Loss at each step, NaN where it is not finite.
         lr: Learning rate at each step.
         validations: Metrics of each validated epoch.
-        record: What VarianceMonitorHook measured, or the reason why there is no record.
+        record: What VarianceMonitorHook measured; None without a record.
+        no_record: The reason why there is no record.
         is_logged: Whether loss and learning rate are from MMEngine's log. If not, they
             are from the variance record.
         images: Images of detections, later steps last.
@@ -36,7 +37,8 @@ class Training:
     loss: list[float]
     lr: list[float]
     validations: dict[int, dict[str, float]]
-    record: VarianceRecord | str
+    record: VarianceRecord | None
+    no_record: str
     is_logged: bool
     images: list[Path]
 
@@ -96,26 +98,35 @@ def read_training(
         OSError: If a file cannot be read.
     """
     work_dir = Path(work_dir)
+    record, no_record = None, ''
     try:
         record = read_record(work_dir)
     except ValueError as e:
-        record = str(e)
+        no_record = str(e)
     try:
         scalars = read_scalars(work_dir)
         entries, validations = scalars.training, scalars.validations
     except ValueError:
-        if isinstance(record, str):
+        if record is None:
             raise
         entries, validations = {}, {}
     steps = list(entries)
     loss = [_finite(entry.get('loss')) for entry in entries.values()]
     lr = [_finite(entry['lr']) for entry in entries.values()]
-    is_logged = bool(steps) or isinstance(record, str)
-    if not is_logged:  # the training ended before its first log entry
+    is_logged = bool(steps) or record is None
+    if record is not None and not is_logged:  # it ended before its first log entry
         steps, loss, lr = (v.tolist() for v in (record.steps, record.loss, record.lr))
-    images = find_images(work_dir, image_dir)
     return Training(
-        label, work_dir, steps, loss, lr, validations, record, is_logged, images
+        label,
+        work_dir,
+        steps,
+        loss,
+        lr,
+        validations,
+        record,
+        no_record,
+        is_logged,
+        find_images(work_dir, image_dir),
     )
 
 

@@ -71,8 +71,8 @@ def write_step(
     values: Mapping[str, Sequence[float]],
 ) -> None:
     """Append a step: for each statistic a value, or NaN, for each layer."""
-    entry = {'step': step, 'lr': _short(lr), 'loss': _short(loss)}
-    entry['values'] = {k: [_short(v) for v in values[k]] for k in STATISTICS}
+    short = {k: [_short(v) for v in values[k]] for k in STATISTICS}
+    entry = dict(step=step, lr=_short(lr), loss=_short(loss), values=short)
     _append(path, entry)
 
 
