@@ -11,6 +11,7 @@ import types
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -48,9 +49,11 @@ def load_data(file: Any, map_location: Any = None) -> Any:
     if compat.HAS_ALLOW_LIST:
         with _extended_allow_list():
             return _torch_load(file, map_location=map_location, weights_only=True)
-    module = types.ModuleType('restricted_pickle')
-    module.Unpickler = _Unpickler
-    module.load = lambda f, **kwargs: _Unpickler(f, **kwargs).load()
+    module = types.SimpleNamespace(
+        __name__='restricted_pickle',
+        Unpickler=_Unpickler,
+        load=lambda f, **kwargs: _Unpickler(f, **kwargs).load(),
+    )
     return _torch_load(
         file, map_location=map_location, pickle_module=module, weights_only=False
     )
@@ -78,7 +81,8 @@ def _getattr_of_mmengine(owner: Any, name: str) -> Any:
 
 def _allowed_besides_tensors() -> dict[str, Any]:
     """Return what MMEngine's checkpoints hold, by the names in their pickles."""
-    numpy_core = np._core if Version(np.__version__).major >= 2 else np.core
+    core = 'numpy._core' if Version(np.__version__).major >= 2 else 'numpy.core'
+    multiarray = import_module(f'{core}.multiarray')
     classes = [HistoryBuffer, OneCycleParamScheduler, ConfigDict]
     # torch 2.6 and later allow these by themselves. MultiStepLR keeps a Counter.
     classes += [Counter, set, frozenset, bytearray, complex]
@@ -90,8 +94,7 @@ def _allowed_besides_tensors() -> dict[str, Any]:
         allowed[f'{module}.PosixPath'] = allowed[f'{module}.WindowsPath'] = Path
     for core in ('numpy._core', 'numpy.core'):  # numpy 2, numpy 1
         for name in ('_reconstruct', 'scalar'):
-            function = getattr(numpy_core.multiarray, name)
-            allowed[f'{core}.multiarray.{name}'] = function
+            allowed[f'{core}.multiarray.{name}'] = getattr(multiarray, name)
     return allowed
 
 

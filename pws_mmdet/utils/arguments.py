@@ -36,7 +36,7 @@ def check_names(cls: type, names: Iterable[str]) -> None:
     Raises:
         TypeError: If it lacks one. It lists those that the class has.
     """
-    parameters = [*inspect.signature(cls.__init__).parameters.values()][1:]
+    parameters = inspect.signature(cls).parameters.values()
     if any(p.kind is p.VAR_KEYWORD for p in parameters):
         return
     known = [p.name for p in parameters if p.kind is not p.VAR_POSITIONAL]

@@ -218,7 +218,8 @@ def drop_pretrained(cfg: Any) -> Any:
         return type(cfg)(kept)
     if not isinstance(cfg, Mapping):
         return cfg
-    return type(cfg)(
+    kind: Any = type(cfg)
+    return kind(
         {
             key: drop_pretrained(value)
             for key, value in cfg.items()

@@ -26,7 +26,8 @@ def write_whole(path: str | Path, write: Callable[[Path], Any]) -> None:
         write(partial)
         if path.is_symlink() and not partial.is_symlink():
             path = Path(os.path.realpath(path))
-            partial = shutil.move(partial, _beside(path))  # it may be on another disk
+            # shutil.move: the file may be on another disk.
+            partial = Path(shutil.move(partial, _beside(path)))
         with open(partial, 'rb') as f:
             os.fsync(f.fileno())
         os.replace(partial, path)
