@@ -88,7 +88,8 @@ def convert_checkpoint(
         bn_eps: eps of the BN layers; by default that in a ``config`` which
             ``make_norm_free`` wrote, or else 1e-5.
         conv_ws: BN follows MMCV's ConvWS; by default as in the backbone's ``init_cfg``.
-        device, cfg_options: Of the network; changes to the config.
+        device: Where to run the network.
+        cfg_options: Changes to the config, as in MMDetection's programs.
         **options: See :class:`ConversionOptions`. ``seed`` also chooses the images.
 
     Raises:
@@ -108,17 +109,13 @@ def convert_checkpoint(
     if bn_eps is None:
         bn_eps = bn_eps_of(cfg.model)
     if conv_ws is None:
-        start = dict_at(cfg, 'model', 'backbone', 'init_cfg') or {}
-        conv_ws = start.get('conv_ws', False)
+        conv_ws = _conv_ws_of(cfg)
     model = build_model(config, cfg).to(device)
     model.eval()
     target = choose_target(model, weights)
-    batches: list[Any] | None = None
-    if images:
-        batches = load_images(cfg, images, batch_size)
     if target is not model:
         weights = _weights_of_backbone(weights)
-        batches = batches and [_preprocess(model, batch) for batch in batches]
+    batches = _load_batches(cfg, images, batch_size, model, target)
     try:
         report, unused = load_bn_weights(
             target, weights, batches, bn_eps, conv_ws, **options
@@ -155,6 +152,11 @@ def _check(
         )
 
 
+def _conv_ws_of(cfg: Config) -> bool:
+    start = dict_at(cfg, 'model', 'backbone', 'init_cfg') or {}
+    return start.get('conv_ws', False)
+
+
 def choose_target(model: nn.Module, weights: Mapping[str, Tensor]) -> nn.Module:
     """Return the network, or its backbone if the weights are of the backbone only."""
     backbone = getattr(model, 'backbone', None)
@@ -169,6 +171,18 @@ def choose_target(model: nn.Module, weights: Mapping[str, Tensor]) -> nn.Module:
 def _weights_of_backbone(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     in_detector = any(key.startswith('backbone.') for key in weights)
     return weights_of(weights, 'backbone.') if in_detector else weights
+
+
+def _load_batches(
+    cfg: Config, images: list[str], size: int, model: nn.Module, target: nn.Module
+) -> list[Any] | None:
+    """Load images as the network, or its backbone, takes them; None without images."""
+    if not images:
+        return None
+    batches = load_images(cfg, images, size)
+    if target is model:
+        return batches
+    return [_preprocess(model, batch) for batch in batches]
 
 
 def _preprocess(model: nn.Module, batch: dict) -> Tensor:
