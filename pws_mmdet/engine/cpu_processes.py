@@ -20,8 +20,8 @@ class CPUProcessesRunner(Runner):
             if self.launcher != 'pytorch':
                 raise RuntimeError(
                     f'The launcher {self.launcher!r} needs GPUs, and this machine has '
-                    'none. tools/dist_train.sh and tools/dist_test.sh also run on '
-                    'CPUs, with as many processes.'
+                    'none. Use tools/dist_train.sh or tools/dist_test.sh: their '
+                    'processes also run on CPUs.'
                 )
             torch.distributed.init_process_group('gloo')
         super().setup_env(env_cfg)

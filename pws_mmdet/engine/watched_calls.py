@@ -113,7 +113,4 @@ def _same(value: Any) -> Any:
 
 def _uncompiled(function: Callable) -> Callable:
     """Keep a function out of torch.compile: it may make a forward pass of its own."""
-    # This import takes two seconds. The first step of an optimizer makes it, too.
-    from torch._dynamo import disable
-
-    return disable(function)
+    return torch.compiler.disable(function)

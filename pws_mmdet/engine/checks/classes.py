@@ -189,10 +189,9 @@ def check_trained_classes(dataset: Dataset, trained: Sequence[str]) -> None:
         if not moved or base.return_classes:
             continue
         text = (
-            f'it was trained with other labels for {first_names(moved)} than those of '
-            f'{base.ann_file}, where the label {classes.index(moved[0])} is '
-            f'{moved[0]!r} (in the checkpoint it is {labels[moved[0]]}). Correct '
-            'detections would count as wrong ones'
+            f'it was trained with other labels for {first_names(moved)}: {moved[0]!r} '
+            f'has the label {labels[moved[0]]} in it, and {classes.index(moved[0])} in '
+            f'{base.ann_file}. Correct detections would count as wrong ones'
         )
         if set(classes) == set(trained):
             raise ValueError(

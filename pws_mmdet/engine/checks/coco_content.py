@@ -50,10 +50,10 @@ def _faults(content: Mapping[str, Any]) -> Iterator[str]:
         if not isinstance(entries, list) or not all(
             isinstance(entry, dict) for entry in entries
         ):
-            yield f'{key!r} is missing, or no list of objects'
+            yield f'{key!r} is missing, or is not a list of objects'
         for i, entry in enumerate(entries):
             if not _has_id(entry, 'id'):
-                yield f'number {i} of the {_singular(key)} entries has no id'
+                yield f'entry {i} of {key!r} has no id'
     if not content['images']:
         yield "'images' is empty"
     yield from _faults_of_images(content['images'])

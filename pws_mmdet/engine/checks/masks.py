@@ -55,7 +55,6 @@ def fault_of_rle(mask: Mapping) -> tuple[str, str]:
     if not is_size or not all(isinstance(v, Real) and 0 <= v < FAR for v in size):
         return f'must have a size [height, width], not {reprlib.repr(size)}', ''
     pixels = size[0] * size[1]
-    text = f'counts that add up to its {size[0]} x {size[1]} pixels'
     try:
         if isinstance(counts, str):
             if not RLE_TEXT.fullmatch(counts):
@@ -65,8 +64,16 @@ def fault_of_rle(mask: Mapping) -> tuple[str, str]:
     except (OverflowError, TypeError, ValueError):
         total = math.inf
     if total > pixels:
-        return f'must have {text}, not {reprlib.repr(mask.get("counts"))}', ''
-    return '', '' if total == pixels else f'lacks {text}: the rest is background'
+        return (
+            f'must have counts that add up to its {size[0]} x {size[1]} pixels, not '
+            f'{reprlib.repr(mask.get("counts"))}'
+        ), ''
+    if total == pixels:
+        return '', ''
+    return '', (
+        f'has counts for fewer than its {size[0]} x {size[1]} pixels: the rest is '
+        'background'
+    )
 
 
 def _decode_counts(text: str) -> list[int]:

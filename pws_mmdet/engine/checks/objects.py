@@ -110,7 +110,7 @@ def _check_mask(
             f'{base.ann_file}: the segmentation of an object of {path} {fault}'
         )
     if left_out:
-        odd.add(NO_MASK, f'of {path}, {left_out}')
+        odd.add(NO_MASK, f'one of {path}, {left_out}')
     if cut:
         odd.add(SHORT_MASK, f'one of {path} {cut}')
 

@@ -32,8 +32,8 @@ def check_weights(model: nn.Module, checkpoint: Any, resumes: bool) -> None:
     names = {name.removeprefix('module.') for name in model.state_dict()}
     if not names & set(weights):
         raise ValueError(
-            f'it is of another network: it has {next(iter(weights))}, and none of the '
-            f'names of this one, such as {min(names)}'
+            f'it is of another network: its weights, such as {next(iter(weights))}, '
+            f'have other names than those of this network, such as {min(names)}'
         )
     check_kind(model, weights)
     warn_of_other_shapes(model, weights)
