@@ -1,7 +1,8 @@
 """The versions of torch, mmcv, mmengine and mmdet that work, and their differences.
 
 This module checks the versions and says what to install. It has what an older torch
-lacks. It imports nothing of the package except the version.
+lacks, and a list of the private names on which the package depends. It imports nothing
+of the package except the version.
 """
 
 import sys
@@ -28,6 +29,33 @@ INSTALL_PRETRAIN = (
 # torch 2.6 and later let us add (object, name) to what torch.load(weights_only=True)
 # allows.
 HAS_ALLOW_LIST = Version(torch.__version__).release >= (2, 6)
+
+# Private names of the host libraries that the package uses or overrides, by the library
+# and the version in which they were last seen. A new version may change any of them.
+PRIVATE_NAMES = {
+    'torch 2.13': (
+        *('_BatchNorm', '_C', '_ConvNd', '_are_functorch_transforms_active'),
+        *('_backward_hooks', '_backward_pre_hooks', '_conv_forward'),
+        *('_cuda_getCurrentRawStream', '_cuda_getDevice', '_current_graph_task_id'),
+        *('_current_level', '_dynamo', '_foreach_norm', '_forward_hooks'),
+        *('_forward_pre_hooks', '_functorch', '_get_allowed_globals'),
+        *('_get_tracing_state', '_iterator', '_len_torch_dispatch_stack'),
+        *('_load_from_state_dict', '_modules', '_parameters', '_python_dispatch'),
+        *('_pytree', '_register_load_state_dict_pre_hook'),
+        *('_reversed_padding_repeated_twice', '_tensor_name'),
+        *('_torchdynamo_orig_callable', '_utils', '_version'),
+        '_weights_only_unpickler',
+    ),
+    'mmengine 0.10.7': (
+        *('_annealing_cos', '_annealing_linear', '_channel_conversion'),
+        *('_enable_normalize', '_get_init_info', '_has_loaded', '_load_from'),
+        *('_randomness_cfg', '_resume', '_run_forward', '_save_best_checkpoint'),
+        *('_save_checkpoint_with_step', '_test_loop', '_train_dataloader'),
+        *('_train_loop', '_val_loop', '_vis_backends'),
+    ),
+    'mmcv 2.1.0': ('_get_weight',),
+    'mmdet 3.3.0': ('_load_masks', '_process_masks'),
+}
 
 # torch 2.3 and later have torch.compiler.is_compiling.
 if hasattr(torch.compiler, 'is_compiling'):

@@ -1,8 +1,10 @@
 """Versions of the host libraries, and what differs between them."""
 
+import ast
 import importlib
 import sys
 import types
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +13,7 @@ from mmengine.config import Config
 from torch.utils.checkpoint import checkpoint
 
 from pws_mmdet import compat
+from pws_mmdet.checkpoint.unpickle import ATTRIBUTES
 from pws_mmdet.version import MINIMUM_VERSIONS
 
 
@@ -48,6 +51,34 @@ class TestVersions:
             ImportError, match='lacks the compiled operators.*mmcv-lite'
         ):
             compat.check_versions()
+
+
+def names_in_the_package():
+    """Return the private attributes and imports, and the names that are defined."""
+    used, defined = set(), set()
+    for path in Path(compat.__file__).parent.rglob('*.py'):
+        for node in ast.walk(ast.parse(path.read_text(encoding='utf-8'))):
+            if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+                defined.add(node.name)
+            elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+                defined.add(node.id)
+            elif isinstance(node, ast.Attribute):
+                stored = isinstance(node.ctx, ast.Store)
+                of_self = isinstance(node.value, ast.Name) and node.value.id == 'self'
+                (defined if stored and of_self else used).add(node.attr)
+            elif isinstance(node, ast.ImportFrom) and not node.level:
+                used.update(node.module.split('.'))
+                used.update(alias.name for alias in node.names)
+    used = {name for name in used if name.startswith('_') and name[:2] != '__'}
+    return used, defined
+
+
+def test_the_list_of_private_names_is_complete():
+    used, defined = names_in_the_package()
+    listed = {name for names in compat.PRIVATE_NAMES.values() for name in names}
+    assert used - defined <= listed, 'PRIVATE_NAMES lacks some'
+    in_strings = {n for names in ATTRIBUTES.values() for n in names}
+    assert listed <= used | defined | in_strings, 'PRIVATE_NAMES has too many'
 
 
 class TestOlderTorch:

@@ -18,8 +18,8 @@ forks        3.13 3.12 3.11 3.10          torch==2.13.0    forks
 newest       3.12 3.11 3.10               torch            stock
 '
 tests=(
-    tests/layers tests/models tests/convert tests/engine/test_checkpoint_hook.py
-    tests/test_compat.py
+    tests/layers tests/models tests/checkpoint tests/convert
+    tests/engine/hooks/test_checkpoint_hook.py tests/test_compat.py
 )
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
