@@ -62,19 +62,17 @@ def suggest_gamma_for_config(
         raise ValueError(f'{config} describes one convolution, and no network')
     lr = _set_learning_rate(config, cfg, lr)
     convs = pws_convs(model)
-    divergence = None
-    if record is None and steps is None:
+    watched, divergence = None, None
+    if steps is not None:
+        watched, divergence = watch_first_steps(cfg, steps)
+    elif record is not None:
+        watched = read_record(record)
+    if watched is None:
         gammas = suggest_gamma(model, lr)
+        assert isinstance(gammas, dict)  # since the model is a network
         reason = f'The fraction is lr / {LARGEST_RATE:g}.'
     else:
-        if steps is None:
-            watched = read_record(record)
-        else:
-            watched, divergence = watch_first_steps(cfg, steps)
-        gammas = gamma_of_record(watched, largest_step)
-        unknown = [name for name in gammas if name not in convs]
-        if unknown:
-            raise ValueError(f'{watched.path} is of another model: it has {unknown[0]}')
+        gammas = _gamma_of_steps(watched, convs, largest_step)
         reason = (
             f'No filter would have moved by more than {largest_step:g} of its norm, in '
             f'{len(watched.steps)} watched steps up to step {watched.steps[-1]}.'
@@ -85,6 +83,16 @@ def suggest_gamma_for_config(
     }
     parts = fraction_of_parts(layers, cfg.model)
     return GammaSuggestion(lr, layers, parts, reason, divergence)
+
+
+def _gamma_of_steps(
+    watched: VarianceRecord, convs: Mapping[str, PWSConv2d], largest_step: float
+) -> dict[str, float]:
+    gammas = gamma_of_record(watched, largest_step)
+    unknown = [name for name in gammas if name not in convs]
+    if unknown:
+        raise ValueError(f'{watched.path} is of another model: it has {unknown[0]}')
+    return gammas
 
 
 def watch_first_steps(cfg: Config, steps: int) -> tuple[VarianceRecord, str | None]:
@@ -137,7 +145,7 @@ def _set_learning_rate(config: str, cfg: Config, lr: float | None) -> float:
     """Put a learning rate into a config, or return the one that it has."""
     optimizer = (cfg.get('optim_wrapper') or {}).get('optimizer') or {}
     if lr is not None and optimizer:
-        optimizer.lr = lr
+        optimizer['lr'] = lr
     lr = optimizer.get('lr') if lr is None else lr
     if lr is None:
         raise ValueError(f'{config} names no learning rate: give --lr')
