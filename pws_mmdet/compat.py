@@ -37,7 +37,7 @@ PRIVATE_NAMES = {
         *('_BatchNorm', '_C', '_ConvNd', '_are_functorch_transforms_active'),
         *('_backward_hooks', '_backward_pre_hooks', '_conv_forward'),
         *('_cuda_getCurrentRawStream', '_cuda_getDevice', '_current_graph_task_id'),
-        *('_current_level', '_dynamo', '_foreach_norm', '_forward_hooks'),
+        *('_current_level', '_foreach_norm', '_forward_hooks'),
         *('_forward_pre_hooks', '_functorch', '_get_allowed_globals'),
         *('_get_tracing_state', '_iterator', '_len_torch_dispatch_stack'),
         *('_load_from_state_dict', '_modules', '_parameters', '_python_dispatch'),

@@ -23,7 +23,6 @@ from torch.utils.data import Dataset
 from pws_mmdet import PWSRunner
 from pws_mmdet.checkpoint.read import DamagedCheckpointError, load_file
 from pws_mmdet.engine.checkpoint_files import LATEST, find_checkpoints
-from pws_mmdet.utils.files import write_whole
 
 EPOCHS = 8
 PARTS = 8  # number of parts in which a checkpoint is written
@@ -170,32 +169,6 @@ def test_the_old_checkpoint_is_removed_after_the_new_one_is_on_the_disk(
         ('fsync', tmp_path.name),
         ('remove', 'epoch_1.pth'),
     ]
-
-
-@pytest.mark.parametrize('folder', ['.', 'elsewhere'])
-def test_writing_through_a_link_keeps_the_link(tmp_path, folder):
-    link, file = tmp_path / 'link', tmp_path / folder / 'file'
-    file.parent.mkdir(exist_ok=True)
-    file.write_text('old')
-    old = file.stat().st_ino
-    link.symlink_to(file)
-    write_whole(link, lambda part: part.write_text('new'))
-    assert link.is_symlink() and file.read_text() == 'new'
-    assert file.stat().st_ino != old  # as a whole
-    (tmp_path / 'other').touch()
-    write_whole(link, lambda part: part.symlink_to('other'))
-    assert os.readlink(link) == 'other' and file.read_text() == 'new'
-    assert not list(tmp_path.rglob('.*'))
-
-
-def test_writing_to_a_pipe(tmp_path):
-    pipe = tmp_path / 'pipe'
-    os.mkfifo(pipe)
-    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
-    write_whole(pipe, lambda part: part.write_text('text'))
-    assert os.read(reader, 99) == b'text'
-    os.close(reader)
-    assert pipe.is_fifo() and os.listdir(tmp_path) == ['pipe']
 
 
 class Steps(Hook):
