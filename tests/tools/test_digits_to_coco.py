@@ -282,6 +282,13 @@ def test_refuses_to_overwrite(tmp_path, monkeypatch, capsys):
     assert contents(tmp_path) == {'notes.txt': b'mine'}
 
 
+def test_refuses_the_root_of_the_file_system(monkeypatch, capsys):
+    with pytest.raises(SystemExit) as stop:
+        run_main(monkeypatch, '/', '--force')
+    assert stop.value.code == 2
+    assert '/ is the root of the file system' in capsys.readouterr().err
+
+
 def test_refuses_a_file(tmp_path, monkeypatch, capsys):
     path = tmp_path / 'notes.txt'
     path.write_text('mine')

@@ -146,7 +146,7 @@ def convert(
         The number of objects in each split.
 
     Raises:
-        ValueError: If a number is out of range.
+        ValueError: If a number is out of range, or ``out_dir`` is the root folder.
         NotADirectoryError: If ``out_dir`` is no folder.
         FileExistsError: If ``out_dir`` is not empty and ``force`` is false.
     """

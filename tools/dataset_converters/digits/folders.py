@@ -9,10 +9,13 @@ def check_out_dir(out_dir: str | Path, force: bool) -> None:
     """Check that a data set can be written to a folder.
 
     Raises:
+        ValueError: If the path is the root of the file system.
         NotADirectoryError: If the path is something else or cannot be made.
         FileExistsError: If the folder is not empty and ``force`` is false.
     """
     out_dir = Path(out_dir)
+    if os.path.realpath(out_dir) == os.path.sep:
+        raise ValueError(f'{out_dir} is the root of the file system')
     # A broken link does not `exist`, but no folder can be made in its place.
     if os.path.lexists(out_dir) and not out_dir.is_dir():
         raise NotADirectoryError(f'{out_dir} is not a directory')

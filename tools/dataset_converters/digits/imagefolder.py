@@ -47,7 +47,8 @@ def convert(
         The number of images in each split.
 
     Raises:
-        ValueError: If ``size`` is too small or too large.
+        ValueError: If ``size`` is too small or too large, or ``out_dir`` is the root
+            folder.
         NotADirectoryError: If ``out_dir`` is no folder.
         FileExistsError: If ``out_dir`` is not empty and ``force`` is false.
     """
