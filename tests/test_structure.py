@@ -33,9 +33,7 @@ LONG_TOOLS = {
     'tools/unite_sources.py': 'the installer runs it before the package is installed',
 }
 # Private names that a test uses, by the name of its file.
-PRIVATE_NAMES = {
-    'test_data': {'data._answers'},
-}
+PRIVATE_NAMES = {}
 
 
 def check_empty(offenders):

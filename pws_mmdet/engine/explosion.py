@@ -13,7 +13,7 @@ from ..analysis.variance import Moments
 from ..compat import is_compiling
 from ..layers.observer import Observer
 from ..utils.model import unwrap_model
-from .optimizers import training_context
+from .training_state import training_context
 
 EXPLODED = 1000  # times the variance of the first step
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from ...layers import PWSConv2d
 from ...utils.log import inform, warn
 from ...utils.model import unwrap_model
-from ..optimizers import training_context
+from ..training_state import training_context
 
 
 @HOOKS.register_module(force=True)

@@ -19,7 +19,7 @@ from ...utils.names import first_names
 from ..checks.suspicious_data import describe_suspicious_data
 from ..explosion import OutputRecorder, describe_explosion
 from ..finite import all_finite, in_any_process
-from ..optimizers import base_learning_rate, optim_wrappers
+from ..training_state import base_learning_rate, optim_wrappers
 from ..watched_calls import WatchedLosses, WatchedMethod, WatchedStep
 
 

@@ -30,7 +30,7 @@ from ...layers.observer import Observer
 from ...utils.arguments import check_integers
 from ...utils.log import warn
 from ...utils.model import unwrap_model
-from ..optimizers import learning_rate, optim_wrappers
+from ..training_state import learning_rate, optim_wrappers
 
 
 @HOOKS.register_module(force=True)

@@ -1,4 +1,4 @@
-"""What hooks ask about the optimizers of a runner."""
+"""What hooks ask about a training: its optimizers, learning rate and precision."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
