@@ -31,7 +31,7 @@ class DamagedCheckpointError(RuntimeError):
 
 
 class Checkpoint(NamedTuple):
-    """What the package uses of a checkpoint."""
+    """The parts of a checkpoint that the package uses."""
 
     weights: dict[str, Tensor]  # by name
     dataset_meta: Any = None  # MMDetection's, with the names of the classes
@@ -51,8 +51,10 @@ def read_checkpoint(
     Raises:
         FileNotFoundError: If there is no such file.
         ConnectionError: If it cannot be downloaded.
-        RuntimeError: If it is damaged or holds more than data.
-        ValueError: If there is no such name, or it holds no (such) weights.
+        RuntimeError: If it is damaged, or holds more than tensors and MMEngine's own
+            records.
+        ValueError: If ``source`` is an unknown name, or there are no weights, or none
+            below ``prefix``.
     """
     content = load_content(str(source), map_location)
     try:
@@ -70,7 +72,11 @@ def load_content(source: str, map_location: Any = 'cpu') -> Any:
         map_location: As of ``torch.load``.
 
     Raises:
-        Exception: As :func:`read_checkpoint`, except for the weights.
+        FileNotFoundError: If there is no such file.
+        ConnectionError: If it cannot be downloaded.
+        RuntimeError: If it is damaged, or holds more than tensors and MMEngine's own
+            records.
+        ValueError: If ``source`` is an unknown name.
     """
     if '://' not in source:
         return load_file(source, map_location)
@@ -121,8 +127,11 @@ def weights_of(content: Any, prefix: str | None = None) -> dict[str, Tensor]:
         content: A ``state_dict``, or a dict with one under 'state_dict' or 'model'.
         prefix: Take only the weights below this name, and remove it from their names.
 
+    Returns:
+        The tensors by name, without the prefix 'module.' of DDP.
+
     Raises:
-        ValueError: If there are none.
+        ValueError: If there are no weights, or none below ``prefix``.
     """
     weights = content
     for key in ('state_dict', 'model'):
@@ -180,9 +189,9 @@ def classes_of(content: Any) -> tuple[str, ...]:
 def safe_loading() -> Iterator[None]:
     """Make MMEngine's CheckpointLoader refuse code in checkpoints, in this context.
 
-    Every file that it loads, also a downloaded one, may hold only tensors and
-    MMEngine's own records. Within the context, ``CheckpointLoader.load_checkpoint``
-    raises:
+    In this context, every file that MMEngine loads, also a downloaded one, may hold
+    only tensors and MMEngine's own records. ``CheckpointLoader.load_checkpoint``
+    then raises:
 
         ConnectionError: If a file cannot be downloaded.
         ValueError: If there are no weights of that name.
@@ -192,7 +201,7 @@ def safe_loading() -> Iterator[None]:
     load = CheckpointLoader.load_checkpoint
 
     def load_checkpoint(filename: str, *args: Any, **kwargs: Any) -> Any:
-        # The loaders of all schemes end in torch.load, so that is what is replaced.
+        # Replace torch.load, because the loaders of all schemes call it in the end.
         torch_load, torch.load = torch.load, _load_in_place_of_torch
         try:
             return load(filename, *args, **kwargs)
@@ -229,12 +238,12 @@ def _load_in_place_of_torch(
 def register_loaders() -> None:
     """Let MMEngine load its own checkpoints, and torchvision's weights, everywhere.
 
-    Since 2.6 ``torch.load`` accepts only weights by default, but MMEngine's checkpoints
-    also hold its log history. MMEngine asks torchvision for every
-    ``torchvision://NAME``, although it knows the plain names itself.
+    MMEngine's checkpoints hold its log history, which ``torch.load`` refuses by default
+    in torch 2.6 and later. MMEngine imports torchvision for every
+    ``torchvision://NAME``, although it has the URLs of most names itself.
 
-    A file that MMEngine loads by itself is loaded as before: only
-    :func:`safe_loading` refuses it.
+    These loaders refuse nothing that MMEngine's own loaders accept. That is the job of
+    :func:`safe_loading`.
     """
     register = CheckpointLoader.register_scheme
     register(prefixes='', loader=_load_from_local, force=True)
@@ -246,12 +255,12 @@ def register_loaders() -> None:
 
 
 def _load_from_local(filename: str, map_location: Any = None) -> Any:
-    """Load a file as MMEngine does, or else as :func:`load_file`.
+    """Load a file as MMEngine does, and with :func:`load_file` if that fails.
 
     Raises:
         FileNotFoundError: If there is no such file.
-        pickle.UnpicklingError: If it is refused or damaged. ``torch.load`` raises this
-            type, and the code of others may catch it.
+        pickle.UnpicklingError: If both refuse the file. Other code may expect this
+            type, because ``torch.load`` raises it.
     """
     if not osp.isfile(osp.expanduser(filename)):
         raise FileNotFoundError(f'There is no checkpoint {filename}.')
@@ -265,7 +274,7 @@ def _load_from_local(filename: str, map_location: Any = None) -> Any:
 
 
 def _load_from_torchvision(filename: str, map_location: Any = None) -> Any:
-    """Load 'torchvision://NAME'. Only 'torchvision://NAME.WEIGHTS' needs torchvision.
+    """Load 'torchvision://NAME'. Only names of the form NAME.WEIGHTS need torchvision.
 
     Raises:
         ConnectionError: If it cannot be downloaded.

@@ -1,8 +1,8 @@
 """Unpickle tensors and MMEngine's own records, and refuse everything else.
 
-A pickle can name any function and have it called. So a checkpoint is data only if each
-name in its pickle is on a list of harmless names. torch has such a list for tensors.
-This module adds the names that MMEngine's checkpoints need besides.
+A pickle can name any function, and unpickling calls it. So every name in a pickle must
+be on a list of harmless names. torch has such a list for tensors. This module adds the
+names that MMEngine's checkpoints need.
 """
 
 import codecs
@@ -24,7 +24,7 @@ from packaging.version import Version
 
 from .. import compat
 
-# safe_loading replaces torch.load for a while, so the original is kept here.
+# Keep the original: safe_loading replaces torch.load.
 _torch_load = torch.load
 
 # Attributes that MMEngine pickles as getattr(CLASS, NAME): the statistics of its log
@@ -36,7 +36,7 @@ ATTRIBUTES = {
 
 
 def load_data(file: Any, map_location: Any = None) -> Any:
-    """Call ``torch.load`` for a file of tensors and MMEngine's own records.
+    """Load a file of tensors and MMEngine's own records with ``torch.load``.
 
     Args:
         file: Path or file object.
@@ -44,7 +44,7 @@ def load_data(file: Any, map_location: Any = None) -> Any:
 
     Raises:
         pickle.UnpicklingError: If the pickle names anything else.
-        Exception: Any other error of ``torch.load`` for a damaged file.
+        Exception: If the file is damaged, any error of ``torch.load``.
     """
     if compat.HAS_ALLOW_LIST:
         with _extended_allow_list():
@@ -73,14 +73,14 @@ def unsafe_names(filename: str) -> list[str]:
 
 
 def _getattr_of_mmengine(owner: Any, name: str) -> Any:
-    """Stand in for ``builtins.getattr`` in a pickle."""
+    """Replace ``builtins.getattr`` in a pickle: only ``ATTRIBUTES`` are allowed."""
     if any(owner is cls and name in names for cls, names in ATTRIBUTES.items()):
         return getattr(owner, name)
     raise pickle.UnpicklingError(f'getattr({owner!r}, {name!r}) is not allowed')
 
 
 def _allowed_besides_tensors() -> dict[str, Any]:
-    """Return what MMEngine's checkpoints hold, by the names in their pickles."""
+    """Return the objects that MMEngine's checkpoints name, by these names."""
     core = 'numpy._core' if Version(np.__version__).major >= 2 else 'numpy.core'
     multiarray = import_module(f'{core}.multiarray')
     classes = [HistoryBuffer, OneCycleParamScheduler, ConfigDict]
@@ -90,7 +90,7 @@ def _allowed_besides_tensors() -> dict[str, Any]:
     classes += {type(np.dtype(t)) for t in (*np.typecodes['AllInteger'], *'efdFD?US')}
     allowed = {f'{c.__module__}.{c.__qualname__}': c for c in classes}
     allowed['builtins.getattr'] = _getattr_of_mmengine
-    for module in ('pathlib', 'pathlib._local'):  # the latter in Python 3.13
+    for module in ('pathlib', 'pathlib._local'):  # Python 3.13 has the second
         allowed[f'{module}.PosixPath'] = allowed[f'{module}.WindowsPath'] = Path
     for core in ('numpy._core', 'numpy.core'):  # numpy 2, numpy 1
         for name in ('_reconstruct', 'scalar'):
@@ -99,7 +99,7 @@ def _allowed_besides_tensors() -> dict[str, Any]:
 
 
 class _Unpickler(pickle.Unpickler):
-    """Allow the same names in a torch before 2.6, whose own list cannot be extended."""
+    """Allow the same names in torch before 2.6, which has no list to extend."""
 
     def find_class(self, module: str, name: str) -> Any:
         allowed = {**compat.get_allowed_globals(), **_allowed_besides_tensors()}
@@ -114,9 +114,9 @@ class _Unpickler(pickle.Unpickler):
 def _extended_allow_list() -> Iterator[None]:
     """Add our names to torch's allow-list, and restore the list afterwards.
 
-    The forks' MMEngine adds the real ``getattr`` while it loads a file. torch keeps one
-    function for each name and may choose either, so the entries of others that have a
-    name of ours are left out.
+    Entries of other packages are left out if they have one of our names, because torch
+    may use either of the two. For example, the forks' MMEngine adds the real
+    ``getattr`` while it loads a file.
     """
     ours = _allowed_besides_tensors()
     theirs = torch.serialization.get_safe_globals()
