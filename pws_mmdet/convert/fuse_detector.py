@@ -174,7 +174,7 @@ def _make_stock(cfg: dict) -> None:
         cfg.update(
             type='mmdet.ResNeXt' if grouped else 'mmdet.ResNet', norm_cfg=norm_cfg
         )
-    norm_cfg = cfg.get('norm_cfg')
+    norm_cfg = cfg.get('norm_cfg') or {}
     if registered(norm_cfg) is NoNorm and not norm_cfg.get('bias'):
         cfg['norm_cfg'] = dict(BIAS_AS_NORM)
         if 'norm_eval' in cfg:
@@ -209,7 +209,7 @@ def _take_over(plain: nn.Module, fused: nn.Module) -> list[str]:
                     if norm is not None:
                         folds.append((norm, bias))
                 elif bias in places and bias not in weights:  # beta=False
-                    zeros.append(child)
+                    zeros.append(child.get_parameter('bias'))
                     named.add(bias)
             elif isinstance(child, _BatchNorm) and f'{name}.running_var' not in weights:
                 identities.append(child)
@@ -221,13 +221,14 @@ def _take_over(plain: nn.Module, fused: nn.Module) -> list[str]:
         return different
 
     plain.load_state_dict(weights, strict=False)
-    for conv in zeros:
-        conv.bias.zero_()
+    for beta in zeros:
+        beta.zero_()
     for norm in identities:
-        norm.running_var.fill_(1 - norm.eps)
+        norm.get_buffer('running_var').fill_(1 - norm.eps)
     for norm, bias in folds:
-        gain = norm.weight / (norm.running_var + norm.eps).sqrt()
-        norm.bias += gain * weights[bias]
+        variance = norm.get_buffer('running_var') + norm.eps
+        gain = norm.get_parameter('weight') / variance.sqrt()
+        norm.get_parameter('bias').add_(gain * weights[bias])
     return []
 
 
@@ -238,12 +239,14 @@ def _norm_after(parent: nn.Module, name: str) -> _BatchNorm | None:
         if 'conv norm' in ' '.join(parent.order):
             norm = parent.norm
     elif isinstance(parent, nn.Sequential):
-        names = [*parent._modules, None]
-        norm = parent._modules.get(names[names.index(name) + 1])
+        names = list(parent._modules)
+        after = names.index(name) + 1
+        norm = parent._modules[names[after]] if after < len(names) else None
     elif name.startswith('conv'):  # conv1 and norm1, as MMDetection names them
         norm = getattr(parent, name.replace('conv', 'norm', 1), None)
-    is_affine = isinstance(norm, _BatchNorm) and norm.bias is not None
-    return norm if is_affine and norm.running_var is not None else None
+    if not isinstance(norm, _BatchNorm):
+        return None
+    return None if norm.bias is None or norm.running_var is None else norm
 
 
 def _for_testing(cfg: dict) -> dict:
@@ -262,7 +265,7 @@ def _for_testing(cfg: dict) -> dict:
         if not _names_package(hook) and type_name(hook) != 'EMAHook'
     ]
     for key in ('val_evaluator', 'test_evaluator'):
-        metrics = cfg.get(key)
+        metrics = cfg.get(key) or []
         if _names_package(metrics) and not needs_package:
             metrics = [metrics] if isinstance(metrics, Mapping) else metrics
             cfg[key] = [one for one in metrics if not _names_package(one)]

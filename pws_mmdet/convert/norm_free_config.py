@@ -3,7 +3,7 @@
 import copy
 import inspect
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -200,7 +200,7 @@ def bn_eps_of(model: dict) -> float:
     """
     backbone = model.get('backbone')
     start = backbone.get('init_cfg') if isinstance(backbone, Mapping) else None
-    if type_name(start) == 'PWSPretrained':
+    if start and type_name(start) == 'PWSPretrained':
         return start.get('bn_eps', BN_EPS)
     parts = [part for _, part in _parts(model) if type_name(part) == 'NoNorm']
     return next((part['eps'] for part in parts if 'eps' in part), BN_EPS)
@@ -293,7 +293,7 @@ def _is_bn(norm_cfg: Mapping | None) -> bool:
 
 
 def _eps_of(norm_cfg: Mapping | None) -> float:
-    return norm_cfg.get('eps', BN_EPS) if _is_bn(norm_cfg) else BN_EPS
+    return norm_cfg.get('eps', BN_EPS) if norm_cfg and _is_bn(norm_cfg) else BN_EPS
 
 
 def _lacks_bias(part: dict) -> bool:
@@ -318,13 +318,13 @@ def _lacks_bias(part: dict) -> bool:
     )
 
 
-def _options(cls: Callable) -> dict[str, Any]:
+def _options(cls: type) -> dict[str, Any]:
     """Return the arguments of a class and of its bases, with their defaults."""
     options: dict[str, Any] = {}
     for base in inspect.getmro(cls):
         if '__init__' not in vars(base):
             continue
-        parameters = inspect.signature(base.__init__).parameters.values()
+        parameters = inspect.signature(vars(base)['__init__']).parameters.values()
         for p in parameters:
             options.setdefault(p.name, None if p.default is p.empty else p.default)
         if not any(p.kind is p.VAR_KEYWORD for p in parameters):

@@ -26,7 +26,7 @@ def main() -> None:
     args = parser.parse_args()
     try:
         config, checkpoint = fuse_checkpoint(**vars(args))
-    except (OSError, RuntimeError, ValueError) as error:
+    except (ImportError, OSError, RuntimeError, ValueError) as error:
         parser.error(str(error))
     print(f'config:     {config}\ncheckpoint: {checkpoint}')
 

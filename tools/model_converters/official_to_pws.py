@@ -16,7 +16,7 @@ def main() -> None:
     args = parser.parse_args()
     try:
         backbone = convert_authors_checkpoint(args.checkpoint, args.out)
-    except (OSError, RuntimeError, ValueError) as error:
+    except (ImportError, OSError, RuntimeError, ValueError) as error:
         parser.error(str(error))
     print(f'{backbone.report()}\nwritten: {args.out}')
 
