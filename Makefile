@@ -45,4 +45,4 @@ lint: install ## style, format, spelling and types of the code
 clean: ## remove the files that builds and the demo leave behind
 	rm -rf build dist *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	rm -rf work_dirs/demo data/digits
-	find configs pws_mmdet tests tools -name __pycache__ -prune -exec rm -rf {} +
+	find benchmarks configs pws_mmdet tests tools -name __pycache__ -prune -exec rm -rf {} +

@@ -152,7 +152,7 @@ limits=(100 55 75 125) # CIFAR-10, ResNet-50, SSD, Mask R-CNN, in seconds
 spare=25                # to start, and to end the step that runs
 export PWS_GPU_TESTS_ON=cuda
 if [[ ${#toy[@]} -gt 0 ]]; then
-    limits=(2 300 300 300) spare=300
+    limits=(2 900 900 900) spare=300
     export PWS_GPU_TESTS_ON=cpu OMP_NUM_THREADS=1
     chosen=(-k 'layers and PWS-torch or distributed and 1')
 fi

@@ -20,7 +20,7 @@ RECORDS = sorted((ROOT / 'docs/results/conversion').glob('*.jsonl'))
 
 
 def settle(model):
-    """Give BN what a training could leave."""
+    """Give BN random statistics and weights, as after a training."""
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             nn.init.normal_(module.running_mean, 0, 0.3)

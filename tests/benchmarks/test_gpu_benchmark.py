@@ -93,7 +93,7 @@ def test_a_part_of_the_images(images, tmp_path):
 
 
 def test_a_run_that_was_cut_off_is_reported(tmp_path, capsys):
-    """Parts that are missing or broken are left out, of the tables, too."""
+    """Missing and broken parts are left out of the report and of the tables."""
     (tmp_path / 'broken.json').write_text('{')
     machine = dict(gpu='A GPU', date='2026-01-01', versions=dict(torch='2'))
     row = dict(

@@ -78,7 +78,7 @@ def test_ratios_are_of_rounds(clock):
     assert second.seconds == [2, 8, 3]
     assert first.images_per_second() == 1 / 2
     assert second.images_per_second() == 1 / 3
-    # the median of 1/2, 2/8 and 9/3, and not 2/3
+    # The ratio is the median of 1/2, 2/8 and 9/3. It is not 2/3, that of the medians.
     assert [c.ratio(first) for c in (first, second)] == [1, 1 / 2]
 
 
@@ -170,7 +170,7 @@ class TestMemory:
         assert peak == 2 * 2**20 * 4
 
     def test_peak_of_a_function_on_a_gpu(self, monkeypatch):
-        """The allocator's peak, less what was there before."""
+        """It is the peak of the allocator minus the memory before."""
         events = iter([700, None, 1000])
         for name in ('memory_allocated', 'reset_peak_memory_stats'):
             monkeypatch.setattr(torch.cuda, name, lambda device: next(events))
@@ -183,9 +183,9 @@ class TestMemory:
         detector.step()
         weights = sum(p.nbytes for p in detector.model.parameters())
         one = detector.measure_memory()
-        # Weights and momenta, and the gradients that each step makes anew.
+        # Weights, momenta, and the gradients of the step.
         assert one > 3 * weights
-        # Twice the images take twice the activations, and as much of the rest.
+        # Twice the images take twice the activations, and as much of everything else.
         for key, values in detector.batch.items():
             detector.batch[key] = values * 2
         two = detector.measure_memory()
@@ -202,7 +202,7 @@ class TestMemory:
 
 
 def test_weights_are_random(root, monkeypatch):
-    """Nothing is read, downloaded or converted, whatever the config starts from."""
+    """The config names a checkpoint, but nothing is read, downloaded or converted."""
     for name in ('load_checkpoint', '_get_checkpoint_loader'):
         monkeypatch.setattr(CheckpointLoader, name, None)
     cfg = Config.fromfile(root / 'configs/mask_rcnn_r50_fpn_pws_from_bn_1x.py')

@@ -72,8 +72,7 @@ def test_watched_steps_stand_beside_the_others(main, configs, tmp_path, capsys):
 
 
 def test_a_config_that_raises_ends_only_itself(main, configs, tmp_path, capsys):
-    # A single image of 32x32 pixels ends as a single value per channel, which
-    # batch normalization refuses.
+    # The last feature map of one 32x32 image has one value per channel. BN refuses it.
     out = tmp_path / 'speed.jsonl'
     options = ['--batch-size', 1, '--image-size', 32, 32, '--steps', 1, '--warmup', 1]
     main(*reversed(configs), *options, '--device', 'cpu', '--out', out)
@@ -81,10 +80,10 @@ def test_a_config_that_raises_ends_only_itself(main, configs, tmp_path, capsys):
     assert 'more than 1 value per channel' in bn['error']
     assert bn['images_per_second'] is bn['ratio'] is bn['peak_memory_mib'] is None
     assert pws['images_per_second'] > 0
-    assert pws['ratio'] is None  # there is nothing to compare with
+    assert pws['ratio'] is None  # the first config has no figures
     assert bn['error'] in capsys.readouterr().out
 
-    with pytest.raises(SystemExit) as e:  # none could be measured
+    with pytest.raises(SystemExit) as e:  # no config could be measured
         main(configs[1], *options, '--device', 'cpu')
     assert e.value.code == 1
 

@@ -26,7 +26,7 @@ def every_table():
 
 
 TABLES = list(every_table())
-# by config, as reading one takes longer than all else here
+# By config: reading a config takes longer than everything else here.
 RUNS = collections.defaultdict(list)
 for run in (run for table in TABLES for run in table.runs()):
     RUNS[run.config].append(run)
@@ -51,10 +51,10 @@ def test_options_reach_what_the_config_has(config):
             part = part[parent]
         conv_cfg = parents[-1] == 'conv_cfg' and name in CONV_OPTIONS
         assert name in part or conv_cfg, key
-    assert cfg.runner_type == 'PWSRunner'  # which stops what diverges
+    assert cfg.runner_type == 'PWSRunner'  # stops a training that diverges
 
 
-# as the paper says, for all rows of a table but those named
+# The paper's batch of each table, column and row. The last one that fits counts.
 BATCHES = {'table2': 16, 'table3': 4, 'table4': 128, 'table5': 64}
 BATCHES |= {f'table1-b{batch}': batch for batch in (2, 4, 8)}
 BATCHES |= {f'table3-ssd-{row}': 16 for row in ('bn', 'pws', 'bn-2x', 'pws-2x')}
@@ -71,7 +71,7 @@ def test_batches_of_the_paper(table):
         keys = (run.table, f'{run.table}-{run.column}', f'{run.table}-{run.row}')
         batch = [BATCHES[key] for key in keys if key in BATCHES][-1]
         assert cfg.train_dataloader.batch_size == batch, run.cell
-        # else the learning rate would be that of another batch
+        # Otherwise the learning rate would be that of another batch.
         base = cfg.auto_scale_lr.base_batch_size
         assert base == batch or run.table == 'table1' or '--auto-scale-lr' in run.flags
 
@@ -163,7 +163,7 @@ def test_rows_of_the_ablation():
     assert arguments[0] == 'configs/voc/ssd320_vgg16_pws_voc.py'
     assert 'model.neck.conv_cfg.scale=False' in arguments
     assert not [argument for argument in arguments if 'alpha' in argument]
-    # the paper's row marks neither sqrt(2/n) nor a trained alpha
+    # This row of the paper has neither sqrt(2/n) nor a trained alpha.
     arguments = runs['pws-no-scale-fixed-alpha'].arguments()
     for option in ('scale=False', 'alpha=fixed'):
         assert f'model.bbox_head.conv_cfg.{option}' in arguments

@@ -65,7 +65,7 @@ def test_table_of_records(root, tmp_path, capsys):
     heading = ['Method', 'batch 2, AP, paper', 'batch 2, AP']
     assert rows[0] == [*heading, 'batch 4, AP, paper', 'batch 4, AP']
     assert rows[1] == ['A', '10.0', '15.0 ± 7.1 (1 of 3 NaN)', 'NaN', 'NaN']
-    # nothing detected is an AP of 0; a run that failed has no figure
+    # A network that detects nothing has an AP of 0. A failed run has no figure.
     assert rows[2] == ['B', '20.5', '0.0', '30.0', '']
     markdown = files[0].read_text()
     assert all('| ' + ' | '.join(row) + ' |' in markdown for row in rows)
@@ -155,7 +155,7 @@ def test_figures_of_the_authors_are_marked(root, tmp_path, capsys):
         ['A', '10.0', '', 'NaN', '', 'AP'],
         ['B', '', '', '30.0', '', ''],
     ]
-    # a figure instead of rows
+    # `authors` names a figure instead of marking rows.
     text = text.replace('authors: true, ', '').replace(
         'figures:', 'authors: [AP]\n  figures:'
     )

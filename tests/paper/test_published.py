@@ -1,4 +1,4 @@
-"""The published tables are those of the published records."""
+"""The pages show what is in the records."""
 
 import re
 import statistics
@@ -14,7 +14,7 @@ PUBLISHED = sorted(path.stem for path in RESULTS.glob('records/*'))
 
 
 def lines_of(page):
-    """Without what depends on the commit that is looked at."""
+    """The lines of a page that do not depend on the commit."""
     lines = page.read_text().splitlines()
     return [line for line in lines if not line.startswith('* Revisions of the code')]
 
@@ -35,7 +35,7 @@ def test_published_tables_are_those_of_the_records(folder, tmp_path):
 
 
 def measured(table, row, key, column=''):
-    """A figure in % as the README prints it: the mean over the seeds."""
+    """The mean of a figure over the seeds, in %, as the README prints it."""
     values = []
     records, _ = read_records(RESULTS / f'records/{table}-mini.jsonl')
     for record in records.values():
@@ -45,7 +45,7 @@ def measured(table, row, key, column=''):
 
 
 def readme_tables():
-    """The tables of the README as lists of rows, which are lists of cells."""
+    """The tables of the README as lists of rows, each a list of cells."""
     found = [[]]
     for line in (ROOT / 'README.md').read_text().splitlines():
         if line.startswith('|'):
@@ -56,7 +56,7 @@ def readme_tables():
 
 
 def test_readme_reproduces_what_was_measured():
-    """Beside each config of Table 3 its small one, of Table 2 for SSD."""
+    """Each config of Table 3 has the figures of its small run; SSD those of Table 2."""
     of_config = {
         run.config.split('/')[-1][:-3]: run.row
         for run in Table('table3', 'full').runs()
@@ -92,3 +92,9 @@ def test_readme_shows_the_small_table_of_batches():
             column = cells[0].replace('batch ', 'b')
             key = 'coco/bbox_mAP_50'
             assert cell == measured('table1', method.lower(), key, column), cells[0]
+
+
+def test_records_have_at_most_400_lines():
+    files = [*ROOT.glob('docs/**/*.json'), *ROOT.glob('docs/**/*.jsonl')]
+    lines = sum(len(path.read_text().splitlines()) for path in files)
+    assert 0 < lines <= 400

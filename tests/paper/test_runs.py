@@ -29,7 +29,7 @@ def test_dry_run_needs_nothing(capsys, tmp_path):
 
 
 def test_dry_run_may_be_cut_short():
-    """As by `| head`."""
+    """The reader of the output stops early, as `head` does."""
     command = [sys.executable, 'tools/paper/run_table.py', 'table1', '--dry-run']
     program = subprocess.Popen(
         command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -38,6 +38,19 @@ def test_dry_run_may_be_cut_short():
     message = program.stderr.read()
     assert program.wait() == 0
     assert 'BrokenPipe' not in message
+
+
+def test_dry_run_imports_neither_torch_nor_mmdet():
+    """They print on import with MMDetection's forks, and take seconds."""
+    code = """
+import sys
+sys.path.insert(0, 'tools/paper')
+import run_table
+assert run_table.main(['table1', '--dry-run']) == 0
+loaded = {'mmcv', 'mmdet', 'mmengine', 'pws_mmdet', 'torch'} & set(sys.modules)
+assert not loaded, loaded
+"""
+    subprocess.run([sys.executable, '-c', code], cwd=ROOT, check=True)
 
 
 @pytest.fixture
@@ -150,7 +163,7 @@ def test_interrupted_trainings_end_and_go_on(run_table, root, tmp_path):
     assert 'The same command continues the runs' in out
     assert not run_table.file.exists(), 'an interrupted run has no record'
     assert not (folder / 'b-b2-s0').exists(), 'none is begun after the interruption'
-    # they have ended, or else they would hold the lock
+    # The trainings have ended: a running one would hold the lock.
     assert all(r['outcome'] == 'finished' for r in run_table().values())
 
 
@@ -181,7 +194,7 @@ def test_data_is_checked_before_the_first_run(run_table, root, capsys):
 
 
 def test_data_of_a_run(run_table, root):
-    """A row may have data of its own; --data goes before it."""
+    """--data replaces the data folder of the config and of the row."""
     path = root / 'tools/paper/tables.yml'
     option = 'train_dataloader.dataset.data_root'
     path.write_text(
@@ -228,8 +241,8 @@ def test_threads_are_those_of_the_training(run_table, monkeypatch):
     assert records['a-b4-s0']['hardware']['threads'] == max(1, cores // 2)
 
 
-def test_who_trained_what_is_left(run_table, root, monkeypatch):
-    """An attempt that left no checkpoint has no part in the result."""
+def test_attempts_without_a_checkpoint_are_left_out(run_table, root, monkeypatch):
+    """The training does not continue from them."""
     describe = training.describe_environment
     for revision, mode in (('a', 'half'), ('b', 'fail'), ('c', 'finish')):
         monkeypatch.setenv('MODE_A', mode)
