@@ -77,7 +77,7 @@ class Composition:
             macs = self.other_macs
             if macs is not None:
                 macs = macs if kind in (REST, TOTAL) else 0
-                macs += sum(layer.macs for layer in layers)
+                macs += sum(layer.macs or 0 for layer in layers)
             row = dict(
                 kind=kind,
                 layers=len(layers),
@@ -231,7 +231,7 @@ def _summarize_layers(
         summary = LayerSummary(
             name=name,
             type=class_name(layer),
-            kind=kind_of(layer),
+            kind=kind_of(layer),  # type: ignore[arg-type]
             parameters=sum(p.numel() for p in parameters - seen),
             frozen=bool(parameters) and not any(p.requires_grad for p in parameters),
             macs=None if macs is None else macs[layer],

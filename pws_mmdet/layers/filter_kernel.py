@@ -224,7 +224,7 @@ def _differentiable_backward(
     with torch.enable_grad():
         out = formula(weight, alpha, gamma, scale)
         needed = ctx.needs_input_grad[:2]
-        inputs = [p for p, n in zip((weight, alpha), needed, strict=True) if n]
+        inputs: Any = [p for p, n in zip((weight, alpha), needed, strict=True) if n]
         grads = iter(
             torch.autograd.grad(
                 out, inputs, grad.to(out.dtype), create_graph=create_graph
@@ -253,7 +253,7 @@ def _backward(
     gamma: float,
     scale: bool,
 ) -> tuple[Tensor, Tensor | None]:
-    layout = memory_format(weight)
+    layout: Any = memory_format(weight)
     if not grad.is_contiguous(memory_format=layout):
         grad = grad.contiguous(memory_format=layout)
     grad_weight = torch.empty_like(weight)

@@ -24,7 +24,7 @@ def positive(number: Callable[[str], Any]) -> Callable[[str], Any]:
     return read
 
 
-def check_names(cls: type, names: Iterable[str]) -> None:
+def check_names(cls: Any, names: Iterable[str]) -> None:
     """Check that ``__init__`` of a class has the named arguments.
 
     If it takes ``**kwargs``, every name is accepted.

@@ -9,6 +9,7 @@ import re
 import urllib.request
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from mmcv.transforms import LoadImageFromFile
 from mmdet.datasets import CocoDataset, XMLDataset
@@ -86,7 +87,7 @@ def _missing_of_dataset(cfg: Mapping | None, option: str) -> Iterator[Missing]:
     if not isinstance(cfg, Mapping):
         return
     kind = cfg.get('type')
-    cls = DATASETS.get(kind) if isinstance(kind, str) else kind
+    cls: Any = DATASETS.get(kind) if isinstance(kind, str) else kind
     # A user's own wrapper may leave out files, so it is not looked into.
     if not inspect.isclass(cls) or is_of_host(cls):
         yield from _missing_of_dataset(cfg.get('dataset'), f'{option}.dataset')
@@ -102,7 +103,7 @@ def _missing_of_dataset(cfg: Mapping | None, option: str) -> Iterator[Missing]:
             yield from _missing_cifar10(cfg, option)
     elif inspect.isclass(cls) and issubclass(cls, (CocoDataset, XMLDataset)):
         # Only the author of a class knows what its own load_data_list reads.
-        if is_of_host(cls.load_data_list) and not _is_remote(cfg):
+        if is_of_host(cls.load_data_list) and not _is_remote(cfg):  # type: ignore
             yield from _missing_of_detection(cls, cfg, option)
 
 
@@ -117,7 +118,7 @@ def _pipeline(cfg: Mapping) -> Sequence:
     return cfg.get('pipeline') or []
 
 
-def _missing_of_detection(cls: type, cfg: Mapping, option: str) -> Iterator[Missing]:
+def _missing_of_detection(cls: Any, cfg: Mapping, option: str) -> Iterator[Missing]:
     """Yield what a dataset in the form of COCO or Pascal VOC lacks."""
 
     def resolve(path: str) -> str:

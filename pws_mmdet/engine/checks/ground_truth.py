@@ -38,7 +38,7 @@ def check_truth(evaluator: Evaluator) -> None:
             odd = Oddities()
             for fault in _faults(metric, truth, odd):
                 raise ValueError(f'{truth.path}: {fault}')
-            odd.warn(truth.path)
+            odd.warn(str(truth.path))
 
 
 def _faults(metric: CocoMetric, truth: CheckedCOCO, odd: Oddities) -> Iterator[str]:

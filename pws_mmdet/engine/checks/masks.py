@@ -8,6 +8,7 @@ import re
 import reprlib
 from collections.abc import Mapping, Sequence
 from numbers import Real
+from typing import Any
 
 import numpy as np
 
@@ -50,9 +51,12 @@ def fault_of_rle(mask: Mapping) -> tuple[str, str]:
         What makes it unusable, and what is only odd: ends of a sentence about the
         mask. Either may be empty.
     """
-    size, counts = mask.get('size'), mask.get('counts')
+    size: Any = mask.get('size')
+    counts: Any = mask.get('counts')
     is_size = isinstance(size, list) and len(size) == 2
-    if not is_size or not all(isinstance(v, Real) and 0 <= v < FAR for v in size):
+    if is_size:
+        is_size = all(isinstance(v, Real) and 0 <= v < FAR for v in size)  # type: ignore
+    if not is_size:
         return f'must have a size [height, width], not {reprlib.repr(size)}', ''
     pixels = size[0] * size[1]
     try:

@@ -72,12 +72,12 @@ class FusePWSHook(Hook):
                 'test uses its PWS convolutions, and takes a bit longer'
             )
             return model
-        left = {
+        besides = {
             name: what_it_does_besides(module)
             for name, module in unwrap_model(model).named_modules()
             if isinstance(module, ReparamConv2d)
         }
-        left = [f'{name} has {reason}' for name, reason in left.items() if reason]
+        left = [f'{name} has {reason}' for name, reason in besides.items() if reason]
         if left:
             self._warn_once(
                 'FusePWSHook does not fuse layers that compute more than their '
