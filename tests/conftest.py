@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-# Tests that run side by side share the cores; before torch is imported, which reads it.
+# Parallel tests share the cores. torch reads this variable when it is imported.
 if workers := int(os.environ.get('PYTEST_XDIST_WORKER_COUNT', 0)):
     threads = max(1, (os.cpu_count() or 1) // workers)
     os.environ.setdefault('OMP_NUM_THREADS', str(threads))
@@ -26,22 +26,22 @@ from mmengine.logging import MMLogger
 from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
 
-from pws_mmdet import compat  # MMDetection may not import before it
+from pws_mmdet import compat  # it must be imported before MMDetection
 
 ROOT = Path(__file__).parents[1]
 pytest_plugins = ['detection_data']
 
 torch.set_num_threads(min(torch.get_num_threads(), 4))
 
-# A dtype of parametrized tests
+# float16 as a parameter of tests
 FLOAT16 = pytest.param(
     torch.float16,
     marks=pytest.mark.skipif(
-        torch.__version__ < '2.3', reason='a CPU convolves in fp16 since torch 2.3'
+        torch.__version__ < '2.3', reason='fp16 convolutions on a CPU need torch 2.3'
     ),
 )
 
-# The server imports once what each of its processes would import for seconds.
+# The server imports these modules once, so that its processes start quickly.
 multiprocessing.set_forkserver_preload(['torch', 'pws_mmdet'])
 
 
@@ -66,7 +66,7 @@ def unpickler(request, monkeypatch):
         monkeypatch.delattr(torch.serialization, name, raising=False)
 
 
-_experiments = itertools.count()  # MMEngine keeps what belongs to a name
+_experiments = itertools.count()  # MMEngine needs a new name for each runner
 
 
 @functools.cache
@@ -75,24 +75,24 @@ def _read_config(path):
 
 
 def load_config(path):
-    """A config of the project, read once: some take a second."""
+    """Return a copy of a config of the project. Each file is read once."""
     return copy.deepcopy(_read_config(ROOT / path))
 
 
 def _process(rank, port, function, args):
-    faulthandler.dump_traceback_later(300, exit=True)  # rather than hang for ever
+    faulthandler.dump_traceback_later(300, exit=True)  # do not hang for ever
     address = f'tcp://127.0.0.1:{port}'
     dist.init_process_group('gloo', init_method=address, rank=rank, world_size=2)
     torch.set_num_threads(1)
     function(rank, *args)
-    # What wraps a model must be gone first: as the last to hold the group, it
-    # deadlocks with the group's threads once in a while.
+    # Delete the wrappers of models first. A wrapper that is deleted after the group
+    # can deadlock with the group's threads.
     gc.collect()
     dist.destroy_process_group()
 
 
 def run_on_two_processes(function, *args):
-    """Call ``function(rank, *args)`` in two processes that are one group (gloo)."""
+    """Call ``function(rank, *args)`` in both processes of a gloo group."""
     with socket.socket() as s:
         s.bind(('127.0.0.1', 0))
         port = s.getsockname()[1]
@@ -109,13 +109,13 @@ def defaults():
 
 @pytest.fixture
 def device():
-    """The GPU for tests marked ``gpu``, which computes in fp32 as exactly as a CPU.
+    """Return the GPU for tests marked ``gpu``, with TF32 switched off.
 
-    PWS_GPU_TESTS_ON=cpu lets them run on a CPU, so that they can be tried there.
+    PWS_GPU_TESTS_ON=cpu runs these tests on a CPU, to try them without a GPU.
     """
     name = os.environ.get('PWS_GPU_TESTS_ON', 'cuda')
     if name == 'cuda' and not torch.cuda.is_available():
-        pytest.skip('it needs a GPU')
+        pytest.skip('the test needs a GPU')
     switches = torch.backends.cudnn, torch.backends.cuda.matmul
     before = [switch.allow_tf32 for switch in switches]
     for switch in switches:
@@ -132,7 +132,7 @@ def root():
 
 @pytest.fixture(scope='session')
 def load_program():
-    """Import a program of tools/, which is not a package."""
+    """Return a function that imports a program by its path. tools/ is no package."""
 
     def load(path):
         spec = importlib.util.spec_from_file_location(Path(path).stem, ROOT / path)
@@ -145,7 +145,7 @@ def load_program():
 
 @pytest.fixture(scope='session')
 def digits(tmp_path_factory):
-    """A few images of digits in COCO's layout; the path of their folder."""
+    """Return a folder of a few images of digits in COCO's layout."""
     from digits.coco import convert
 
     folder = tmp_path_factory.mktemp('data') / 'digits'
@@ -155,16 +155,16 @@ def digits(tmp_path_factory):
 
 @pytest.fixture
 def coco_mini():
-    """The folder of a few images of COCO, in its own layout."""
+    """Return a folder of a few images of COCO, in COCO's layout."""
     folder = Path(os.environ.get('PWS_DATA_ROOT', 'data')).resolve() / 'coco_mini'
     if not folder.is_dir():
-        pytest.skip(f'the images of COCO are not in {folder} (PWS_DATA_ROOT names it)')
+        pytest.skip(f'there are no images of COCO in {folder} (set PWS_DATA_ROOT)')
     return folder
 
 
 @pytest.fixture
 def messages(monkeypatch):
-    """The warnings that are logged through MMEngine, as a list of texts."""
+    """Return the list of the warnings that MMEngine logs, as texts."""
     texts = []
 
     def handle(self, record):
@@ -177,7 +177,10 @@ def messages(monkeypatch):
 
 @pytest.fixture
 def run(root, tmp_path):
-    """Run a program in an empty folder; the finished process, output as text."""
+    """Return a function that runs a program in an empty folder.
+
+    It returns the finished process. Its stdout holds both outputs as text.
+    """
 
     def run_program(*command, check=True, timeout=900, **env):
         path = os.pathsep.join([str(root), os.environ.get('PYTHONPATH', '')])
@@ -206,7 +209,7 @@ def run(root, tmp_path):
 def runner_of(
     model, dataset, work_dir, runner_type=Runner, batch_size=4, epochs=1, **kwargs
 ):
-    """An MMEngine runner of a model and a data set, on one process."""
+    """Return an MMEngine runner of a model and a dataset."""
     loader = dict(
         batch_size=batch_size,
         num_workers=0,
@@ -230,7 +233,7 @@ def runner_of(
 
 @pytest.fixture
 def make_runner(tmp_path):
-    """Make runners whose work_dir is ``tmp_path / 'work_dir'``."""
+    """Return :func:`runner_of` with the work_dir ``tmp_path / 'work_dir'``."""
 
     def make(model, dataset, *args, **kwargs):
         return runner_of(model, dataset, tmp_path / 'work_dir', *args, **kwargs)

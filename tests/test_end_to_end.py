@@ -16,14 +16,14 @@ HEADLINES = {
     ],
     'ssd320_vgg16_pws_1x': [
         'train_dataloader.batch_size=2',
-        'model.test_cfg.score_thr=0',  # after two steps no score is above any
+        'model.test_cfg.score_thr=0',  # after two steps all scores are small
     ],
 }
 
 
 @pytest.mark.parametrize('name', HEADLINES)
 def test_headline_configs_on_real_images(name, run, root, coco_mini, tmp_path):
-    """A few steps and images; --cfg-options is all that adapts the config."""
+    """Train and test on a few images. Only --cfg-options adapts the config."""
     config = root / f'configs/{name}.py'
     options = [
         f'{loader}_dataloader.dataset.data_root={coco_mini}/'
@@ -63,7 +63,7 @@ def test_headline_configs_on_real_images(name, run, root, coco_mini, tmp_path):
 
 
 def test_demo(run, root, tmp_path):
-    """A norm-free Mask R-CNN learns to find and segment digits."""
+    """The demo trains a norm-free Mask R-CNN that finds and segments digits."""
     log = run(root / 'tools/demo.sh', timeout=2400).stdout
     table, images = log.rsplit('images of detections', 1)
     folder = tmp_path / images.split(': ', 1)[1].strip()

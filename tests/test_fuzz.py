@@ -1,4 +1,4 @@
-"""Whatever is given to layers and programs: success, or one error that says why."""
+"""Layers get random arguments. Wrong ones raise an error that names the argument."""
 
 import math
 
@@ -40,7 +40,7 @@ OWN = {
 
 @st.composite
 def convolutions(draw, cls):
-    """The arguments of a convolution that is right."""
+    """Draw valid arguments of a convolution."""
     groups = draw(SIZES)
     kernel_size = draw(PAIRS)
     kwargs = draw(st.fixed_dictionaries({}, optional={**CONV, **OWN[cls]}))
@@ -60,7 +60,7 @@ def convolutions(draw, cls):
 
 
 def by_the_formula(conv, kwargs):
-    """Equations (12) and (9) of the paper, filter by filter."""
+    """Compute the filters by equations (12) and (9) of the paper, one by one."""
     filters = []
     n = conv.weight[0].numel()
     for o, w in enumerate(conv.weight.detach().double()):
@@ -79,7 +79,7 @@ def by_the_formula(conv, kwargs):
 
 
 @pytest.mark.parametrize('cls', [PWSConv2d, WNConv2d])
-def test_every_convolution_is_one_with_the_filters_of_the_formula(cls):
+def test_a_layer_convolves_with_the_filters_of_the_formula(cls):
     @given(convolutions(cls), st.integers(0, 99))
     def check(arguments, seed):
         args, kwargs = arguments
@@ -140,8 +140,8 @@ WRONG_OWN = {
 
 
 @pytest.mark.parametrize('cls', [PWSConv2d, WNConv2d])
-def test_what_is_no_convolution_is_refused_by_name(cls):
-    """When it is made, and not in its first forward pass."""
+def test_the_error_names_a_wrong_argument_of_a_convolution(cls):
+    """The constructor raises it, not the first forward pass."""
     wrong = {**WRONG, **WRONG_OWN[cls]}
     names = st.sampled_from(sorted(wrong))
 
@@ -150,12 +150,12 @@ def test_what_is_no_convolution_is_refused_by_name(cls):
         names.flatmap(lambda n: st.tuples(st.just(n), st.sampled_from(wrong[n]))),
     )
     @settings(max_examples=300)
-    def check(arguments, spoilt):
+    def check(arguments, wrong_argument):
         args, kwargs = arguments
         kwargs.update(
             zip(('in_channels', 'out_channels', 'kernel_size'), args, strict=True)
         )
-        name, value = spoilt
+        name, value = wrong_argument
         with pytest.raises(ValueError, match=name):
             cls(**{**kwargs, name: value})
 
@@ -182,7 +182,7 @@ def test_what_is_no_convolution_is_refused_by_name(cls):
         ),
     ],
 )
-def test_what_is_no_norm_layer_is_refused_by_name(cls, wrong):
+def test_the_error_names_a_wrong_argument_of_a_norm_layer(cls, wrong):
     for name, values in wrong.items():
         for value in values:
             with pytest.raises(ValueError, match=name):
@@ -190,7 +190,7 @@ def test_what_is_no_norm_layer_is_refused_by_name(cls, wrong):
 
 
 @given(SIZES, SIZES, SIZES, SIZES, st.booleans(), st.floats(1e-9, 1), st.floats(0, 1))
-def test_every_norm_layer_is_finite_and_comes_back(n, c, h, w, bias, eps, momentum):
+def test_norm_layers_are_finite_and_load_their_weights(n, c, h, w, bias, eps, momentum):
     x = torch.randn(n, c, h, w, requires_grad=True)
     for make in (
         lambda: NoNorm(c, bias, eps),

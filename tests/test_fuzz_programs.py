@@ -1,4 +1,7 @@
-"""Whatever the programs are given: success, or one error that says why, and no file."""
+"""Programs get random and hostile arguments.
+
+Each run succeeds, or it prints one error that says why and leaves no file behind.
+"""
 
 import argparse
 import errno
@@ -15,7 +18,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, Hostile
+from conftest import ROOT, Hostile, load_config
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -31,7 +34,7 @@ PROGRAMS = sorted(
     if "if __name__ == '__main__':" in path.read_text()
 )
 PROGRAMS += ['benchmarks/conversion_loss.py', 'benchmarks/train_speed.py']
-# What keeps a program that is given nothing wrong from a long work
+# Options that keep a run short if no argument is wrong
 CHEAP = {
     'run_table.py': ['--dry-run'],
     'digits_to_coco.py': ['--num-train', '1', '--num-val', '1', '--size', '32'],
@@ -51,9 +54,7 @@ WORDS = [
 
 
 REPEATABLE = settings(derandomize=True, deadline=None, database=None)
-
-
-# How what a program expects ends, by the name of the argument
+# For the name of an argument: how the values end that the program expects
 LIKELY = dict(
     config='.py',
     configs='.py',
@@ -69,18 +70,16 @@ LIKELY = dict(
 )
 
 
-SSD = ROOT / 'configs/mini/ssd96_vgg16_pws_digits.py'
-
-
+DETECTOR = 'DETECTOR'  # replaced by the path of the fixture `detector`
 LOOP = 'a link to itself'
 
 
 class Exit(Exception):
-    pass
+    """Raised in the place of parse_args, when the parser is complete."""
 
 
 def write_inputs(folder):
-    """Files of all kinds, of which few are what a program expects."""
+    """Write files of all kinds. A program can use only a few of them."""
     configs = dict(
         conv=f'model = {CONV}',
         norm="model = dict(type='NoNorm', num_features=2)",
@@ -155,7 +154,21 @@ def inputs(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope='module')
+def detector(tmp_path_factory):
+    """Return a config of a narrow SSD in one file: it is read and built quickly."""
+    cfg = load_config('configs/mini/ssd96_vgg16_pws_digits.py')
+    channels = (64, 128, 64, 32)
+    cfg.model.backbone.width = 0.125
+    cfg.model.neck.update(in_channels=channels[:2], out_channels=channels)
+    cfg.model.bbox_head.in_channels = channels
+    path = tmp_path_factory.mktemp('detector') / 'ssd.py'
+    cfg.dump(path)
+    return str(path)
+
+
 def contents(folder):
+    """Return the content of each file in a folder, by its path."""
     return {str(path.relative_to(folder)): read(path) for path in folder.rglob('*')}
 
 
@@ -166,7 +179,7 @@ def read(path):
 
 
 def parser_of(program, patch):
-    """The argument parser that a program makes."""
+    """Return the argument parser that a program makes."""
     parsers = []
 
     def note(self, *args, **kwargs):
@@ -181,7 +194,7 @@ def parser_of(program, patch):
 
 
 def command_lines(parser, words):
-    """Strategy of command lines: all that is needed, and some options."""
+    """Return a strategy: all required arguments, and up to two options."""
 
     def values(action):
         if action.nargs == 0 or isinstance(action, argparse.BooleanOptionalAction):
@@ -214,18 +227,22 @@ def command_lines(parser, words):
 
 @pytest.fixture
 def try_program(inputs, load_program, monkeypatch, capsys):
-    """Load a program, and return it and what runs it and judges how it ends."""
+    """Return a function that loads a program.
+
+    It returns the program and a function that runs the program with some arguments and
+    checks how the run ends.
+    """
 
     def load(path):
         name = Path(path).name
         monkeypatch.syspath_prepend((ROOT / path).parent)
         program = load_program(path)
         monkeypatch.chdir(inputs)
-        # loggers of other tests write to what pytest has closed
+        # Loggers of other tests write to files that pytest has closed.
         monkeypatch.setattr(logging, 'raiseExceptions', False)
-        monkeypatch.setattr(subprocess, 'Popen', None)  # nothing is to be trained
+        monkeypatch.setattr(subprocess, 'Popen', None)  # no training starts
         monkeypatch.setattr('page.revision', lambda root: 'unknown')
-        if name == 'digits_to_imagefolder.py':  # 1797 images
+        if name == 'digits_to_imagefolder.py':  # it has 1797 images
             splits = dict(train=slice(0, 1), test=slice(1, 2))
             monkeypatch.setattr('digits.imagefolder.SPLITS', splits)
         before = contents(inputs)
@@ -268,7 +285,7 @@ def restore(path, data):
 
 
 @pytest.mark.parametrize('path', PROGRAMS)
-def test_a_program_succeeds_or_says_why_not(path, inputs, try_program, monkeypatch):
+def test_random_arguments(path, inputs, try_program, monkeypatch):
     program, check = try_program(path)
     words = [*WORDS, *(str(p.relative_to(inputs)) for p in sorted(inputs.iterdir()))]
     lines = command_lines(parser_of(program, monkeypatch), words)
@@ -288,7 +305,7 @@ def test_a_program_succeeds_or_says_why_not(path, inputs, try_program, monkeypat
         ('report', ['work', '-o']),
     ],
 )
-def test_a_full_disk_leaves_what_was_there(path, arguments, try_program, monkeypatch):
+def test_a_full_disk_keeps_the_old_file(path, arguments, try_program, monkeypatch):
     _, check = try_program(f'tools/analysis_tools/{path}.py')
     stock = Path.write_text
 
@@ -297,27 +314,33 @@ def test_a_full_disk_leaves_what_was_there(path, arguments, try_program, monkeyp
         raise OSError(errno.ENOSPC, f'{path}.py: no space left')
 
     monkeypatch.setattr(Path, 'write_text', fill)
-    assert check([*arguments, 'record.json']) == 2  # and nothing is changed
+    assert check([*arguments, 'record.json']) == 2
 
 
-DETECTOR = [SSD, 'none.pth']
-# A right command line of each program, or one that fails late and cheaply
+# A command line of each program that is right, or that fails late and quickly
 RIGHT = {
     'summarize': ['conv.py', '--no-macs'],
-    'conversion_loss': [SSD, SSD, 'none.pth', 'out.jsonl', '--calibrate', 'images'],
+    'conversion_loss': [
+        DETECTOR,
+        DETECTOR,
+        'none.pth',
+        'out.jsonl',
+        '--calibrate',
+        'images',
+    ],
     'make_table': ['table1', '--scale', 'mini'],
     'plot_curves': ['record.json', '-o', 'out.png'],
     'plot_variance': ['work', '--figure', 'layers', '--table', 'out.csv'],
     'report': ['work', '-o', 'out.html'],
-    'suggest_gamma': [SSD],
+    'suggest_gamma': [DETECTOR],
     'train_speed': ['conv.py'],
     'digits_to_coco': ['new'],
     'digits_to_imagefolder': ['new'],
-    'pws_to_onnx': [*DETECTOR, 'out.onnx'],
+    'pws_to_onnx': [DETECTOR, 'none.pth', 'out.onnx'],
     'run_table': ['table1', '--scale', 'mini'],
     'make_norm_free': ['conv.py', 'out.py'],
-    'bn_to_pws': [*DETECTOR, 'out.pth'],
-    'fuse_pws': [*DETECTOR, 'new'],
+    'bn_to_pws': [DETECTOR, 'none.pth', 'out.pth'],
+    'fuse_pws': [DETECTOR, 'none.pth', 'new'],
     'official_to_pws': ['weights.pth', 'out.pth'],
     'publish_backbone': ['weights.pth', 'out.pth'],
 }
@@ -328,15 +351,15 @@ HOSTILE = [
 
 
 @pytest.mark.parametrize('path', PROGRAMS)
-def test_a_hostile_word_in_the_place_of_every_argument(path, try_program, monkeypatch):
+def test_hostile_values_of_each_argument(path, try_program, detector, monkeypatch):
     program, check = try_program(path)
-    right = list(map(str, RIGHT[Path(path).stem]))
+    right = [detector if a == DETECTOR else a for a in RIGHT[Path(path).stem]]
     lines = [
         [*right[:i], word, *right[i + 1 :]]
         for i in range(len(right))
         for word in HOSTILE
     ]
-    # Options are many, and most of them are read alike: a third of the words each.
+    # There are many options, and most are parsed alike: each gets a third of the words.
     for i, action in enumerate(parser_of(program, monkeypatch)._actions):
         if action.option_strings and action.nargs != 0:
             number = action.nargs if isinstance(action.nargs, int) else 1
@@ -349,25 +372,26 @@ def test_a_hostile_word_in_the_place_of_every_argument(path, try_program, monkey
 @pytest.mark.parametrize(
     'name, arguments',
     [
-        ('publish_backbone', ['{}', 'new.pth']),
-        ('official_to_pws', ['{}', 'new.pth']),
-        ('fuse_pws', [SSD, '{}', 'new']),
-        ('bn_to_pws', [SSD, '{}', 'new.pth']),
-        ('pws_to_onnx', [SSD, '{}', 'new.onnx']),
+        ('publish_backbone', ['BAD', 'new.pth']),
+        ('official_to_pws', ['BAD', 'new.pth']),
+        ('fuse_pws', [DETECTOR, 'BAD', 'new']),
+        ('bn_to_pws', [DETECTOR, 'BAD', 'new.pth']),
+        ('pws_to_onnx', [DETECTOR, 'BAD', 'new.onnx']),
     ],
 )
-def test_a_checkpoint_that_is_none_is_named(
-    name, arguments, inputs, load_program, monkeypatch, capsys
+def test_an_error_names_the_file_that_is_no_checkpoint(
+    name, arguments, inputs, detector, load_program, monkeypatch, capsys
 ):
-    """And nothing of it is executed, be it pickled or the text of a config."""
+    """No code in the file is executed: no pickled code, and no text of a config."""
     [path] = [path for path in PROGRAMS if Path(path).stem == name]
     program = load_program(path)
     monkeypatch.chdir(inputs)
     before = contents(inputs)
     for checkpoint in sorted(inputs.glob('*.pth')):
-        line = [str(part).format(checkpoint.name) for part in arguments]
+        values = {DETECTOR: detector, 'BAD': checkpoint.name}
+        line = [values.get(part, part) for part in arguments]
         if name == 'publish_backbone' and checkpoint.stem in ('weights', 'config'):
-            continue  # it has a backbone
+            continue  # these hold a backbone
         monkeypatch.setattr(sys, 'argv', [name, *line])
         with pytest.raises(SystemExit) as stop:
             program.main()
@@ -381,7 +405,7 @@ def test_a_checkpoint_that_is_none_is_named(
 @given(st.binary(max_size=40), st.integers(0, 1200), st.booleans(), st.booleans())
 @example(b'\x80\x02]q\x01', 0, True, True)
 @settings(REPEATABLE, max_examples=200)
-def test_any_bytes_are_a_checkpoint_or_an_error_with_its_name(
+def test_random_bytes_are_read_or_the_error_names_the_file(
     noise, position, alone, old_format
 ):
     buffer = io.BytesIO()

@@ -1,7 +1,7 @@
-"""A training step under what users switch on, alone and in pairs.
+"""A training step with the options that users switch on, alone and in pairs.
 
-Each switch changes how a step is computed, not what: loss and gradients stay those of
-the plain step.
+An option changes how a step is computed, but not its result: the gradients equal those
+of the plain step.
 """
 
 import contextlib
@@ -52,7 +52,7 @@ SIZE = 64
 
 
 class Head(nn.Sequential):
-    """Applied to maps of two sizes."""
+    """A head that is applied to feature maps of two sizes."""
 
     forward_single = nn.Sequential.forward
 
@@ -61,7 +61,7 @@ class Head(nn.Sequential):
 
 
 class Layers(BaseModel):
-    """PWS convolutions of several kinds."""
+    """A network of PWS convolutions of several kinds."""
 
     def __init__(self):
         super().__init__()
@@ -83,7 +83,7 @@ class Layers(BaseModel):
 
 
 class Pyramid(BaseModel):
-    """Backbone and neck of a detector."""
+    """The backbone and the neck of a detector."""
 
     def __init__(self, detector):
         super().__init__(detector.data_preprocessor)
@@ -105,7 +105,7 @@ def detector(name):
             cfg.roi_head[f'{part}_head'].in_channels = 16
         cfg.roi_head.bbox_head.fc_out_channels = 32
         cfg.roi_head.mask_head.conv_out_channels = 16
-        # as many samples in every image, exactly one of them positive
+        # Each image gets the same number of samples, and one positive sample.
         cfg.train_cfg.rcnn.sampler.update(num=16, pos_fraction=1 / 16)
         cfg.test_cfg.rcnn.score_thr = 0.0
     else:
@@ -142,7 +142,7 @@ def randomize(model):
 
 
 def prepare(case):
-    """A model whose loss is a mean over images, and the images."""
+    """Return a model whose loss is a mean over images, and the images."""
     torch.manual_seed(0)
     init_default_scope('mmdet')
     model = randomize(CASES[case]())
@@ -153,7 +153,7 @@ def prepare(case):
     kwargs = dict(num_items=objects, num_classes=10, with_mask=True)
     inputs = demo_mm_inputs(NUM_IMAGES, sizes, **kwargs)
     for sample in inputs['data_samples']:
-        # as pipelines have it; of an array torch.compile cannot always trace a copy
+        # A tuple, as in pipelines: torch.compile cannot always copy an array.
         sample.set_metainfo(dict(scale_factor=(1.1, 1.2)))
     return model, inputs
 
@@ -167,8 +167,8 @@ def means_over_images():
 
 
 def patch(patches):
-    """Take what makes a loss depend on which images are in a batch out of it."""
-    # the first ones instead of random ones
+    """Make the loss of an image independent of the other images of its batch."""
+    # Take the first samples, not random ones.
     patches.setattr(RandomSampler, 'random_choice', lambda _, gallery, n: gallery[:n])
 
     # SSD divides by the number of positives in the batch.
@@ -186,12 +186,12 @@ def autocast(model):
 
 
 def uncached_autocast(model):
-    """Casts filters that are parameters as often as those that are computed."""
+    """Switch the cache of autocast off: plain filters are then cast at each use."""
     return torch.autocast('cpu', torch.bfloat16, cache_enabled=False)
 
 
 def accumulation(model):
-    """One image after the other: see :func:`step`."""
+    """Accumulate gradients, one image after the other: see :func:`step`."""
 
 
 def sharing(model):
@@ -212,7 +212,7 @@ def compilation(model):
 
 def checkpointing(model, reentrant=False):
     convs = [m for m in model.modules() if isinstance(m, PWSConv2d)]
-    for conv in convs[1:]:  # the first sees the image, which needs no gradient
+    for conv in convs[1:]:  # the input of the first needs no gradient
         conv.forward = functools.partial(
             checkpoint, conv.forward, use_reentrant=reentrant
         )
@@ -233,7 +233,7 @@ def step(
     wrap=lambda model: model,
     wrap_optimizer=OptimWrapper,
 ):
-    """Take a training step of some of the images; its gradients by name."""
+    """Take a training step with some of the images. Return the gradients by name."""
     model, inputs = prepare(case)
     with contextlib.ExitStack() as stack:
         for switch in switches:
@@ -247,7 +247,7 @@ def step(
         for batch in batches:
             data = {key: [values[i] for i in batch] for key, values in inputs.items()}
             wrapped.train_step(copy.deepcopy(data), wrapper)
-    # the first momentum is the gradient
+    # After one step, the momentum is the gradient.
     grads = {
         name.replace('_orig_mod.', ''): optimizer.state[p]['momentum_buffer']
         for name, p in model.named_parameters()
@@ -266,7 +266,7 @@ def assert_same(made, wanted, tolerance):
     largest = max(right.abs().max().item() for right in wanted.values())
     assert made.keys() == wanted.keys()
     for name, right in wanted.items():
-        # of some parameters the gradient is a sum that cancels
+        # The terms of some gradients cancel, so their rounding errors are large.
         atol = tolerance * (right.abs().max().item() + 0.1 * largest)
         torch.testing.assert_close(
             made[name], right, rtol=0, atol=atol, msg=lambda m, n=name: f'{n}: {m}'
@@ -274,11 +274,11 @@ def assert_same(made, wanted, tolerance):
 
 
 def assert_same_step(made, case, switches):
-    """The same as with none of the switches, but for half precision."""
+    """The gradients equal those without options, in the same precision."""
     if autocast not in switches:
         assert_same(made, plain_step(case), 1e-4)
     else:
-        # other kernels round otherwise
+        # Other kernels round differently.
         tolerance = 0.3 if channels_last in switches else 0.05
         assert_same(made, plain_step(case, (autocast,)), tolerance)
 
@@ -293,17 +293,17 @@ def combinations():
         checkpointing,
         reentrant_checkpointing,
     ]
-    # checkpointing of one kind or the other
+    # A pair holds at most one kind of checkpointing.
     pairs = list(itertools.combinations(alone[:-1], 2))
     pairs += [(accumulation, reentrant_checkpointing)]
     for case in CASES:
         for switches in [*((switch,) for switch in alone), *pairs]:
             if case == 'mask_rcnn' and {autocast, channels_last} & {*switches}:
-                continue  # below
+                continue  # see test_mask_rcnn_takes_the_same_step
             if case != 'layers' and (
-                sharing in switches  # no PWS convolution sees several maps
+                sharing in switches  # each PWS convolution is used once
                 or compilation in switches
-                and len(switches) > 1  # it takes seconds
+                and len(switches) > 1  # to compile takes seconds
             ):
                 continue
             names = '+'.join(switch.__name__ for switch in switches)
@@ -311,7 +311,7 @@ def combinations():
 
 
 @pytest.mark.parametrize('case, switches', combinations())
-def test_a_step_stays_the_same(case, switches):
+def test_options_do_not_change_a_step(case, switches):
     assert_same_step(step(case, switches), case, switches)
 
 
@@ -320,8 +320,8 @@ def test_a_step_stays_the_same(case, switches):
     [(autocast,), (channels_last,), (autocast, accumulation)],
     ids=lambda switches: '+'.join(switch.__name__ for switch in switches),
 )
-def test_a_step_of_mask_rcnn_stays_the_same(switches, monkeypatch):
-    """Around MMCV's operators for CPUs, which take contiguous single precision."""
+def test_mask_rcnn_takes_the_same_step(switches, monkeypatch):
+    """MMCV's operators for CPUs need contiguous fp32 inputs: cast them here."""
     align, nms = RoIAlign.forward, nms_module.ext_module.nms
     monkeypatch.setattr(
         RoIAlign,
@@ -346,11 +346,11 @@ def test_a_step_of_mask_rcnn_stays_the_same(switches, monkeypatch):
 
 @pytest.mark.parametrize('case', ['layers', 'pyramid', 'ssd'])
 @pytest.mark.parametrize('half', [(), (uncached_autocast,)], ids=['fp32', 'bf16'])
-def test_a_step_is_that_of_plain_convolutions(case, half):
-    """In half precision, too: the filters are standardized in fp32.
+def test_gradients_follow_from_those_of_plain_convolutions(case, half):
+    """The chain rule gives the gradients of W and alpha.
 
-    Theirs are the gradients of the standardized filters, and those of W and alpha
-    follow by the chain rule.
+    Plain convolutions give the gradients of the standardized filters. The same holds in
+    half precision, since the filters are standardized in fp32.
     """
     wanted = step(case, (plain_convolutions, *half))
     model, _ = prepare(case)
@@ -363,7 +363,7 @@ def test_a_step_is_that_of_plain_convolutions(case, half):
             wanted.update(zip(parameters, grads, strict=True))
     made = step(case, half)
     assert_same(made, wanted, 1e-4)
-    # and, as far as half precision goes, the right one
+    # Half precision rounds, but the direction of the gradient is right.
     right = plain_step(case)
     flat = [torch.cat([g[n].flatten() for n in right]) for g in (made, right)]
     assert torch.cosine_similarity(*flat, dim=0) > 0.9
@@ -376,7 +376,7 @@ def loss_of(model, inputs):
 
 @pytest.fixture(scope='module')
 def inductor():
-    """The default of torch.compile, where it finds what it needs to make programs."""
+    """Return torch.compile with its default backend. Skip if it lacks a compiler."""
     torch.compiler.reset()
     try:
         torch.compile(lambda x: x + 1)(torch.ones(2))
@@ -402,7 +402,7 @@ NETS = dict(
 
 @pytest.mark.slow
 @pytest.mark.parametrize('net', NETS)
-def test_compiled_programs(inductor, net):
+def test_compiled_networks_compute_the_same(inductor, net):
     model = randomize(NETS[net]())
     x = torch.randn(2, 3, 32, 32, requires_grad=True)
     parameters = dict(model.named_parameters(), x=x)
@@ -415,14 +415,14 @@ def test_compiled_programs(inductor, net):
 
     made, wanted = map(outputs_and_gradients, (inductor(model), model))
     assert_same(made, wanted, 1e-4)
-    if net == 'backbone':  # and as it is deployed
+    if net == 'backbone':  # the fused network, too
         with torch.no_grad():
             torch.testing.assert_close(inductor(fuse_pws(model))(x), model(x))
 
 
 @pytest.mark.parametrize('case', TRAINED)
-def test_pruned_weights_are_trained_as_masked_ones(case):
-    """And plain convolutions are made of what is left of them."""
+def test_pruned_weights_train_like_masked_weights(case):
+    """fuse_pws makes plain convolutions of the pruned weights."""
     pruned, inputs = prepare(case)
     masked, _ = prepare(case)
     masks = {}
@@ -459,8 +459,8 @@ def test_pruned_weights_are_trained_as_masked_ones(case):
 
 @pytest.mark.parametrize('pre_activation', [True, False])
 @pytest.mark.parametrize('half', [False, True])
-def test_every_block_of_a_backbone_is_checkpointed(pre_activation, half, monkeypatch):
-    """And the step is the same, in half precision, too."""
+def test_with_cp_checkpoints_each_block(pre_activation, half, monkeypatch):
+    """The gradients stay the same, in half precision, too."""
     count = mock.Mock(wraps=checkpoint)
     monkeypatch.setattr(torch.utils.checkpoint, 'checkpoint', count)
     grads = []
@@ -537,15 +537,15 @@ def distributed_steps(tmp_path_factory):
         ]
     ),
 )
-def test_two_processes_take_the_step_of_one(distributed_steps, i):
+def test_two_processes_take_the_same_step_as_one(distributed_steps, i):
     case, _, switches = DISTRIBUTED[i]
     assert_same_step(distributed_steps[i], case, switches)
 
 
 @pytest.mark.parametrize('parts', [1, NUM_IMAGES])
 @pytest.mark.parametrize('case', ['layers', 'pyramid', 'ssd'])
-def test_the_wrapper_for_half_precision(case, parts, monkeypatch):
-    """What a config switches on, with the batch at once or in parts."""
+def test_amp_optim_wrapper_equals_autocast(case, parts, monkeypatch):
+    """A config switches AmpOptimWrapper on. The batch is taken at once or in parts."""
     monkeypatch.setattr(amp_optimizer_wrapper, 'is_cuda_available', lambda: True)
 
     def wrap(optimizer, accumulative_counts):
@@ -559,7 +559,7 @@ def test_the_wrapper_for_half_precision(case, parts, monkeypatch):
     in_parts = () if parts == 1 else (accumulation,)
     made = step(case, in_parts, wrap_optimizer=wrap)
     assert_same_step(made, case, (autocast,))
-    # it is half precision
+    # The step was taken in half precision.
     fp32 = plain_step(case)
     assert not all(torch.allclose(g, fp32[n], rtol=1e-4) for n, g in made.items())
 
@@ -582,11 +582,11 @@ def test_fp16_on_a_gpu(case):
 @pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize('case', ['layers', 'pyramid', 'ssd'])
 @torch.no_grad()
-def test_half_precision_inference(case, dtype):
+def test_half_precision_inference_is_close_to_fp32(case, dtype):
     model, _ = prepare(case)
     for conv in model.modules():
         if isinstance(conv, PWSConv2d):
-            conv.weight.mul_(1e-2)  # so that gamma decides
+            conv.weight.mul_(1e-2)  # gamma is large compared with the variance
             conv.gamma = 1e-8  # 0 in fp16
     x = torch.randn(2, 3, SIZE, SIZE)
     wanted = maps_of(model, x)
@@ -605,7 +605,7 @@ def maps_of(model, x):
     [('layers', True), ('layers', False), ('pyramid', False), ('ssd', False)],
 )
 @torch.no_grad()
-def test_exported_programs(case, strict):
+def test_exported_programs_compute_the_same(case, strict):
     model, _ = prepare(case)
     backbone = share_filters(model.backbone)
     x, other = torch.randn(2, 2, 3, SIZE, SIZE)
@@ -614,7 +614,7 @@ def test_exported_programs(case, strict):
 
 
 @pytest.mark.parametrize('alpha', ['channel', 'layer', 'fixed'])
-def test_functional_transforms_are_loops(alpha):
+def test_functional_transforms_equal_loops(alpha):
     convs = [PWSConv2d(4, 6, 3, groups=2, alpha=alpha).double() for _ in range(3)]
     for p in nn.ModuleList(convs).parameters():
         nn.init.normal_(p)
@@ -653,7 +653,7 @@ def test_conversions_of_batch_norm_leave_pws_alone():
 
 
 class Images(Dataset):
-    """Those that :func:`prepare` has for a case."""
+    """The images that :func:`prepare` returns for a case."""
 
     def __init__(self, inputs):
         self.inputs = inputs
@@ -666,7 +666,7 @@ class Images(Dataset):
 
 
 class Outputs(BaseMetric):
-    """Of detectors the scores, the greatest first."""
+    """Collect the outputs. Of a detection it takes the scores, the greatest first."""
 
     def process(self, data_batch, data_samples):
         for sample in data_samples:
@@ -680,7 +680,7 @@ class Outputs(BaseMetric):
 
 
 class Record(Hook):
-    """The weights after every step, their average, and what the validation says."""
+    """Keep the weights after each step, their average, and the validation metrics."""
 
     priority = 'LOW'  # after EMAHook
 
@@ -727,14 +727,14 @@ def runner_for(case, work_dir, processes=1, seed=0, **kwargs):
 
 
 def train(work_dir, case='layers', processes=1, ema=False, **kwargs):
-    """What a :class:`Record` of two epochs holds, and the outputs of a test."""
+    """Train for two epochs. Return what :class:`Record` keeps, and a test's outputs."""
     hooks = [EMA] if ema else []
     make = functools.partial(runner_for, case, work_dir, processes, **kwargs)
     record = Record()
     make(custom_hooks=[*hooks, record]).train()
     if processes > 1:
-        torch.distributed.barrier()  # the first one writes the checkpoint
-    # of another runner, as testing in the same one starts the averages afresh
+        torch.distributed.barrier()  # the first process writes the checkpoint
+    # Another runner tests: a test in the same runner would restart the average.
     checkpoint = str(work_dir / 'epoch_2.pth')
     tested = make(custom_hooks=hooks, load_from=checkpoint, resume=True).test()
     return dict(record.made, tested=tested['outputs'])
@@ -745,7 +745,7 @@ EMA = dict(type='EMAHook', ema_type='ExpMomentumEMA', momentum=0.1, gamma=1)
 
 @pytest.fixture(scope='module')
 def trained(tmp_path_factory):
-    """What :func:`train` returns for given options, once for each."""
+    """Return a cached :func:`train`: it trains once for the same options."""
 
     @functools.cache
     def make(case='layers', **kwargs):
@@ -754,7 +754,7 @@ def trained(tmp_path_factory):
     return make
 
 
-def test_the_seed_decides_every_bit(trained, tmp_path):
+def test_the_same_seed_gives_the_same_bits(trained, tmp_path):
     again = train(tmp_path)
     torch.testing.assert_close(again, trained(), rtol=0, atol=0)
     other = trained(seed=1)['weights'][-1]
@@ -762,7 +762,7 @@ def test_the_seed_decides_every_bit(trained, tmp_path):
 
 
 @pytest.mark.parametrize('case', ['ssd', 'mask_rcnn'])
-def test_a_detector_learns_the_same_to_the_bit(case):
+def test_detectors_train_the_same_to_the_bit(case):
     def train():
         model, inputs = prepare(case)
         wrapper = OptimWrapper(torch.optim.SGD(model.parameters(), lr=0.01))
@@ -778,7 +778,7 @@ def test_a_detector_learns_the_same_to_the_bit(case):
 
 @pytest.mark.slow
 @pytest.mark.parametrize('case', TRAINED)
-def test_a_compiled_training_is_the_same(trained, tmp_path, case):
+def test_compiled_training_equals_plain_training(trained, tmp_path, case):
     torch.compiler.reset()
     cfg = Config(dict(compile=dict(backend='eager')))
     made = train(tmp_path, case, ema=True, cfg=cfg)
@@ -786,7 +786,7 @@ def test_a_compiled_training_is_the_same(trained, tmp_path, case):
 
 
 def average(weights):
-    """What EMA above makes of the weights after each step."""
+    """Average the weights of all steps by the formula of :data:`EMA`."""
     averaged = weights[0]
     for i, last in enumerate(weights[1:], 1):
         share = 0.9 * math.exp(-1 - i) + 0.1
@@ -795,7 +795,7 @@ def average(weights):
 
 
 @pytest.mark.parametrize('case', TRAINED)
-def test_averaged_weights_are_tested(trained, tmp_path, case):
+def test_validation_and_test_use_the_averaged_weights(trained, tmp_path, case):
     last, made = trained(case), trained(case, ema=True)
     torch.testing.assert_close(made['weights'], last['weights'], rtol=0, atol=0)
     averaged = average(made['weights'])
@@ -826,6 +826,6 @@ def trained_by_two(tmp_path_factory):
 @pytest.mark.slow
 @pytest.mark.parametrize('rank', [0, 1])
 @pytest.mark.parametrize('case', TRAINED)
-def test_two_processes_average_and_test_as_one(trained, trained_by_two, case, rank):
+def test_two_processes_train_and_test_like_one(trained, trained_by_two, case, rank):
     made = torch.load(trained_by_two / case / f'{rank}.pth')
     torch.testing.assert_close(made, trained(case, ema=True), rtol=1e-4, atol=1e-5)

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Train and test a norm-free Mask R-CNN on handwritten digits, through the same
-# programs that train it on COCO. Minutes on two CPU cores. Writes data/digits and
-# work_dirs/demo below the current folder.
+# Train and test a norm-free Mask R-CNN on handwritten digits, with the programs that
+# also train on COCO. It takes minutes on two CPU cores. It writes data/digits and
+# work_dirs/demo in the current folder.
 set -euo pipefail
 tools=$(cd "$(dirname "$0")" && pwd)
 
@@ -15,7 +15,7 @@ processes=$("$python" -c 'import torch; print(min(torch.cuda.device_count() or 2
 
 rm -rf "$work_dir"
 "$tools/dist_train.sh" "$config" "$processes" --work-dir "$work_dir"
-# one process: of several, MMDetection lets only the first draw images
+# Use one process: MMDetection draws only the images of the first process.
 "$python" "$tools/test.py" "$config" "$(cat "$work_dir/last_checkpoint")" \
     --work-dir "$work_dir/test" --show-dir images
 

@@ -1,47 +1,48 @@
 #!/usr/bin/env bash
 #
-# Install pws_mmdet and what it stands on: torch, mmengine, mmcv with its
-# compiled operators, mmdet. Repeat it and interrupt it as you like: what is in
-# place is kept, and a build that was cut off goes on where it stopped.
+# Install pws_mmdet and the packages that it needs: torch, mmengine, mmcv with its
+# compiled operators, mmdet. You can interrupt and repeat it. It keeps what is
+# installed, and continues an interrupted build.
 #
-#   tools/install.sh            into .venv, which is made if need be
+#   tools/install.sh            install into .venv, and create .venv if it is missing
 #   tools/install.sh --check    only name the system packages that are missing
-#   tools/install.sh --pretrain besides, mmpretrain for the classification configs,
-#                               into .venv/pretrain, which sees all that .venv has
+#   tools/install.sh --pretrain also install mmpretrain, for the classification
+#                               configs, into .venv/pretrain, which uses the packages
+#                               of .venv
 #
-#   PYTHON=python3.12        the interpreter that .venv is made from
-#   PWS_VENV=FOLDER          another virtual environment than .venv
-#   PWS_NO_VENV=1            into the active environment (its `python`) instead
-#   PWS_FORKS=1              where there is no mmcv yet: the maintained forks
-#                            (onedl-mmcv, onedl-mmengine, onedl-mmdetection); always
-#                            so with Python 3.13, where mmcv does not build
-#   PWS_TORCH='torch==X.Y'   which torch to take where there is none yet
-#   PWS_TORCH_INDEX=URL      a package index with CPU builds of torch, used where
-#                            no GPU is seen: saves gigabytes of CUDA libraries
-#   MAX_JOBS=N               compilers at a time; by default one for each core and
-#                            2.5 GiB of free memory
+#   PYTHON=python3.12        the interpreter for a new .venv
+#   PWS_VENV=FOLDER          use this virtual environment, not .venv
+#   PWS_NO_VENV=1            use the active environment (its `python`), not .venv
+#   PWS_FORKS=1              if mmcv is not installed, install the maintained forks
+#                            (onedl-mmcv, onedl-mmengine, onedl-mmdetection). With
+#                            Python 3.13 this is the default: mmcv does not build there
+#   PWS_TORCH='torch==X.Y'   the torch to install if there is none
+#   PWS_TORCH_INDEX=URL      a package index with CPU builds of torch, used if there is
+#                            no GPU. It saves gigabytes of CUDA libraries
+#   MAX_JOBS=N               number of parallel compilers. By default each has a core
+#                            and 2.5 GiB of free memory
 #
-# torch 2.1 or later goes with it, and Python 3.10 to 3.13.
+# It needs torch 2.1 or later and Python 3.10 to 3.13.
 
 set -euo pipefail
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 cache=${XDG_CACHE_HOME:-$HOME/.cache}/pws_mmdet
-numpy= # which numpy torch needs
+numpy= # the version of numpy that torch needs
 
 say() { printf 'install: %s\n' "$*"; }
 fail() { say "$@" >&2; exit 1; }
 pip() { "$python" -m pip --disable-pip-version-check "$@"; }
-# mmengine and the build of mmcv import pkg_resources, which later setuptools lack;
-# torch would bring those in.
+# mmengine and the build of mmcv import pkg_resources. setuptools 81 and later lack it,
+# and torch would install such a version.
 get() { say "pip install $*"; pip install -q 'setuptools<81' ${numpy:+"$numpy"} "$@"; }
-# From /, so that nothing in the current folder passes for an installed module.
+# Run Python in /: it could import modules from the current folder.
 py() { (cd / && exec "$python" -W ignore "$@"); }
 
 purelib() { py -c 'import sysconfig; print(sysconfig.get_path("purelib"))'; }
 
-# Whatever pip does touches site-packages: when that and the files that say what
-# to install are older than the last success, nothing is left to do.
+# pip changes the time of site-packages. If site-packages, setup.py and this script are
+# older than the last successful installation, there is nothing to do.
 up_to_date() {
     local site
     [[ -x $python && -f $stamp ]] || return
@@ -50,22 +51,22 @@ up_to_date() {
         $stamp -nt $root/setup.py && $stamp -nt $root/tools/install.sh ]]
 }
 
-# Does everything import, and pws_mmdet from this checkout?
+# Check that all modules import, and that pws_mmdet is this checkout.
 verify() {
     py - "$root/pws_mmdet" <<'EOF'
 import os, sys, sysconfig
 import mmcv.ops, mmdet, mmengine, pws_mmdet, torch
 folder = os.path.dirname(pws_mmdet.__file__)
 if not os.path.samefile(folder, sys.argv[1]):
-    sys.exit(f'install: another pws_mmdet comes first: {folder}')
+    sys.exit(f'install: Python imports another pws_mmdet: {folder}')
 print('install: ready:', *(f'{module.__name__} {module.__version__}' for module in
       (pws_mmdet, torch, mmengine, mmcv, mmdet)), 'in',
       sysconfig.get_path('purelib') + ', from', os.path.dirname(sys.argv[1]))
 EOF
 }
 
-# Is MODULE there, in VERSION or later? Asked by import, not by distribution:
-# the maintained forks (onedl-mmcv, ...) bring the same modules by other names.
+# has MODULE VERSION: check that the module is installed, in this version or later. It
+# imports the module: the maintained forks have the same modules, but other names.
 has() {
     py - "$@" 2>/dev/null <<'EOF'
 import importlib, sys
@@ -75,19 +76,19 @@ assert digit_version(module.__version__) >= digit_version(sys.argv[2])
 EOF
 }
 
-# Which packages to install: choose_packages INTERPRETER
+# choose_packages INTERPRETER: set the packages to install
 choose_packages() {
     if [[ ${PWS_FORKS:-} == 1 ]] ||
         "$1" -c 'import sys; sys.exit(sys.version_info < (3, 13))'; then
         mmcv=(onedl-mmcv 2.3.6 2.3.0 2.4.0)
         mmengine='onedl-mmengine>=0.10.12,<1.0' mmdet='onedl-mmdetection==3.5.1'
     else
-        mmcv=(mmcv 2.1.0 2.0.0rc4 2.2.0) # what mmdet 3.3 wants
+        mmcv=(mmcv 2.1.0 2.0.0rc4 2.2.0) # as mmdet 3.3 requires
         mmengine='mmengine>=0.10.7,<1.0' mmdet='mmdet==3.3.0'
     fi
 }
 
-# Can the installed mmcv stay? Where mmdet is installed, too, it is the judge.
+# Check that the installed mmcv is suitable. If mmdet is installed, its import decides.
 mmcv_fits() {
     py - "${mmcv[@]:2}" 2>/dev/null <<'EOF'
 import sys
@@ -102,7 +103,7 @@ else:
 EOF
 }
 
-# All that a wheel of mmcv is tied to; a glob as long as torch is not there.
+# Print what a wheel of mmcv depends on. It is a glob pattern if torch is missing.
 wheel_key() {
     py - "${mmcv[0]}${mmcv[1]}" <<'EOF'
 import os, sys, sysconfig
@@ -119,7 +120,7 @@ print(f'{sys.argv[1]}-torch{torch}-{tag}-{system}{gpu}')
 EOF
 }
 
-# Name all missing system packages at once, before anything that takes long.
+# Name all missing system packages, before the long steps.
 check_system() {
     local needs='' missing
     if [[ ! -x $python ]]; then
@@ -127,7 +128,7 @@ check_system() {
         needs=venv
     fi
     py -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 14))' ||
-        fail "Python 3.10 to 3.13 is needed; PYTHON=... names another than $python"
+        fail "Python 3.10 to 3.13 is needed; set PYTHON to such an interpreter, instead of $python"
     if [[ $needs == venv ]] || ! mmcv_fits; then
         find_wheel "$cache/$(wheel_key)" >/dev/null || needs+=' compiler'
     fi
@@ -143,7 +144,7 @@ if 'venv' in needs and not importlib.util.find_spec('ensurepip'):
     print(f'{python}-venv')
 try:
     import cv2
-except ImportError:  # it loads two libraries that systems without a desktop lack
+except ImportError:  # cv2 needs two libraries that servers often lack
     for library, package in (('libGL.so.1', 'libgl1'),
                              ('libgthread-2.0.so.0', 'libglib2.0-0')):
         try:
@@ -160,7 +161,7 @@ EOF
     fi
 }
 
-# find_wheel FOLDER, which can be a pattern
+# find_wheel FOLDER_OR_PATTERN
 find_wheel() { compgen -G "$1/*mmcv-*.whl"; }
 
 install_torch() {
@@ -169,10 +170,10 @@ install_torch() {
     read -ra wanted <<<"${PWS_TORCH:-torch==2.13.0}"
     if ! nvidia-smi >/dev/null 2>&1; then
         if [[ -n ${PWS_TORCH_INDEX:-} ]]; then
-            # Torch alone: the index need not carry what torch depends on.
+            # Without dependencies: the index may lack them.
             pip install -q --no-deps --index-url "$PWS_TORCH_INDEX" "${wanted[@]}"
         else
-            say 'no GPU seen: PWS_TORCH_INDEX can name an index of smaller, CPU-only builds'
+            say 'no GPU found: set PWS_TORCH_INDEX to install a smaller CPU build of torch'
         fi
     fi
     get "${wanted[@]}"
@@ -181,35 +182,35 @@ install_torch() {
 install_mmcv() {
     local folder others wheel
     mmcv_fits && return
-    # Two distributions of the same module would end up mixed in one folder.
+    # Two distributions of one module would mix their files in one folder.
     others=$(py -c 'import sys
 from importlib.metadata import packages_distributions as found
 print(*{*found().get("mmcv", [])} - {sys.argv[1]})' "${mmcv[0]}")
-    [[ -z $others ]] || fail "$others has no operators or does not go with mmdet: uninstall it"
+    [[ -z $others ]] || fail "$others has no operators or does not fit mmdet: uninstall it"
 
     folder=$cache/$(wheel_key)
     mkdir -p "$folder"
-    exec 9>"$folder/lock" # one build at a time; the lock ends with its process
+    exec 9>"$folder/lock" # one build at a time; the lock ends with the process
     flock -n 9 || { say "waiting for another run that compiles ${mmcv[0]}"; flock 9; }
     find_wheel "$folder" >/dev/null || build_mmcv "$folder"
     exec 9>&-
 
     wheel=$(find_wheel "$folder")
-    pip install -q --no-deps --force-reinstall "$wheel" # even over one for another torch
+    pip install -q --no-deps --force-reinstall "$wheel" # replaces a wheel for another torch
     get "$wheel"
-    py -c 'import mmcv.ops' || fail "this wheel does not work; remove $folder to build anew"
+    py -c 'import mmcv.ops' || fail "this wheel does not work; remove $folder to build a new one"
 }
 
-# Build the wheel of mmcv in FOLDER/source and move it, complete, to FOLDER.
+# build_mmcv FOLDER: build the wheel in FOLDER/source, then move it to FOLDER.
 build_mmcv() {
     local folder=$1 log=$1/build.log
     check_system
     py -c 'import sys, torch, torch.utils.cpp_extension as extension
 sys.exit(torch.cuda.is_available() and not extension.CUDA_HOME)' ||
-        fail 'a GPU is there, but no nvcc to compile for it: install the CUDA toolkit,' \
-            'or hide the GPU (CUDA_VISIBLE_DEVICES=) and have mmcv for the CPU only'
+        fail 'there is a GPU, but no nvcc to compile for it: install the CUDA toolkit,' \
+            'or hide the GPU (CUDA_VISIBLE_DEVICES=) to install mmcv for the CPU only'
     export MMCV_WITH_OPS=1 MAX_JOBS=${MAX_JOBS:-$(count_jobs)}
-    export CFLAGS=${CFLAGS:--g0 -O2 -w} # no debug symbols: half the time
+    export CFLAGS=${CFLAGS:--g0 -O2 -w} # without debug symbols it takes half the time
     [[ -n ${CXX:-} ]] || type -P c++ >/dev/null || export CXX=clang++
 
     say "compiling ${mmcv[*]:0:2}: 2 minutes on two cores, once per machine and torch"
@@ -219,7 +220,7 @@ sys.exit(torch.cuda.is_available() and not extension.CUDA_HOME)' ||
         compgen -G "$folder/source/mmcv/ops/csrc/pytorch/united_*" >/dev/null ||
             show_error "$log"
         mv "$log" "$folder/united.log"
-        say 'the united sources do not compile; now each file by itself: 7 to 14 minutes'
+        say 'the united sources do not compile; compiling each file: 7 to 14 minutes'
         py "$root/tools/unite_sources.py" "$folder/source" --undo
         make_wheel "$folder" "$log" || show_error "$log"
     fi
@@ -227,32 +228,32 @@ sys.exit(torch.cuda.is_available() and not extension.CUDA_HOME)' ||
     rm -rf "$folder"/{out,source,unpacked}
 }
 
-# Compilers at a time: each needs memory.
+# Print the number of parallel compilers. Each needs memory.
 count_jobs() {
     py -c 'import os, psutil
 jobs = min(len(os.sched_getaffinity(0)), psutil.virtual_memory().available // (5 << 29))
 print(max(1, jobs))'
 }
 
-# Unpack the source distribution of mmcv into FOLDER/source, and unite its files.
+# get_source FOLDER: unpack the sources of mmcv into FOLDER/source, and unite them.
 get_source() {
     local unpacked=$1/unpacked
     rm -rf "$unpacked"
     pip download -q --no-deps --no-build-isolation --no-binary "${mmcv[0]}" \
         -d "$unpacked" "${mmcv[0]}==${mmcv[1]}"
     tar -xzf "$unpacked"/*mmcv-*.tar.gz -C "$unpacked" --strip-components 1
-    # torch knows which standard of C++ its headers need: C++20 since 2.15
+    # torch sets the standard of C++ that its headers need: C++20 since 2.15
     sed -i "s/'-std=c++1[47]'//" "$unpacked/setup.py"
     py "$root/tools/unite_sources.py" "$unpacked" \
         --units "$((MAX_JOBS > 4 ? MAX_JOBS : 4))" >/dev/null ||
-        say 'the sources cannot be united; each file is compiled by itself: 7 to 14 minutes'
+        say 'the sources cannot be united; compiling each file: 7 to 14 minutes'
     mv "$unpacked" "$1/source"
 }
 
 # make_wheel FOLDER LOG
 make_wheel() {
     local status=0
-    set -m # a process group of its own, so that the compilers end with this script
+    set -m # a new process group, so that this script can end the compilers
     pip wheel -v --no-deps --no-build-isolation --use-pep517 \
         -w "$1/out" "$1/source" >"$2" 2>&1 &
     job=$!
@@ -272,7 +273,7 @@ show_error() {
     fail "mmcv was not built; the whole log is $1"
 }
 
-# Follow ninja's count in LOG: on one line of a terminal, else every tenth of it.
+# show_progress LOG: print ninja's count. A log file gets one line for each tenth.
 show_progress() {
     local count finished shown=0
     while kill -0 "$job" 2>/dev/null; do
@@ -289,13 +290,13 @@ show_progress() {
     [[ ! -t 1 ]] || echo
 }
 
-# MMDetection imports mmpretrain, and that torchvision, wherever they are installed;
-# and torchvision of the package index, compiled for CUDA, does not import beside a
-# CPU build of torch. In a place of its own it gets in the way of nothing else.
+# MMDetection imports mmpretrain if it is installed, and mmpretrain imports torchvision.
+# A torchvision that was compiled for CUDA does not import with a CPU build of torch.
+# So both go into a separate environment, where they cannot break MMDetection.
 install_pretrain() {
     local overlay=$venv/pretrain site torch
     torch=$(py -c 'import torch; print(torch.__version__.split("+")[0])')
-    # torchvision goes with one torch, and pip would take the latest of both
+    # A torchvision fits one torch only, and pip would install the latest of both.
     set -- "torch==$torch" --no-build-isolation -e "${root}[pretrain]"
     if [[ ${PWS_NO_VENV:-} == 1 ]]; then
         get "$@"
@@ -335,14 +336,14 @@ elif up_to_date; then
 fi
 check_system
 if ! py -c 'import pip' 2>/dev/null; then
-    say "making $venv"
+    say "creating $venv"
     "$base" -m venv "$venv"
 fi
 get wheel ninja psutil
 install_torch
 py -c 'import torch; exit(torch.__version__ < "2.1")' ||
-    fail 'torch 2.1 or later is needed; an older one is installed: uninstall it'
-# numpy 2 came after torch 2.2, which does not work with it
+    fail 'torch 2.1 or later is needed: uninstall the older one'
+# torch 2.2 and earlier do not work with numpy 2
 numpy=$(py -c 'import torch; print("numpy<2" if torch.__version__ < "2.3" else "")')
 has mmengine 0.10.7 || get "$mmengine"
 install_mmcv

@@ -1,16 +1,17 @@
 #!/usr/bin/env bash
 #
-# Test pws_mmdet on the stacks that people run: for each a virtual environment in the
-# cache, the quick tests of layers, models, conversions and checkpoints, one epoch of
-# two images through tools/train.py, and tools/test.py.
+# Test pws_mmdet with several versions of torch and MMDetection. Each stack of versions
+# gets a virtual environment in the cache. It runs the quick tests of layers, models,
+# conversions and checkpoints, then tools/train.py for one epoch of two images, then
+# tools/test.py.
 #
-#   tools/test_stacks.sh [NAME...]    all of the table by default
+#   tools/test_stacks.sh [NAME...]    by default all stacks of the table below
 #
-# What tools/install.sh understands (PWS_TORCH_INDEX, MAX_JOBS), this does, too.
+# The variables of tools/install.sh (PWS_TORCH_INDEX, MAX_JOBS) work here, too.
 
 set -euo pipefail
 
-# name       Python, the first there is   torch            mmcv, mmengine, mmdet
+# name       first Python that is found   torch            mmcv, mmengine, mmdet
 table='
 torch2.1     3.11 3.10                    torch==2.1.2     stock
 torch2.13    3.11 3.12 3.10               torch==2.13.0    stock
@@ -29,7 +30,7 @@ config=$root/configs/mini/ssd96_vgg16_pws_digits.py
 say() { printf 'test_stacks: %s\n' "$*"; }
 fail() { say "$@" >&2; exit 1; }
 
-# Print the interpreter of the first version that is installed.
+# find_python VERSION...: print the interpreter of the first installed version.
 find_python() {
     local candidate version
     for version; do

@@ -1,16 +1,17 @@
 #!/usr/bin/env python3
 """Unite the C++ and CUDA sources of MMCV, so that its operators compile faster.
 
-Nearly all of the time goes into torch's headers, which the compiler reads once for
-each file. Here a few units include all files: the headers are read once for each
-unit. Files that define the same name at file level go to different units.
+The compiler spends most of the time on torch's headers, which it reads again for each
+file. This program writes a few units that include all files, so that the compiler reads
+the headers once for each unit. Files that define the same name at file level go to
+different units.
 
     python tools/unite_sources.py SOURCE [--units 4] [--cuda-units 8]
     python tools/unite_sources.py SOURCE --undo
 
-SOURCE is an unpacked source distribution of mmcv or onedl-mmcv. Its setup.py stays
-as it is: it compiles what it finds by extension, and the originals get another one.
-Needs nothing besides Python.
+SOURCE is an unpacked source distribution of mmcv or onedl-mmcv. Its setup.py does not
+change: it compiles files by their extension, and the original files get another one.
+The program needs only Python.
 """
 
 import argparse
@@ -19,8 +20,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 FOLDER = 'mmcv/ops/csrc/pytorch'
-SUFFIX = '.hpp'  # of an original: setup.py compiles no headers, but packs them
-UNIT = 'united_'  # begins the name of a unit
+SUFFIX = '.hpp'  # for the original files: setup.py does not compile headers
+UNIT = 'united_'  # prefix of the units' names
 
 _NOISE = re.compile(
     r'//[^\n]*|/\*.*?\*/|"(?:\\.|[^"\\\n])*"|\'(?:\\.|[^\'\\\n])+\'', re.DOTALL
@@ -33,15 +34,15 @@ _ATTRIBUTES = ('__launch_bounds__', '__attribute__', '__align__', 'alignas', 'de
 
 @dataclass
 class Source:
-    """What a file brings into the unit that includes it.
+    """What a file defines and uses.
 
     Args:
-        path: Its path.
-        size: Characters of code.
-        names: What it defines at file level, or in a namespace.
-        macros: Its macros that are not undefined again, and their text.
-        words: All identifiers that it uses.
-        opens_namespace: Whether it says `using namespace` for all that follows.
+        path: Path of the file.
+        size: Number of characters of code.
+        names: Names that it defines at file level or in a namespace.
+        macros: Text of each macro that it defines and does not undefine.
+        words: All identifiers in it.
+        opens_namespace: Whether it holds `using namespace` at file level.
     """
 
     path: Path
@@ -53,11 +54,11 @@ class Source:
 
     @property
     def comes_last(self) -> bool:
-        """Whether it breaks what follows: `#define min` or `using namespace std`."""
+        """Whether it can break later files: `#define min` or `using namespace std`."""
         return self.opens_namespace or any(m != m.upper() for m in self.macros)
 
     def clashes_with(self, other: 'Source') -> bool:
-        """Whether one unit cannot hold both."""
+        """Whether the two files must be in different units."""
         return (
             (self.comes_last and other.comes_last)
             or not self.names.isdisjoint(other.names)
@@ -75,8 +76,8 @@ class Source:
 def read_source(path: Path) -> Source:
     """Find what a C++ or CUDA file defines.
 
-    This is no parser of C++: it counts braces and looks at the words before them.
-    A name too many costs nothing but a place in another unit.
+    It does not parse C++. It counts braces and looks at the words before them. If it
+    finds a name that is none, a file may only go to another unit.
     """
     text = path.read_text(encoding='utf-8', errors='replace').replace('\\\n', ' ')
     text = _NOISE.sub(lambda m: ' ' if m[0].startswith('/') else '""', text)
@@ -104,17 +105,18 @@ def _names_at_file_level(text: str) -> set[str]:
             closed = not inside
         elif part == '{':
             if re.search(r'\bnamespace\b|\bextern\s*""\s*$', statement):
-                statement = ''  # what it holds is at file level, too
+                statement = ''  # names in a namespace count as file level
             else:
                 names |= _defined(statement)
                 inside = 1
         elif part in (';', '}'):
-            # `int f(int);` declares and may be repeated, `int n = f(1);` may not
+            # A declaration such as `int f(int);` may be repeated, but not
+            # a definition such as `int n = f(1);`.
             if not closed and ('(' not in statement.split('=')[0] or '=' in statement):
                 names |= _defined(statement)
             statement, closed = '', False
         elif closed and part.strip() and not part.strip().startswith(','):
-            statement, closed = part, False  # a function has no semicolon
+            statement, closed = part, False  # no semicolon ends a function
         else:
             statement += part
     return names
@@ -145,14 +147,14 @@ def _without_template(statement: str) -> str:
 
 
 def group(sources: list[Source], units: int) -> list[list[Source]]:
-    """Distribute files to units of about the same size.
+    """Distribute files over units of about the same size.
 
     Args:
         sources: The files.
-        units: How many units to make; clashes can need more.
+        units: Number of units. If files clash, there can be more.
 
     Returns:
-        The files of each unit, in the order in which it includes them.
+        The files of each unit, in the order of their inclusion.
     """
     groups: list[list[Source]] = [[] for _ in range(units)]
     for source in sorted(sources, key=lambda s: (-s.size, s.path)):
@@ -165,15 +167,15 @@ def group(sources: list[Source], units: int) -> list[list[Source]]:
 
 
 def unite(root: Path, units: int, cuda_units: int | None = None) -> list[Path]:
-    """Write the units of a source tree and put its originals aside.
+    """Write the units of a source tree and rename the original files.
 
     Args:
         root: The unpacked source distribution.
-        units: How many units of C++ to make, at the least.
-        cuda_units: How many units of CUDA; ``units`` by default.
+        units: Least number of units of C++.
+        cuda_units: Least number of units of CUDA (default: ``units``).
 
     Returns:
-        The units.
+        The paths of the units.
 
     Raises:
         FileNotFoundError: If there are no sources of operators.
@@ -205,7 +207,7 @@ def unite(root: Path, units: int, cuda_units: int | None = None) -> list[Path]:
 
 
 def undo(root: Path) -> None:
-    """Put the originals back and remove the units."""
+    """Restore the original files and remove the units."""
     folder = Path(root, FOLDER)
     for unit in folder.rglob(f'{UNIT}*'):
         unit.unlink()
@@ -220,8 +222,8 @@ def main() -> None:
     )
     parser.add_argument('source', type=Path, help='unpacked source distribution')
     parser.add_argument('--units', type=int, default=4, help='of C++ (default: 4)')
-    parser.add_argument('--cuda-units', type=int, help='default: as --units')
-    parser.add_argument('--undo', action='store_true', help='put the originals back')
+    parser.add_argument('--cuda-units', type=int, help='of CUDA (default: as --units)')
+    parser.add_argument('--undo', action='store_true', help='restore the files')
     args = parser.parse_args()
     if args.undo:
         undo(args.source)

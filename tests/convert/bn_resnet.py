@@ -10,7 +10,15 @@ from torch import nn
 from pws_mmdet.convert import load_bn_weights
 from pws_mmdet.models import PWSResNet
 
-SMALL = dict(depth=18, base_channels=8, stem_channels=8)
+SMALL = dict(
+    depth=18,
+    base_channels=8,
+    stem_channels=8,
+    num_stages=2,
+    strides=(1, 2),
+    dilations=(1, 1),
+    out_indices=(0, 1),
+)
 
 
 PLAIN_STEM = dict(stem_conv_cfg=dict(type='BiasConv2d'))

@@ -30,10 +30,26 @@ def settle(model, seed=0):
     return model
 
 
+CHANNELS = [64, 128, 64, 32]
+# An eighth of the channels
+NARROW = {
+    'model.backbone.width': 0.125,
+    'model.neck.in_channels': CHANNELS[:2],
+    'model.neck.out_channels': CHANNELS,
+    'model.bbox_head.in_channels': CHANNELS,
+}
+
+
+def narrow_ssd(config, options=NARROW):
+    cfg = load_config(config)
+    cfg.merge_from_dict(options)
+    return MODELS.build(cfg.model)
+
+
 @pytest.fixture
 def ssd(tmp_path):
-    """Return the small SSD with BN, and its checkpoint."""
-    model = MODELS.build(load_config('configs/mini/ssd96_vgg16_bn_digits.py').model)
+    """Return a narrow SSD with BN, and its checkpoint."""
+    model = narrow_ssd('configs/mini/ssd96_vgg16_bn_digits.py')
     settle(model)
     model.eval()
     path = tmp_path / 'bn.pth'
@@ -43,7 +59,7 @@ def ssd(tmp_path):
 
 
 PWS_SSD = ROOT / 'configs/mini/ssd96_vgg16_pws_digits.py'
-CHANNEL = dict(cfg_options={'model.bbox_head.conv_cfg.alpha': 'channel'})
+CHANNEL = dict(cfg_options={**NARROW, 'model.bbox_head.conv_cfg.alpha': 'channel'})
 
 
 def test_a_detector(ssd, digits, tmp_path):
@@ -57,9 +73,7 @@ def test_a_detector(ssd, digits, tmp_path):
     assert 'backbone.stages.0.0.conv: fitted, relative error' in printed
     assert '27 convolutions of the network, fitted to 4 images' in printed
 
-    cfg = load_config(PWS_SSD)
-    cfg.merge_from_dict(CHANNEL['cfg_options'])
-    pws = MODELS.build(cfg.model)
+    pws = narrow_ssd(PWS_SSD, CHANNEL['cfg_options'])
     pws.load_state_dict(made['state_dict'])
     pws.eval()
     images = [cv2.imread(str(path)) for path in (digits / 'val2017').iterdir()]
@@ -163,7 +177,7 @@ def test_bad_input(ssd, digits, tmp_path):
     wide = {**CHANNEL['cfg_options'], 'model.backbone.width': 0.5}
     assert 'do not fit the network' in error(PWS_SSD, path, out, cfg_options=wide)
     pws = tmp_path / 'pws.pth'
-    torch.save(MODELS.build(load_config(PWS_SSD).model).state_dict(), pws)
+    torch.save(narrow_ssd(PWS_SSD).state_dict(), pws)
     assert 'with PWS already' in error(PWS_SSD, pws, out, **CHANNEL)
     weights = torch.load(path, weights_only=True)['state_dict']
     weights['backbone.conv6.conv.weight'] *= np.nan

@@ -90,6 +90,10 @@ def test_pretrained_weights_are_converted_in_every_backbone(tmp_path):
     assert backbone.type == 'HRNet' and backbone.init_cfg.type == 'PWSPretrained'
     stock = Config.fromstring(f'_base_ = {config!r}', '.py').model.backbone
     stock.init_cfg = None
+    for net in (backbone, stock):  # one module a stage, one block a branch
+        for stage in net.extra.values():
+            stage.num_modules = 1
+            stage.num_blocks = [1] * stage.num_branches
     path = tmp_path / 'hrnet.pth'
     torch.save(MODELS.build(stock).state_dict(), path)
     backbone.init_cfg.checkpoint = str(path)

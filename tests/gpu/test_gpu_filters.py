@@ -1,7 +1,7 @@
-"""The Triton kernel that computes filters, beside the formula in fp64.
+"""The Triton kernel computes the same filters as the formula in fp64.
 
-It runs on a GPU, or on a CPU by Triton's interpreter: TRITON_INTERPRET=1
-PWS_GPU_TESTS_ON=cpu.
+The tests run on a GPU. With TRITON_INTERPRET=1 PWS_GPU_TESTS_ON=cpu they run on a CPU,
+in Triton's interpreter.
 """
 
 import os
@@ -54,7 +54,7 @@ def is_by_kernel(filters):
 
 
 def assert_right(weight, alpha, gamma=1e-3, scale=True, dtype=None):
-    """Filters and gradients are those of the formula."""
+    """Check that filters and gradients equal those of the formula."""
     made = standardize_weight(weight, alpha, gamma, scale, dtype)
     assert is_by_kernel(made)
     assert made.dtype == (dtype or weight.dtype) and made.shape == weight.shape
@@ -80,12 +80,12 @@ def assert_close(made, wanted):
 @pytest.mark.parametrize(
     'shape', [(8, 3, 7, 7), (4, 16, 3, 3), (6, 64, 1, 1), (2, 512, 3, 3), (3, 130, 3)]
 )
-def test_filters_and_gradients(shape, gains, device):
+def test_filters_and_gradients_equal_the_formula(shape, gains, device):
     assert_right(*make(shape, gains, device))
 
 
 @pytest.mark.parametrize('n', [2, 5, 1023, 1025, MAX_VALUES])
-def test_sizes_of_a_filter(n, device):
+def test_filters_of_any_size(n, device):
     assert_right(*make((3, n), 'filter', device))
 
 
@@ -100,7 +100,7 @@ def test_gamma_and_scale(device):
 def test_half_precision(dtype, device):
     assert_right(*make((4, 16, 3, 3), 'filter', device, dtype))
     assert_right(*make((4, 16, 3, 3), 'layer', device, dtype))
-    # what autocast makes of fp32 filters
+    # As under autocast: fp32 weights, half precision filters.
     assert_right(*make((4, 16, 3, 3), 'filter', device), dtype=dtype)
     assert_right(*make((4, 16, 3, 3), 'layer', device), dtype=dtype)
 
@@ -109,7 +109,7 @@ def test_half_precision(dtype, device):
 def test_channels_last(gains, device):
     weight, alpha = make((4, 16, 3, 3), gains, device)
     weight = weight.detach().to(memory_format=torch.channels_last).requires_grad_()
-    assert_right(weight, alpha)  # the gradient of the filters is contiguous there
+    assert_right(weight, alpha)  # with a contiguous gradient of the filters
     made = standardize_weight(weight, alpha)
     assert made.stride() == weight.stride()
     (made**2).sum().backward()
@@ -120,8 +120,8 @@ def test_channels_last(gains, device):
     torch.testing.assert_close(kept, weight.grad, rtol=1e-4, atol=1e-5)
 
 
-def test_memory_that_starts_anywhere(device):
-    """The compiled kernel expects multiples of 16 bytes."""
+def test_weights_need_no_alignment(device):
+    """A kernel that was compiled for addresses of multiples of 16 bytes also works."""
     alpha = torch.rand(4, device=device)
     for offset in (0, 1, 2, 0):
         memory = torch.randn(4 * 144 + 4, device=device)
@@ -129,14 +129,14 @@ def test_memory_that_starts_anywhere(device):
         assert_right(weight, alpha.requires_grad_())
 
 
-def test_without_gradients(device):
+def test_frozen_weights_or_alpha(device):
     weight, alpha = make((4, 16, 3, 3), 'filter', device)
     wanted = formula(weight, alpha, 1e-4, True)
     with torch.no_grad():
         assert_close(standardize_weight(weight, alpha), wanted)
     with torch.inference_mode():
         assert_close(standardize_weight(weight, alpha), wanted)
-    # only one of both is trained
+    # Only one of the two is trained.
     for trained in (weight, alpha):
         w, a = weight.detach(), alpha.detach()
         w.requires_grad_(trained is weight)
@@ -165,7 +165,7 @@ def test_gradients_of_gradients(gains, device):
         assert_close(a, b.double())
 
 
-def test_what_the_kernel_leaves_to_group_norm(device):
+def test_other_weights_are_left_to_group_norm(device):
     def uses_kernel(weight):
         return is_by_kernel(standardize_weight(weight.requires_grad_()))
 
@@ -208,9 +208,9 @@ def test_transforms_of_functions(device):
 
 @pytest.mark.parametrize('dtype', HALF, ids=str)
 def test_autocast(dtype, device):
-    """The filters are made in the dtype that the convolution takes."""
+    """The kernel writes the filters in the dtype of the convolution."""
     if device.type == 'cpu':
-        pytest.skip("the kernel knows the GPU's autocast only")
+        pytest.skip('the kernel supports the autocast of GPUs only')
     conv = PWSConv2d(8, 8, 3).to(device)
     x = torch.randn(2, 8, 6, 6, device=device)
 
@@ -263,5 +263,5 @@ def test_training_steps_in_a_cuda_graph(device):
 
 def test_another_device_than_the_current_one(device):
     if torch.cuda.device_count() < 2:
-        pytest.skip('it needs 2 GPUs')
+        pytest.skip('the test needs 2 GPUs')
     assert_right(*make((4, 16, 3, 3), 'filter', torch.device('cuda', 1)))

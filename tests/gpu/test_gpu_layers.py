@@ -1,4 +1,4 @@
-"""What every layer promises, on a GPU."""
+"""The layers on a GPU."""
 
 import copy
 import functools
@@ -29,11 +29,11 @@ LAYERS = {
 }
 CONVOLUTIONS = [name for name in LAYERS if name.startswith(('PWS', 'WN'))]
 HALF = [torch.float16, torch.bfloat16]
-EXACT = 1e-4  # the relative error of fp32; that of TF32 is above 3e-4
+EXACT = 1e-4  # relative error: fp32 is below it, TF32 is above 3e-4
 
 
 def make(name, device):
-    """A layer with random parameters, and an input for it."""
+    """Return a layer with random parameters, and an input for it."""
     torch.manual_seed(0)
     layer = LAYERS[name]()
     for key, p in layer.named_parameters():
@@ -44,7 +44,7 @@ def make(name, device):
 
 
 def results(layer, x, dtype=None):
-    """Output, input gradient and parameter gradients, in fp64 on the CPU."""
+    """Return the output and the gradients, in fp64 on the CPU."""
     x = x.detach().requires_grad_()
     parameters = dict(layer.named_parameters())
     with torch.autocast(x.device.type, dtype, enabled=dtype is not None):
@@ -64,7 +64,7 @@ def assert_close(made, wanted, tolerance):
 
 
 @pytest.mark.parametrize('name', LAYERS)
-def test_it_computes_what_a_cpu_does(name, device):
+def test_a_gpu_computes_the_same_as_a_cpu(name, device):
     layer, x = make(name, device)
     wanted = results(copy.deepcopy(layer).cpu().double(), x.cpu().double())
     assert_close(results(layer, x), wanted, EXACT)
@@ -80,7 +80,7 @@ def test_autocast_is_close_to_fp32(name, dtype, device):
 
 @pytest.mark.parametrize('dtype', HALF, ids=str)
 def test_filters_of_half_precision_weights(dtype, device):
-    """Their variance is taken in fp32, where gamma is not 0."""
+    """The variance is computed in fp32, since gamma would be 0 in fp16."""
     weight = (1e-2 * torch.randn(16, 8, 3, 3, device=device)).to(dtype)
     made = standardize_weight(weight, gamma=1e-8)
     assert made.dtype == dtype
@@ -90,7 +90,7 @@ def test_filters_of_half_precision_weights(dtype, device):
 
 
 @pytest.mark.parametrize('name', LAYERS)
-def test_channels_last(name, device):
+def test_channels_last_computes_the_same(name, device):
     layer, x = make(name, device)
     wanted = results(layer, x)
     layer.to(memory_format=torch.channels_last)
@@ -103,7 +103,7 @@ def test_channels_last(name, device):
 @pytest.mark.parametrize(
     'name', ['PWS', 'PWS, alpha of the layer', 'PWS, groups', 'WN']
 )
-def test_compiled(name, device):
+def test_compiled_layers_compute_the_same(name, device):
     torch.compiler.reset()
     layer, x = make(name, device)
     wanted = results(layer, x)
@@ -116,7 +116,7 @@ def test_compiled(name, device):
 
 @pytest.mark.parametrize('name', CONVOLUTIONS)
 @torch.no_grad()
-def test_fused_on_the_device(name, device):
+def test_fused_layers_stay_on_the_device(name, device):
     layer, x = make(name, device)
     net = nn.Sequential(layer, nn.ReLU()).eval()
     fused = fuse_pws(net)
@@ -143,7 +143,7 @@ def test_shared_filters_are_computed_once(device, monkeypatch):
 
 
 @pytest.mark.parametrize('name', LAYERS)
-def test_weights_go_to_a_cpu_and_back(name, device, tmp_path):
+def test_weights_move_to_a_cpu_and_back(name, device, tmp_path):
     layer, x = make(name, device)
     y = layer.eval()(x)
     torch.save(layer.state_dict(), tmp_path / 'device.pth')
@@ -162,10 +162,10 @@ def test_weights_go_to_a_cpu_and_back(name, device, tmp_path):
     torch.testing.assert_close(back(x), y, rtol=1e-4, atol=1e-4)
 
 
-def test_the_filters_cost_no_synchronization(device):
-    """No value of a step is waited for."""
+def test_a_step_does_not_synchronize_with_the_gpu(device):
+    """The CPU never waits for a value from the GPU."""
     if device.type == 'cpu':
-        pytest.skip('nothing is waited for on a CPU')
+        pytest.skip('a CPU has nothing to synchronize with')
     layer, x = make('PWS', device)
     F.relu(layer(x)).sum().backward()
     torch.cuda.set_sync_debug_mode('error')
@@ -175,8 +175,8 @@ def test_the_filters_cost_no_synchronization(device):
         torch.cuda.set_sync_debug_mode('default')
 
 
-def test_a_step_is_captured_in_a_graph(device):
-    """What a CUDA graph replays follows the weights as they change."""
+def test_a_cuda_graph_uses_the_current_weights(device):
+    """A replay of the graph uses weights that changed after the capture."""
     if device.type == 'cpu':
         pytest.skip('a CPU has no CUDA graphs')
     layer, x = make('PWS', device)

@@ -31,7 +31,7 @@ STEPS = 3
 
 
 def operator(function, *args):
-    """Call an operator of MMCV's; skip if MMCV was built without it."""
+    """Call an operator of MMCV. Skip if MMCV was built without it."""
     try:
         return function(*args)
     except (RuntimeError, NotImplementedError) as e:
@@ -41,7 +41,7 @@ def operator(function, *args):
 
 
 def losses_of(name, device, dtype, memory_format=torch.contiguous_format):
-    """The losses of a few steps, and the weights after them."""
+    """Take a few steps, check the weights, and return the losses."""
     cfg = load_config(DETECTORS[name])
     cfg.optim_wrapper.clip_grad = None
     if dtype is not None:
@@ -54,7 +54,7 @@ def losses_of(name, device, dtype, memory_format=torch.contiguous_format):
     losses = []
     for _ in range(STEPS):
         detector.prepare()
-        torch.manual_seed(0)  # of the proposals that are drawn
+        torch.manual_seed(0)  # proposals are sampled
         losses.append(float(detector.run()))
     assert all(map(math.isfinite, losses))
     moved = 0
@@ -89,7 +89,7 @@ def test_half_precision_steps_are_close_to_fp32(name, dtype, device, monkeypatch
 def test_channels_last_steps_are_the_same(name, device):
     made = losses_of(name, device, None, torch.channels_last)
     wanted = losses_of(name, device, None)
-    # of Mask R-CNN, almost equal scores may put proposals in another order
+    # In Mask R-CNN, proposals with almost equal scores may change their order.
     assert made == pytest.approx(wanted, rel=0.02 if name == 'ssd' else 0.1)
 
 
@@ -110,8 +110,8 @@ def test_a_fused_detector_predicts_the_same(name, device):
         torch.testing.assert_close(*scores, rtol=1e-3, atol=1e-3)
 
 
-def test_regions_are_those_of_a_cpu(device):
-    """Values and gradients of RoIAlign, suppression, focal loss."""
+def test_operators_of_mmcv_equal_those_of_a_cpu(device):
+    """RoIAlign and its gradient, NMS, focal loss."""
     torch.manual_seed(0)
     x = torch.randn(2, 4, 20, 20)
     corners = 60 * torch.rand(8, 2)
@@ -136,7 +136,7 @@ def test_regions_are_those_of_a_cpu(device):
     ]
     assert torch.equal(*kept)
 
-    if device.type == 'cuda':  # MMCV has no other
+    if device.type == 'cuda':  # MMCV has no focal loss for CPUs
         logits = torch.randn(8, 3)
         args = logits.to(device), labels.to(device), 2.0, 0.25, None, 'none'
         made = operator(sigmoid_focal_loss, *args).cpu()
@@ -147,7 +147,7 @@ def test_regions_are_those_of_a_cpu(device):
         torch.testing.assert_close(made, wanted, rtol=1e-4, atol=1e-6)
 
 
-def test_conversion_with_images_on_the_device(device):
+def test_conversion_on_the_device_is_close_to_that_on_a_cpu(device):
     torch.manual_seed(0)
     bn = dict(type='BN')
     layers = [ConvModule(3, 16, 3, norm_cfg=bn), ConvModule(16, 16, 3, norm_cfg=bn)]
@@ -172,8 +172,8 @@ def test_conversion_with_images_on_the_device(device):
     assert (outputs[0] - wanted).norm() < 0.6 * wanted.norm()
 
 
-def test_checkpoints_of_detectors_go_to_a_cpu_and_back(device, tmp_path):
-    """With the state of the optimizer, as MMEngine writes them."""
+def test_checkpoints_of_detectors_move_to_a_cpu_and_back(device, tmp_path):
+    """The checkpoint holds the state of the optimizer, too, as MMEngine writes it."""
     cfg = load_config(DETECTORS['ssd'])
     detector = Detector('ssd', cfg, 2, (SIZE, SIZE))
     detector.build(device, num_boxes=3)
@@ -240,9 +240,9 @@ def distributed_worker(rank, backend, port, world_size, path):
 
 
 @pytest.mark.parametrize('world_size', [1, 2])
-def test_distributed_training_is_that_of_one_process(world_size, device, tmp_path):
+def test_distributed_training_equals_one_process(world_size, device, tmp_path):
     if device.type == 'cuda' and torch.cuda.device_count() < world_size:
-        pytest.skip(f'it needs {world_size} GPUs')
+        pytest.skip(f'the test needs {world_size} GPUs')
     backend = 'nccl' if device.type == 'cuda' else 'gloo'
     with socket.socket() as s:
         s.bind(('127.0.0.1', 0))
@@ -256,9 +256,9 @@ def test_distributed_training_is_that_of_one_process(world_size, device, tmp_pat
         torch.testing.assert_close(value, wanted[key], rtol=1e-3, atol=1e-4)
 
 
-def test_a_backbone_compiles(device):
+def test_a_compiled_backbone_computes_the_same(device):
     if device.type == 'cpu':
-        pytest.skip('tests/test_matrix.py has it for a CPU')
+        pytest.skip('tests/test_matrix.py tests it on a CPU')
     torch.compiler.reset()
     cfg = dict(type='PWSResNet', depth=18, base_channels=16, stem_norm_cfg=None)
     model = MODELS.build(cfg).to(device)

@@ -1,9 +1,9 @@
-"""One range of versions is stated everywhere."""
+"""All files state the same versions of Python and torch."""
 
 import re
 
 
-def test_the_same_pythons_are_stated_everywhere(root):
+def test_all_files_state_the_same_python_versions(root):
     setup = (root / 'setup.py').read_text()
     first, after = map(int, re.search(r'range\((\d+), (\d+)\)', setup).groups())
     assert f"python_requires='>=3.{first}'" in setup
@@ -13,7 +13,7 @@ def test_the_same_pythons_are_stated_everywhere(root):
         assert found and {' '.join(f.split()) for f in found} == {stated}, path
 
 
-def test_the_same_torch_is_stated_everywhere(root):
+def test_all_files_state_the_same_torch_version(root):
     scope = {}
     exec((root / 'pws_mmdet/version.py').read_text(), scope)
     stated = f'torch {scope["MINIMUM_VERSIONS"]["torch"]} '

@@ -1,4 +1,4 @@
-"""The programs, from their command lines."""
+"""Tests of the programs in tools/, run from the command line."""
 
 import json
 import os
@@ -46,8 +46,8 @@ def train(run, root):
 
 @pytest.fixture
 def data(digits, tmp_path):
-    """A copy of the images of digits, to be damaged."""
-    folder = tmp_path / 'copy of digits'.replace(' ', '_')
+    """Return a copy of the images of digits, which the test may damage."""
+    folder = tmp_path / 'copy_of_digits'
     shutil.copytree(digits, folder)
     return folder
 
@@ -57,7 +57,7 @@ def weights(path):
 
 
 @pytest.mark.parametrize('program', ['train', 'test'])
-def test_help_is_mmdetections_own(run, root, program):
+def test_help_shows_the_options_of_mmdetection(run, root, program):
     text = run(sys.executable, root / f'tools/{program}.py', '--help').stdout
     assert f'usage: {program}.py' in text
     for flag in ('--work-dir', '--cfg-options', '--launcher'):
@@ -67,7 +67,7 @@ def test_help_is_mmdetections_own(run, root, program):
 @pytest.mark.parametrize(
     'script', ['dist_train', 'dist_test', 'slurm_train', 'slurm_test']
 )
-def test_scripts_say_how_they_are_used(run, root, script):
+def test_scripts_without_arguments_print_their_usage(run, root, script):
     process = run(root / f'tools/{script}.sh', check=False)
     assert process.returncode == 2
     assert 'usage: ' in process.stdout
@@ -85,10 +85,10 @@ def test_two_cpu_processes_train_validate_and_test(run, root, digits, tmp_path):
     assert 'Epoch(test)' in log and 'coco/bbox_mAP' in log
 
 
-def test_a_resumed_run_repeats_the_uninterrupted_one(train, digits, tmp_path):
+def test_a_resumed_run_equals_the_uninterrupted_run(train, digits, tmp_path):
     three = options(digits, 3, **{'randomness.seed': 5})
     train(SSD, '--work-dir', 'whole', *three)
-    # The same schedule, cut off after its second epoch
+    # The same schedule, stopped after its second epoch
     shutil.copytree(tmp_path / 'whole', tmp_path / 'cut')
     (tmp_path / 'cut/epoch_3.pth').unlink()
     (tmp_path / 'cut/last_checkpoint').write_text(str(tmp_path / 'cut/epoch_2.pth'))
@@ -103,7 +103,7 @@ def test_a_resumed_run_repeats_the_uninterrupted_one(train, digits, tmp_path):
     assert any(not torch.equal(value, whole[key]) for key, value in second.items())
 
 
-def test_a_dead_worker_ends_the_run(run, root, digits, tmp_path):
+def test_an_error_in_one_process_ends_the_run(run, root, digits, tmp_path):
     (tmp_path / 'dies.py').write_text(
         'from mmengine.dist import get_rank\n'
         'from mmengine.hooks import Hook\n'
@@ -132,7 +132,7 @@ def test_a_dead_worker_ends_the_run(run, root, digits, tmp_path):
     assert process.stdout.splitlines()[-1] == 'ArithmeticError: worker one died'
 
 
-def test_an_error_before_training_is_the_last_on_the_screen(run, root, tmp_path):
+def test_an_error_before_training_is_the_last_output(run, root, tmp_path):
     process = run(
         root / 'tools/dist_train.sh',
         root / SSD,
@@ -147,7 +147,7 @@ def test_an_error_before_training_is_the_last_on_the_screen(run, root, tmp_path)
     assert 'Traceback' not in last and 'torch' not in last
 
 
-def test_a_wrong_option_is_the_last_on_the_screen(run, root):
+def test_the_error_of_a_wrong_option_is_the_last_output(run, root):
     launch = root / 'tools/dist_train.sh'
     process = run(launch, root / SSD, 2, '--cfg-options', 'typo', check=False)
     assert process.returncode == 2
@@ -183,7 +183,7 @@ def test_port_and_nodes_are_passed_on(run, root, tmp_path):
         'train.py c.py --launcher pytorch --amp --cfg-options a=[1, 2]',
     ):
         assert part in line
-    # nodes that must agree on a port cannot take a free one
+    # Several nodes must use the same port, so the script does not look for a free one.
     assert (
         '--master_port=29500'
         in run(
@@ -197,7 +197,7 @@ def test_port_and_nodes_are_passed_on(run, root, tmp_path):
     )
 
 
-def test_slurm_command_line(run, root, tmp_path):
+def test_the_command_line_of_srun(run, root, tmp_path):
     srun = tmp_path / 'srun'
     srun.write_text('#!/bin/sh\necho "$@"\n')
     srun.chmod(0o755)
@@ -221,7 +221,7 @@ def test_slurm_command_line(run, root, tmp_path):
     assert 'test.py c.py x.pth --launcher=slurm' in line
 
 
-def test_missing_weights(train):
+def test_missing_weights_are_named_before_the_data_is_read(train):
     process = train(HEADLINE, check=False)
     assert process.returncode != 0
     assert 'loading annotations' not in process.stdout
@@ -231,7 +231,7 @@ def test_missing_weights(train):
     )
 
 
-def test_missing_data(train, tmp_path):
+def test_missing_data_is_named(train, tmp_path):
     process = train(SSD, *options(tmp_path / 'none'), check=False)
     assert process.returncode != 0
     assert 'none/annotations/instances_train2017.json' in process.stdout
@@ -240,14 +240,14 @@ def test_missing_data(train, tmp_path):
 
 def test_a_corrupt_image_is_named(train, data):
     for path in (data / 'train2017').iterdir():
-        path.write_bytes(b'not a image')
+        path.write_bytes(b'not an image')
     process = train(SSD, *options(data), check=False)
     assert process.returncode != 0
     assert 'failed to load image' in process.stdout
     assert 'train2017/0000' in process.stdout
 
 
-def test_annotations_without_a_box(train, data):
+def test_a_training_set_without_boxes_is_refused(train, data):
     path = data / 'annotations/instances_train2017.json'
     content = json.loads(path.read_text())
     path.write_text(json.dumps({**content, 'annotations': []}))
@@ -259,7 +259,7 @@ def test_annotations_without_a_box(train, data):
 @pytest.mark.parametrize(
     'config, evaluator', [(SSD, 'evaluator.0'), (MASK_RCNN, 'evaluator')]
 )
-def test_empty_ground_truth_trains(train, data, config, evaluator):
+def test_images_without_ground_truth_are_trained_on(train, data, config, evaluator):
     path = data / 'annotations/instances_train2017.json'
     content = json.loads(path.read_text())
     boxes = [a for a in content['annotations'] if a['image_id'] == 1]
@@ -291,8 +291,8 @@ def test_a_hostile_checkpoint_is_refused(run, root, digits, tmp_path):
     assert not (tmp_path / 'executed').exists()
 
 
-def test_a_table_from_its_runs(run, root, digits):
-    """Two of Table 1's runs, and the table of their records."""
+def test_a_table_is_made_from_its_runs(run, root, digits):
+    """Run two rows of Table 1, and make the table from their records."""
     options = ['table1', '--scale', 'mini']
     command = [sys.executable, root / 'tools/paper/run_table.py', *options]
     command += ['--rows', 'pws-b8', 'bn-b8', '--data', digits, '--jobs', 2]
@@ -310,7 +310,7 @@ def test_a_table_from_its_runs(run, root, digits):
     run(sys.executable, program, *records, '-o', 'curves.png')
 
 
-def test_a_divergence_is_an_outcome(train, digits):
+def test_a_divergence_stops_the_training(train, digits):
     lr = {'optim_wrapper.optimizer.lr': 1e10}
     process = train(SSD, *options(digits, **lr), check=False)
     assert process.returncode != 0

@@ -18,7 +18,7 @@ def program(load_program):
 
 @pytest.fixture
 def write(tmp_path):
-    """Write a file of a source tree."""
+    """Return a function that writes a file of a source tree."""
 
     def write(name, text):
         path = tmp_path / FOLDER / name
@@ -51,7 +51,7 @@ def write(tmp_path):
         ('int f() {}\nint g() {}', {'f', 'g'}),
     ],
 )
-def test_names_at_file_level(program, write, text, names):
+def test_names_defined_at_file_level_are_found(program, write, text, names):
     assert program.read_source(write('a.cpp', text)).names == names
 
 
@@ -66,7 +66,7 @@ def test_files_with_a_common_name_are_in_different_units(program, write):
     assert not any({'a', 'c'} <= set(unit) for unit in units)
 
 
-def test_clashes_can_need_more_units(program, write):
+def test_clashes_make_more_units(program, write):
     texts = dict(a='int f() {}', b='int f() {}', c='int f() {}')
     assert len(units_of(program, write, 1, **texts)) == 3
 
@@ -83,7 +83,7 @@ def test_declarations_do_not_clash(program, write):
         '#include <vector>\nusing namespace std;',
     ],
 )
-def test_what_breaks_later_files_comes_last_in_its_unit(program, write, last):
+def test_a_file_that_breaks_later_files_is_last_in_its_unit(program, write, last):
     texts = dict(a=last, b='int f() { return min(1, 2); }')
     assert units_of(program, write, 1, **texts) == [['b', 'a']]
     assert len(units_of(program, write, 1, **texts, c=last)) == 2
@@ -99,14 +99,14 @@ def test_a_macro_clashes_with_other_uses_of_its_name(program, write):
     assert len(units_of(program, write, 1, **texts)) == 1
 
 
-def test_units_are_of_about_the_same_size(program, write):
+def test_units_have_about_the_same_size(program, write):
     texts = {f'f{i}': f'int f{i}() {{ {"n++;" * i} }}' for i in range(40)}
     units = units_of(program, write, 4, **texts)
     sizes = [sum(int(name[1:]) for name in unit) for unit in units]
     assert len(sizes) == 4 and max(sizes) < 1.1 * min(sizes)
 
 
-def test_unite_and_undo(program, write, tmp_path):
+def test_undo_restores_the_sources(program, write, tmp_path):
     texts = {
         'nms.cpp': 'int a() {}',
         'roi_align.cpp': 'int b() {}',
@@ -123,7 +123,7 @@ def test_unite_and_undo(program, write, tmp_path):
         found = folder.rglob(f'*{extension}')
         return {p.relative_to(folder).as_posix() for p in found}
 
-    # a second time, as after an interruption, changes nothing
+    # A second call, as after an interruption, changes nothing.
     for _ in range(2):
         program.unite(tmp_path, units=1)
         assert sources('.cpp') == {'united_0.cpp', 'cuda/united_0.cpp'}
@@ -133,7 +133,7 @@ def test_unite_and_undo(program, write, tmp_path):
             '#include "nms.cpp.hpp"\n'
             '#include "roi_align.cpp.hpp"\n'
         )
-        # a quoted path is looked up beside the unit: no include path is needed
+        # The compiler looks for a quoted path beside the unit.
         assert (folder / 'cuda/united_0.cu').read_text() == '#include "nms.cu.hpp"\n'
 
     program.undo(tmp_path)
@@ -141,12 +141,12 @@ def test_unite_and_undo(program, write, tmp_path):
     assert all((folder / name).read_text() == text for name, text in texts.items())
 
 
-def test_no_sources_is_an_error(program, tmp_path):
+def test_a_folder_without_sources_is_an_error(program, tmp_path):
     with pytest.raises(FileNotFoundError, match='no sources of operators'):
         program.unite(tmp_path, units=1)
 
 
-# What MMCV's own pybind.cpp says of these operators, which takes a minute to compile.
+# The bindings of these operators. MMCV's own pybind.cpp takes a minute to compile.
 BINDING = r"""
 #include <torch/extension.h>
 using at::Tensor;
@@ -177,7 +177,7 @@ def test_united_operators_compute_the_same(program, tmp_path):
     for name in ('nms.cpp', 'cpu/nms.cpp', 'roi_align.cpp', 'cpu/roi_align.cpp'):
         if not (tmp_path / 'all' / FOLDER / name).is_file():
             pytest.skip('the installed mmcv came without its sources')
-        # load() below wants names that differ without their folders
+        # load() below needs file names that differ even without their folders.
         target = folder / name.replace('cpu/', 'cpu/of_cpu_')
         shutil.copy(tmp_path / 'all' / FOLDER / name, target)
     if not shutil.which('c++') or not shutil.which('ninja'):
