@@ -8,7 +8,7 @@ from pws_mmdet.analysis.variance_record import Layer, write_header, write_step
 NAMES = ('backbone.a', 'backbone.b', 'backbone.c', 'head.d')
 
 
-def write_record(work_dir, steps, names=NAMES, gamma=0.0, filters=4, **statistics):
+def write_record(work_dir, steps, names=NAMES, gamma=0.0, filters=4, n=9, **statistics):
     """Write the record of a training into its work_dir.
 
     Statistics are arrays (S, L), or what broadcasts to it. The other ones are all 1.
@@ -18,7 +18,7 @@ def write_record(work_dir, steps, names=NAMES, gamma=0.0, filters=4, **statistic
     for name, value in statistics.items():
         values[name] = np.broadcast_to(value, shape)
     path = work_dir / '20260101_000000' / 'variance.jsonl'
-    layer = dict(type='Conv2d', n=9, filters=filters, gamma=gamma, frozen=False)
+    layer = dict(type='Conv2d', n=n, filters=filters, gamma=gamma, frozen=False)
     write_header(path, [Layer(name=name, **layer) for name in names])
     for i, step in enumerate(steps):
         write_step(path, step, 0.1, 1.0, {k: v[i] for k, v in values.items()})

@@ -128,6 +128,8 @@ def watch_first_steps(cfg: Config, steps: int) -> tuple[VarianceRecord, str | No
     divergence = None
     with tempfile.TemporaryDirectory() as work_dir:
         cfg.work_dir = work_dir
+        # MMEngine keeps visualizers by name, with the work_dir of their first training.
+        cfg.visualizer, cfg.experiment_name = None, Path(work_dir).name
         runner = PWSRunner.from_cfg(cfg)
         try:
             runner.train()

@@ -4,12 +4,10 @@ import re
 import sys
 
 import pytest
+from variance_data import write_record
 
-from pws_mmdet.analysis import Layer
 from pws_mmdet.analysis.gamma import pws_convs
 from pws_mmdet.analysis.gamma_suggestion import config_part
-from pws_mmdet.analysis.variance import STATISTICS
-from pws_mmdet.analysis.variance_record import write_header, write_step
 from pws_mmdet.utils.config import ConfigOptions, build_model, read_config
 
 SSD = 'configs/mini/ssd96_vgg16_{}_digits.py'
@@ -87,12 +85,10 @@ def test_it_says_so_if_no_gamma_can_help(suggest, tmp_path):
 
 
 def record(path, names, step=0.2):
-    layers = [Layer(name, 'PWSConv2d', 27, 16, 1e-3, False) for name in names]
-    values = {name: [math.nan] * len(layers) for name in STATISTICS}
-    values.update(relative_step=[step] * len(layers), var_w_min=[0.07] * len(layers))
-    values['scaled_step'] = [step * math.sqrt(0.07 + 1e-3)] * len(layers)
-    write_header(path / 'log/variance.jsonl', layers)
-    write_step(path / 'log/variance.jsonl', 1, 0.01, 3.0, values)
+    """Write a record of PWS layers whose steps are ``step`` of their norm."""
+    values = dict(relative_step=step, var_w_min=0.07)
+    values['scaled_step'] = step * math.sqrt(0.07 + 1e-3)
+    write_record(path, (1,), names, gamma=1e-3, n=27, **values)
 
 
 def test_a_record_bounds_the_steps(suggest, tmp_path):
@@ -105,13 +101,30 @@ def test_a_record_bounds_the_steps(suggest, tmp_path):
     assert rows(text)['backbone.stages.0.0.conv'][3] == 0.001
 
 
-def test_it_trains_some_steps_first(suggest, digits):
-    options = [f'data_root={digits}/', 'train_dataloader.batch_size=2']
-    options += ['train_dataloader.num_workers=0']
-    options += ['train_dataloader.persistent_workers=False']
-    options += [f'train_dataloader.dataset.data_root={digits}/']
-    text = suggest(SSD.format('pws'), '--steps', 2, '--cfg-options', *options)
+@pytest.fixture
+def options(digits):
+    """Options that train on a few images of digits."""
+    return [
+        '--cfg-options',
+        f'data_root={digits}/',
+        f'train_dataloader.dataset.data_root={digits}/',
+        'train_dataloader.batch_size=2',
+        'train_dataloader.num_workers=0',
+        'train_dataloader.persistent_workers=False',
+    ]
+
+
+def test_it_trains_some_steps_first(suggest, options):
+    text = suggest(SSD.format('pws'), '--steps', 2, *options)
     assert 'in 2 watched steps up to step 2' in text
+    assert len(rows(text)) == 27
+
+
+def test_it_looks_at_the_steps_before_a_divergence(suggest, options):
+    text = suggest(SSD.format('pws'), '--steps', 12, '--lr', 1e5, *options)
+    assert '\nTraining diverged at iteration ' in text
+    assert 'The suggestion is from the steps before.\n\nlayer ' in text
+    assert 'in 1 watched steps up to step 1' in text
     assert len(rows(text)) == 27
 
 
