@@ -19,7 +19,7 @@ from ..utils.names import first_names
 from .batch_norm import pair_by_name
 from .convert import check_takes_filters, convert_folded
 from .fold import fold_bn
-from .fuse import read_past
+from .fuse import convs_read_directly
 from .layer import ConvertedLayer, Layer
 from .options import ConversionOptions
 
@@ -122,9 +122,9 @@ def _check_network(model: nn.Module, convs: Mapping[str, PWSConv2d]) -> None:
         )
     if not convs:
         raise ValueError('the network has no PWS convolutions')
-    past = read_past(model)
+    read_directly = convs_read_directly(model)
     for name, conv in convs.items():
-        if conv in past:
+        if conv in read_directly:
             raise ValueError(
                 f'{name}: the network reads its weight and does not call it, so that '
                 'it cannot be converted. Let that part have plain convolutions'

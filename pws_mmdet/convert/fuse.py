@@ -22,7 +22,7 @@ from ..utils.model import unwrap_model
 Network = TypeVar('Network', bound=nn.Module)
 
 
-def read_past(model: nn.Module) -> set[nn.Module]:
+def convs_read_directly(model: nn.Module) -> set[nn.Module]:
     """Find the convolutions whose weight a network reads without calling the layer.
 
     In MMDetection TOODHead does so.
@@ -34,7 +34,7 @@ def read_past(model: nn.Module) -> set[nn.Module]:
     }
 
 
-def what_it_does_besides(conv: ReparamConv2d) -> str | None:
+def reason_against_fusing(conv: ReparamConv2d) -> str | None:
     """Tell why a plain convolution cannot replace a layer.
 
     Pruning, torch's parametrizations and filters of its own are no reason.
@@ -91,8 +91,8 @@ def to_conv2d(conv: ReparamConv2d, keep_weight: bool = False) -> nn.Conv2d:
     """Return the plain convolution that computes the same as a PWS (or WN) one.
 
     Args:
-        conv: The convolution. Its hooks are dropped; :func:`what_it_does_besides` tells
-            whether they matter.
+        conv: The convolution. Its hooks are dropped. :func:`reason_against_fusing`
+            tells whether they matter.
         keep_weight: Copy ``conv.weight`` itself, not the filters computed from it.
 
     Raises:
@@ -112,10 +112,10 @@ def _uncompiled(value: Any, memo: dict[int, Any]) -> Any:
     return copy.deepcopy(method, memo) if inspect.ismethod(method) else value
 
 
-def _check_only_convolves(model: nn.Module, besides: dict[str, str]) -> None:
-    if besides:
-        name, reason = next(iter(besides.items()))
-        more = f', and {len(besides) - 1} more such layers' if len(besides) > 1 else ''
+def _check_only_convolves(model: nn.Module, reasons: dict[str, str]) -> None:
+    if reasons:
+        name, reason = next(iter(reasons.items()))
+        more = f', and {len(reasons) - 1} more such layers' if len(reasons) > 1 else ''
         raise ValueError(
             f'{name or type(model).__name__} has {reason}{more}, which a plain '
             'convolution in its place would drop. Remove it, or leave such layers as '
@@ -150,18 +150,18 @@ def fuse_pws(
     """
     model = unwrap_model(model, keep_tta=True)
     convs = {n: m for n, m in model.named_modules() if isinstance(m, ReparamConv2d)}
-    besides = {
+    reasons = {
         name: reason
         for name, conv in convs.items()
-        if (reason := what_it_does_besides(conv))
+        if (reason := reason_against_fusing(conv))
     }
     if strict:
-        _check_only_convolves(model, besides)
-    past = read_past(model)
+        _check_only_convolves(model, reasons)
+    read_directly = convs_read_directly(model)
     plain = {
-        id(conv): to_conv2d(conv, keep_weight=conv in past)
+        id(conv): to_conv2d(conv, keep_weight=conv in read_directly)
         for name, conv in convs.items()
-        if name not in besides
+        if name not in reasons
     }
     if id(model) in plain:
         return plain[id(model)]

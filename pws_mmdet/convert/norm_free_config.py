@@ -40,7 +40,7 @@ COMMENT = (
 NO_NORM = dict(type='NoNorm')
 RESNETS = ('ResNet', 'ResNeXt')
 # Classes that read the weight of a convolution and do not call it
-READ_PAST = ('TOODHead',)
+READ_DIRECTLY = ('TOODHead',)
 OURS = {'SSDVGG': 'PWSSSDVGG', 'SSDHead': 'PWSSSDHead'}
 # Classes of convolutions that PWS convolutions replace
 REPLACED = (nn.Conv2d, MMCVConv2d, ConvWS2d)
@@ -228,7 +228,7 @@ def _change(part: dict, conv_cfg: dict) -> str:
         part['l2_norm_scale'] = None
     if 'conv_cfg' not in options and kind not in OURS:
         return ''
-    if any(base.__name__ in READ_PAST for base in inspect.getmro(cls)):
+    if any(base.__name__ in READ_DIRECTLY for base in inspect.getmro(cls)):
         return 'it reads the weight of a convolution itself, which is no filter in PWS'
     if part.get('dcn'):
         return 'its deformable convolutions exclude PWS convolutions'

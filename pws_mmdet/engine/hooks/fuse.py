@@ -6,7 +6,7 @@ from mmengine.registry import HOOKS
 from mmengine.runner import BaseLoop, Runner
 from torch import nn
 
-from ...convert.fuse import fuse_pws, what_it_does_besides
+from ...convert.fuse import fuse_pws, reason_against_fusing
 from ...layers.reparam_conv import ReparamConv2d
 from ...utils.log import warn
 from ...utils.model import unwrap_model
@@ -23,7 +23,7 @@ class FusePWSHook(Hook):
     is the network again if an error or an interrupt ends the test.
 
     A layer that computes more than its convolution (see
-    :func:`pws_mmdet.convert.fuse.what_it_does_besides`) is tested as it is. So is a
+    :func:`pws_mmdet.convert.fuse.reason_against_fusing`) is tested as it is. So is a
     network that cannot be copied. The hook is a default hook of :class:`PWSRunner`.
     """
 
@@ -73,7 +73,7 @@ class FusePWSHook(Hook):
             )
             return model
         besides = {
-            name: what_it_does_besides(module)
+            name: reason_against_fusing(module)
             for name, module in unwrap_model(model).named_modules()
             if isinstance(module, ReparamConv2d)
         }
