@@ -22,7 +22,7 @@ from conftest import ROOT, Hostile, load_config
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from pws_mmdet.checkpoint.read import load_file
+from pws_mmdet.checkpoint.load import load_file
 
 pytest.importorskip('plotly', reason='the extra `report` is not installed')
 

@@ -14,7 +14,7 @@ from mmengine.registry import OPTIMIZERS, PARAM_SCHEDULERS
 from torch import nn
 
 from pws_mmdet import compat
-from pws_mmdet.checkpoint.read import load_file
+from pws_mmdet.checkpoint.load import load_file
 
 # Arguments of each scheduler, by its name without LR, Momentum or ParamScheduler
 SCHEDULERS = dict(

@@ -21,7 +21,7 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from pws_mmdet import PWSRunner
-from pws_mmdet.checkpoint.read import DamagedCheckpointError, load_file
+from pws_mmdet.checkpoint.load import DamagedCheckpointError, load_file
 from pws_mmdet.engine.checkpoint_files import LATEST, find_checkpoints
 
 EPOCHS = 8
