@@ -6,10 +6,10 @@
 #
 # WHEELS      the folder to fill
 # PYTHON      the Python of that machine, 3.12 by default; Linux on x86-64
-# MMCV_WHEEL  MMCV, compiled for that Python, its torch and its GPU; without one,
-#             gpu.sh compiles the source that is fetched here
+# MMCV_WHEEL  MMCV, compiled for that Python, its torch and its GPU; by default, gpu.sh
+#             compiles the source that this script fetches
 #
-# That machine is to have torch, torchvision, numpy, scipy, matplotlib, OpenCV, pillow,
+# That machine must have torch, torchvision, numpy, scipy, matplotlib, OpenCV, pillow,
 # pyyaml, rich, tqdm, packaging and pytest.
 
 set -euo pipefail
@@ -34,7 +34,7 @@ if [[ -n $mmcv ]]; then
     cp "$mmcv" "$wheels"
 fi
 if ! compgen -G "$wheels/mmcv-*.tar.gz" >/dev/null; then
-    work=$(mktemp -d) # MMCV says what it is by a module that later setuptools lack
+    work=$(mktemp -d) # MMCV's setup.py imports a module that later setuptools lack
     trap 'rm -rf "$work"' EXIT
     pip install -q --no-deps --target "$work" "$wheels"/setuptools-*.whl
     PYTHONPATH=$work pip download -q --no-deps --no-build-isolation --no-binary mmcv \

@@ -4,20 +4,20 @@
 #
 #   benchmarks/gpu.sh [--cpu] [--filters] [--data CIFAR10.zip] OUT [WHEELS]
 #
-# OUT         gets gpu.jsonl and gpu.md with what was measured, and the logs
+# OUT         folder for the results, gpu.jsonl and gpu.md, and for the logs
 # WHEELS      packages from benchmarks/collect_wheels.sh, for a machine without a
-#             network; else what is missing comes from the package index
+#             network; by default, missing packages come from the package index
 # --data ZIP  images of CIFAR-10, train/CLASS/*.jpg and test/CLASS/*.jpg; without
 #             them nothing is trained on CIFAR-10
 # --filters   only the kernel that computes filters: its tests, and the training of a
 #             ResNet-50 with and without it; two minutes
-# --cpu       walk through all of it at toy size on a CPU
+# --cpu       run everything on a CPU, at a toy size
 #
-# PYTHON=python3.12 names an interpreter that has torch and pytest. Nothing is
-# installed into it: packages go into a temporary folder. The tests and the training on
-# CIFAR-10, which the clock is not read for, run side by side; then each network is
-# measured alone. Every part has a process and a time limit of its own, and what one
-# has written stays if it or a later one fails.
+# PYTHON=python3.12 names an interpreter that has torch and pytest. Packages are installed
+# into a temporary folder, not into that Python. The tests and the trainings on CIFAR-10
+# run side by side, because they are not measurements of speed. Then each network is
+# measured alone. Every part has its own process and time limit. The results of a part
+# are kept if it or a later part fails.
 
 set -uo pipefail
 
@@ -62,7 +62,7 @@ if [[ ${#toy[@]} -eq 0 ]]; then
         { echo 'torch sees no GPU here; --cpu walks through all of it' >&2; exit 2; }
 fi
 
-# Does MMCV import, with its operators, and do they run on this GPU?
+# Whether MMCV can be imported with its operators, and they run on this GPU
 mmcv_works() {
     py - <<'EOF'
 import sys, torch
@@ -73,8 +73,8 @@ if torch.cuda.is_available():
 EOF
 }
 
-# An MMCV whose operators raise an error when they are called: enough for layers and
-# backbones, and for detectors in training up to the operators.
+# Install an MMCV whose operators raise an error when they are called. Layers and
+# backbones work with it.
 install_mmcv_without_operators() {
     rm -rf "$site"/mmcv*
     MMCV_WITH_OPS=0 pip --no-build-isolation "$1" || return
@@ -132,14 +132,14 @@ mmcv=found
 } >"$out/install.log" 2>&1 || { tail -20 "$out/install.log"; say 'not installed'; exit 1; }
 say "installed; MMCV: $mmcv"
 
-# report: gpu.jsonl and gpu.md of what there is, after every part
+# report: write gpu.jsonl and gpu.md with all parts so far
 report() {
     py "$root/benchmarks/gpu.py" report $(compgen -G "$parts/*.json" | sort) --out "$out/gpu.jsonl" \
         --markdown "$out/gpu.md" --notes "MMCV=$mmcv" "tests=${tests:-none}" \
         "seconds=$((SECONDS - began))" >/dev/null
 }
 
-# part SECONDS LOG ARGUMENTS: a part of gpu.py, which may fail
+# part SECONDS LOG ARGUMENTS: run a part of gpu.py. It may fail.
 part() {
     local limit=$1 log=$2
     shift 2
@@ -149,7 +149,7 @@ part() {
 }
 
 limits=(100 55 75 125) # CIFAR-10, ResNet-50, SSD, Mask R-CNN, in seconds
-spare=25                # to start, and to end the step that runs
+spare=25                # seconds to start, and to end the running step
 export PWS_GPU_TESTS_ON=cuda
 if [[ ${#toy[@]} -gt 0 ]]; then
     limits=(2 900 900 900) spare=300
@@ -194,7 +194,7 @@ if [[ -n $data ]]; then
 else
     say 'CIFAR-10 is skipped: --data names its images'
 fi
-# interrupted rather than ended, so that it says what it has found
+# After an interrupt (INT), pytest still reports its results.
 (cd "$root" && timeout -s INT -k 10 $((limits[0] + spare + 15)) "$python" -m pytest tests/gpu \
     -m gpu -v -p no:cacheprovider "${chosen[@]:+${chosen[@]}}") >"$out/tests.log" 2>&1
 tests=$(grep -E '[0-9]+ (passed|failed|error|skipped|deselected)' "$out/tests.log" |

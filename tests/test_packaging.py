@@ -33,6 +33,9 @@ def test_the_wheel_has_configs_and_tools(root, run, tmp_path):
         'tools/train.py',
         'tools/dist_train.sh',
         'tools/dataset_converters/digits_to_coco.py',
+        'tools/dataset_converters/digits/coco.py',
+        'tools/paper/run_table.py',
+        'tools/paper/tables.yml',
     ):
         assert (mim / name).is_file(), name
     code = """

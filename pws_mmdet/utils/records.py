@@ -49,12 +49,20 @@ def put_record(
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
+    if path.exists() and not path.is_file():  # a device, such as /dev/stdout
+        path.write_text(json.dumps(record) + '\n', encoding='utf-8')
+        return
     with _locked(path):
         lines = path.read_text(encoding='utf-8', errors='replace').splitlines()
         if replaces is not None:
             lines = [line for line in lines if not replaces(line)]
         text = ''.join(f'{line}\n' for line in [*lines, json.dumps(record)])
-        write_whole(path, lambda part: part.write_text(text, encoding='utf-8'))
+        try:
+            write_whole(path, lambda part: part.write_text(text, encoding='utf-8'))
+        except BaseException:
+            if path.stat().st_size == 0:  # made by the lock
+                path.unlink()
+            raise
 
 
 @contextlib.contextmanager

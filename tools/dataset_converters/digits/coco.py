@@ -176,12 +176,16 @@ def convert(
                 for _ in tqdm(range(num_images), desc=SPLITS[i])
             )
             counts[SPLITS[i]] = write_split(root, SPLITS[i], drawings, digits.target)
-
-        # Annotations are removed first and written last: their images always exist.
-        (out_dir / 'annotations').mkdir(parents=True, exist_ok=True)
-        for name in (*ANNOTATIONS, *SPLITS):
-            remove(out_dir / name)
-        for name in (*SPLITS, *ANNOTATIONS):
-            # A rename would fail if `out_dir` is a mount point.
-            shutil.move(root / name, out_dir / name)
+        move(root, out_dir)
     return counts
+
+
+def move(root: Path, out_dir: Path) -> None:
+    """Move a data set from ``root`` to ``out_dir``, in the place of the one there."""
+    # Annotations are removed first and written last: their images always exist.
+    (out_dir / 'annotations').mkdir(parents=True, exist_ok=True)
+    for name in (*ANNOTATIONS, *SPLITS):
+        remove(out_dir / name)
+    for name in (*SPLITS, *ANNOTATIONS):
+        # A rename would fail if `out_dir` is a mount point.
+        shutil.move(root / name, out_dir / name)
