@@ -66,6 +66,11 @@ def unpickler(request, monkeypatch):
         monkeypatch.delattr(torch.serialization, name, raising=False)
 
 
+def pytest_collection_finish():
+    # MMEngine's datasets call gc.collect(), which would look at all of torch each time.
+    gc.freeze()
+
+
 _experiments = itertools.count()  # MMEngine needs a new name for each runner
 
 
