@@ -100,18 +100,18 @@ class Calibration:
             for name in channels.consumers:
                 if name in calls:
                     readers += self._readers(name, calls[name])
-            u = least_used_direction(readers, self.options.max_scale)
-            scale_channels(self.model, channels, 1 / u)
+            if readers:
+                u = least_used_direction(readers, self.options.max_scale)
+                scale_channels(self.model, channels, 1 / u)
 
     def _readers(self, name: str, calls: Calls) -> list[Reader]:
         conv = self.model.get_submodule(name)
-        halves = self.moments(name, calls, self.model, None) or []
+        halves = self.moments(name, calls, self.model, None)
+        if not halves:  # all its inputs are empty
+            return []
         moments = sum_of(halves).center()
-        n, kernel = conv.weight[0].numel(), conv.weight[0, 0].numel()
-        diagonal = moments.xx.diagonal(dim1=1, dim2=2).mean(1)[:, None, None]
-        eye = torch.eye(n, dtype=diagonal.dtype, device=diagonal.device)
-        regular = moments.xx + 1e-3 * diagonal.clamp(min=1e-30) * eye
-        precision = torch.linalg.inv(regular)
+        kernel = conv.weight[0, 0].numel()
+        precision = torch.cholesky_inverse(moments.factor(1e-3)[0])
         precision = precision.unflatten(1, (-1, kernel)).unflatten(3, (-1, kernel))
         filters = conv.weight.double().flatten(2).sum(2)
         filters = filters.unflatten(0, (conv.groups, -1)).transpose(1, 2)
@@ -121,7 +121,7 @@ class Calibration:
                 slice(g * width, (g + 1) * width),
                 filters[g],
                 precision[g].sum((1, 3)),
-                moments.yy.sum().clamp(min=1e-30).item(),
+                moments.variance(),
             )
             for g in range(conv.groups)
         ]
@@ -187,8 +187,10 @@ class Calibration:
                     continue
                 patches, y, row = sample
                 if not halves:
-                    roughly = patches.mean(0), y.mean(0)
-                    halves = [Moments(*roughly), Moments(*roughly)]
+                    groups, n, outputs = *patches.shape[1:], y.shape[2]
+                    halves = [
+                        Moments(groups, n, outputs, patches.device) for _ in range(2)
+                    ]
                 in_second = self._in_second(i, row, len(call.x), turn, len(used))
                 for half, rows in zip(halves, (~in_second, in_second), strict=True):
                     half.add(patches[rows], y[rows])

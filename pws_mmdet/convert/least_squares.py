@@ -1,5 +1,6 @@
 """Fit zero-mean filters to given outputs by least squares with a constraint."""
 
+import copy
 import functools
 import math
 from collections.abc import Sequence
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from ..compat import unravel_index
 
 RIDGES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+NOISE = 1e-12  # the variance of rounding errors, as a fraction of the squared mean
 
 
 def sample_patches(conv: nn.Conv2d, x: Tensor, index: Tensor) -> Tensor:
@@ -45,28 +47,40 @@ def sample_patches(conv: nn.Conv2d, x: Tensor, index: Tensor) -> Tensor:
 
 
 class Moments:
-    """Running sums of patches X and wanted outputs Y, up to second order.
+    """Running means of patches X and wanted outputs Y, and sums of squares around them.
 
-    The sums are in fp64. Products of patches are computed in the precision of the
-    patches. Approximate means are subtracted first, so that large terms do not cancel.
+    The patches are added in blocks. Each block is centered around its own mean before
+    it is multiplied, in the precision of the patches. Blocks are merged in fp64. So
+    nothing cancels: the covariance of a constant is zero, and no variance is negative.
 
     Args:
-        x0: Approximate mean of X, (groups, n).
-        y0: Approximate mean of Y, (groups, O / groups).
+        groups: Groups of the convolution.
+        n: Values of a patch in one group.
+        outputs: Outputs of one group.
+        device: Of the patches.
+
+    Source: Chan, Golub and LeVeque, "Updating formulae and a pairwise algorithm for
+    computing sample variances", 1979.
     """
 
     block = 4096  # patches that are multiplied at once
 
-    def __init__(self, x0: Tensor, y0: Tensor) -> None:
-        (g, n), o = x0.shape, y0.shape[1]
-        zeros = functools.partial(torch.zeros, dtype=torch.float64, device=x0.device)
-        self.x0, self.y0 = x0, y0
+    def __init__(
+        self,
+        groups: int,
+        n: int,
+        outputs: int,
+        device: torch.device | str | None = None,
+    ) -> None:
+        zeros = functools.partial(
+            torch.zeros, groups, dtype=torch.float64, device=device
+        )
         self.count = 0
-        self.x = zeros(g, n)
-        self.y = zeros(g, o)
-        self.xx = zeros(g, n, n)
-        self.xy = zeros(g, n, o)
-        self.yy = zeros(g, o)
+        self.x = zeros(n)
+        self.y = zeros(outputs)
+        self.xx = zeros(n, n)
+        self.xy = zeros(n, outputs)
+        self.yy = zeros(outputs)
 
     def add(self, x: Tensor, y: Tensor) -> None:
         """Add patches (P, groups, n) and their wanted outputs (P, groups, O / groups).
@@ -75,32 +89,51 @@ class Moments:
             x: The patches.
             y: The outputs.
         """
-        x = (x - self.x0).transpose(0, 1)
-        y = (y - self.y0).transpose(0, 1)
-        for a, b in zip(x.split(self.block, 1), y.split(self.block, 1), strict=True):
-            self.x += a.sum(1).double()
-            self.y += b.sum(1).double()
-            self.xx += a.transpose(1, 2) @ a
-            self.xy += a.transpose(1, 2) @ b
-            self.yy += b.square().sum(1).double()
-        self.count += x.shape[1]
+        if not len(x):
+            return
+        for a, b in zip(x.split(self.block), y.split(self.block), strict=True):
+            a, mean_a = _center(a.transpose(0, 1))
+            b, mean_b = _center(b.transpose(0, 1))
+            across = a.transpose(1, 2)
+            squares = b.square().sum(1, dtype=torch.float64)
+            self._merge(a.shape[1], mean_a, mean_b, across @ a, across @ b, squares)
+
+    def _merge(
+        self, count: int, x: Tensor, y: Tensor, xx: Tensor, xy: Tensor, yy: Tensor
+    ) -> None:
+        total = self.count + count
+        if not total:
+            return
+        dx, dy = x - self.x, y - self.y
+        share = count / total
+        weight = self.count * share
+        self.xx += xx
+        self.xy += xy
+        self.yy += yy
+        self.xx.baddbmm_(dx.unsqueeze(2), dx.unsqueeze(1), alpha=weight)
+        self.xy.baddbmm_(dx.unsqueeze(2), dy.unsqueeze(1), alpha=weight)
+        self.yy += weight * dy.square()
+        self.x += share * dx
+        self.y += share * dy
+        self.count = total
 
     def __add__(self, other: 'Moments') -> 'Moments':
-        both = Moments(self.x0, self.y0)
-        for name in ('count', 'x', 'y', 'xx', 'xy', 'yy'):
-            setattr(both, name, getattr(self, name) + getattr(other, name))
+        both = copy.deepcopy(self)
+        both._merge(other.count, other.x, other.y, other.xx, other.xy, other.yy)
         return both
 
     def center(self) -> 'Covariances':
         """Return means and covariances of all that was added."""
-        x, y = self.x / self.count, self.y / self.count
-        return Covariances(
-            x + self.x0,
-            y + self.y0,
-            self.xx / self.count - x.unsqueeze(2) * x.unsqueeze(1),
-            self.xy / self.count - x.unsqueeze(2) * y.unsqueeze(1),
-            self.yy / self.count - y.square(),
-        )
+        n = self.count
+        return Covariances(self.x, self.y, self.xx / n, self.xy / n, self.yy / n)
+
+
+def _center(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Subtract the mean over axis 1. Return also the mean, fp64."""
+    mean = x.sum(1, dtype=torch.float64) / x.shape[1]
+    rounded = mean.to(x.dtype)
+    rest = (mean - rounded).to(x.dtype)
+    return x - rounded.unsqueeze(1) - rest.unsqueeze(1), mean
 
 
 @dataclass
@@ -130,18 +163,40 @@ class Covariances:
             prior: The original filters w0, in the shape of the result.
             ridge: r, as a fraction of the mean variance of X.
         """
-        diagonal = self.xx.diagonal(dim1=1, dim2=2).mean(1)
-        r = ridge * diagonal.clamp(min=1e-30)[:, None, None]
-        eye = torch.eye(self.xx.shape[1], dtype=r.dtype, device=r.device)
-        factor = torch.linalg.cholesky(self.xx + r * eye)
+        factor, r = self.factor(ridge)
         right = torch.cat([self.xy + r * prior, torch.ones_like(prior[..., :1])], 2)
         solution = torch.cholesky_solve(right, factor)
         free, ones = solution[..., :-1], solution[..., -1:]
         w = free - ones * (free.sum(1, keepdim=True) / ones.sum(1, keepdim=True))
         return w, self.y - (w * self.x.unsqueeze(2)).sum(1)
 
+    def factor(self, ridge: float) -> tuple[Tensor, Tensor]:
+        """Return the Cholesky factor of the covariance of X with a ridge.
+
+        The values that a network computes carry rounding errors. So that no filter is
+        fitted to them, the ridge is at least the variance of an error of a millionth
+        of the inputs' mean.
+
+        Args:
+            ridge: As a fraction of the mean variance of X; > 0.
+
+        Returns:
+            The lower factor, (groups, n, n); the ridge of each group, (groups, 1, 1).
+        """
+        diagonal = self.xx.diagonal(dim1=1, dim2=2).mean(1)
+        r = ridge * diagonal.clamp(min=1e-30) + NOISE * self.x.square().mean(1)
+        r = r[:, None, None]
+        eye = torch.eye(self.xx.shape[1], dtype=r.dtype, device=r.device)
+        factor, failed = torch.linalg.cholesky_ex(self.xx + r * eye)
+        if failed.any():
+            # Products in low precision, such as TF32, can make variances negative.
+            values, vectors = torch.linalg.eigh(self.xx)
+            xx = vectors * values.clamp(min=0).unsqueeze(1) @ vectors.transpose(1, 2)
+            factor = torch.linalg.cholesky(xx + r * eye)
+        return factor, r
+
     def error(self, w: Tensor, b: Tensor) -> float:
-        """Return the mean squared error of filters, divided by the variance of Y.
+        """Return the mean squared error of filters, summed over the outputs.
 
         Args:
             w: Filters, (groups, n, O / groups).
@@ -150,7 +205,12 @@ class Covariances:
         bias = self.y - (w * self.x.unsqueeze(2)).sum(1) - b
         rest = self.yy - 2 * (w * self.xy).sum(1) + (w * (self.xx @ w)).sum(1)
         rest = rest.clamp(min=0) + bias.square()
-        return (rest.sum() / self.yy.sum().clamp(min=1e-30)).item()
+        return rest.sum().item()
+
+    def variance(self) -> float:
+        """Return the sum of the variances of Y, or of its rounding errors if larger."""
+        noise = NOISE * self.y.square().sum().item() + 1e-30
+        return max(self.yy.sum().item(), noise)
 
 
 def sum_of(moments: Sequence[Moments]) -> Moments:
@@ -180,12 +240,21 @@ def fit_filters(
     """
     halves = [half for half in halves if half.count]
     both = sum_of(halves).center()
+    whole = both.variance()
     if len(halves) == 1:  # a single image
         w, b = both.solve(prior, max(ridges))
-        return w, b, math.sqrt(both.error(w, b))
+        return w, b, math.sqrt(both.error(w, b) / whole)
     one, two = (half.center() for half in halves)
+    # The outputs of a half may be constant, as behind global pooling of one image.
+    of_one, of_two = (
+        own if (own := half.variance()) > 0.01 * whole else whole for half in (one, two)
+    )
     errors = {
-        r: (one.error(*two.solve(prior, r)) + two.error(*one.solve(prior, r))) / 2
+        r: (
+            one.error(*two.solve(prior, r)) / of_one
+            + two.error(*one.solve(prior, r)) / of_two
+        )
+        / 2
         for r in ridges
     }
     best = min(errors, key=errors.__getitem__)

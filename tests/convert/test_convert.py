@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+import torch.nn.functional as F
 from bn_networks import Net, images, relative_error, settle
 from conftest import FLOAT16
 from mmdet.registry import MODELS
@@ -296,3 +297,69 @@ def test_other_convolutions_and_norms_stay_and_are_reported():
     assert isinstance(made[0], PWSConv2d)
     assert str(report[-1]) == '3: kept (it is a ConvTranspose2d)' and len(report) == 2
     assert type(made[3]) is nn.ConvTranspose2d and type(made[4]) is nn.GroupNorm
+
+
+class Gated(nn.Module):
+    """Depthwise convolutions, rarely firing channels, and a gate behind pooling."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.BatchNorm2d(8))
+        self.depthwise = nn.Sequential(
+            nn.Conv2d(8, 8, 3, padding=1, groups=8), nn.BatchNorm2d(8)
+        )
+        self.down, self.up = nn.Conv2d(8, 4, 1), nn.Conv2d(4, 8, 1)
+        self.last = nn.Conv2d(8, 5, 1)
+
+    def forward(self, x):
+        x = F.relu(self.depthwise(F.relu(self.stem(x))))
+        gate = self.up(F.relu(self.down(x.mean((2, 3), keepdim=True))))
+        return self.last(x * gate.sigmoid())
+
+
+def dead(net, kind):
+    """Make inputs of layers constant, or nearly."""
+    stem, depthwise = net.stem[1], net.depthwise[1]
+    if kind == 'dead channel':
+        nn.init.zeros_(stem.weight)
+        nn.init.constant_(stem.bias, -1)
+    elif kind == 'constant channel':
+        stem.weight.data[2] = 0
+        stem.bias.data[2] = 3.7
+    elif kind == 'rare channel':
+        stem.bias.data[:4] = -4
+        depthwise.bias.data[:4] = -4
+    elif kind == 'filter of zeros':
+        for conv in (net.stem[0], net.depthwise[0], net.down, net.last):
+            conv.weight.data[1] = 0
+    elif kind == 'layer of zeros':
+        nn.init.zeros_(net.down.weight)
+
+
+@pytest.mark.parametrize(
+    'kind, same, number',
+    [
+        ('none', '', 1),
+        ('none', '', 2),
+        ('none', 'images', 3),
+        ('none', 'pixels', 2),
+        ('dead channel', '', 3),
+        ('constant channel', '', 3),
+        ('rare channel', '', 10),
+        ('filter of zeros', '', 3),
+        ('layer of zeros', 'images', 3),
+    ],
+)
+@torch.no_grad()
+def test_dead_inputs_give_finite_filters(kind, same, number):
+    net, x = settle(Gated(), images(16)), images(number)
+    dead(net, kind)
+    if same:
+        x = x[:1] if same == 'images' else x[:1, :, :1, :1]
+    x = x.expand(number, 3, 32, 32).contiguous()
+    batches = [x] if number < 3 else [x[:1], x[1:]]
+    new, report = convert_to_pws(net, batches, progress=False)
+    assert all(value.isfinite().all() for value in new.state_dict().values())
+    assert all(0 <= layer.error < 100 for layer in report)
+    assert new(x).isfinite().all()
+    assert (new(x) - net(x)).norm() < net(x).norm()
