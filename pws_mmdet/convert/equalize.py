@@ -20,6 +20,8 @@ from tqdm import tqdm
 from .forward import Forward, readers_of, tensors_in
 from .options import MAX_SCALE
 
+NOTHING = 1e-10  # losses below this, as fractions of a variance, are rounding errors
+
 
 @dataclass
 class Channels:
@@ -251,7 +253,7 @@ def least_used_direction(
 
     Returns:
         The weights u, (c_in,). Each is within a factor of ``max_scale`` of the
-        geometric mean.
+        geometric mean. They are 1 if nothing is lost without scales.
     """
     width = max(reader.channels.stop for reader in readers)
     log_u = readers[0].filters.new_zeros(width).requires_grad_()
@@ -263,12 +265,14 @@ def least_used_direction(
         return (log_u - log_u.mean()).clamp(-limit, limit).exp()
 
     with torch.enable_grad():
-        for _ in range(steps):
+        for step in range(steps):
             u = direction()
             losses = [
                 (u[c] @ a @ u[c]) / (u[c] @ r.precision @ u[c]) for c, a, r in used
             ]
             loss = functools.reduce(torch.add, losses)
+            if not step and loss < NOTHING:
+                break  # Adam would follow rounding errors
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()

@@ -16,9 +16,24 @@ from .equalize import (
 from .forward import Forward, noise_for
 from .layer import Filters, Layer
 
+# Sums of weights that are smaller than this, as a fraction of the sum of their absolute
+# values, are rounding errors of zero.
+ROUNDING = 2e-6
+
+
+def sums_of(
+    weight: Tensor, axes: tuple[int, ...], rounding: float = ROUNDING
+) -> Tensor:
+    """Sum weights, with exact zeros in place of sums that are rounding errors."""
+    total = weight.sum(axes)
+    return total.where(total.abs() > rounding * weight.abs().sum(axes), 0)
+
 
 def mean_of_inputs(
-    weight: Tensor, mean_of_outputs: Tensor, guess: Tensor | None = None
+    weight: Tensor,
+    mean_of_outputs: Tensor,
+    guess: Tensor | None = None,
+    rounding: float = ROUNDING,
 ) -> Tensor:
     """Estimate the mean of each input channel of a convolution.
 
@@ -30,14 +45,16 @@ def mean_of_inputs(
         weight: Filters of one group, (O, c_in, k, k), fp64.
         mean_of_outputs: Means of the outputs without the bias, (O,), fp64.
         guess: First guess of the means, (c_in,). By default all channels have the
-            same mean.
+            same mean, or the mean zero if all filters sum to zero.
+        rounding: Smaller sums of weights, relative to those of absolute values, count
+            as zero. Filters that sum to zero tell nothing of the mean.
 
     Returns:
         The means, (c_in,).
     """
-    a = weight.flatten(2).sum(2)
+    a = sums_of(weight, (2, 3), rounding)
     if guess is None:
-        ones = a.sum(1)
+        ones = sums_of(weight, (1, 2, 3), rounding)
         equal = (ones @ mean_of_outputs) / ones.square().sum().clamp(min=1e-30)
         guess = equal.expand(a.shape[1])
     # The means of the outputs are estimates, so the equations are solved with a ridge.
@@ -70,6 +87,7 @@ def center_filters(
     Returns:
         Filters and bias in fp64.
     """
+    rounding = max(ROUNDING, torch.finfo(weight.dtype).eps / 2)
     weight, bias = weight.double(), bias.double()
     parts = weight.chunk(groups)
     guesses: Sequence[Tensor | None]
@@ -88,7 +106,10 @@ def center_filters(
     if mean_of_outputs is not None:
         means = mean_of_outputs.double().chunk(groups)
         found = zip(lost, parts, means, guesses, strict=True)
-        gain = [part.sum((2, 3)) @ mean_of_inputs(w, m, g) for part, w, m, g in found]
+        gain = [
+            part.sum((2, 3)) @ mean_of_inputs(w, m, g, rounding)
+            for part, w, m, g in found
+        ]
         bias = bias + torch.cat(gain)
     return weight - torch.cat(lost), bias
 

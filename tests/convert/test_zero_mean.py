@@ -1,10 +1,14 @@
 """Tests of zero-mean filters without images."""
 
+import pytest
 import torch
 import torch.nn.functional as F
+from bn_networks import relative_error, settle
 from torch import nn
 
+from pws_mmdet import convert_to_pws
 from pws_mmdet.convert.zero_mean import center_filters, relu_moments
+from pws_mmdet.layers.standardize import standardize_as_mmcv
 
 
 def test_the_bias_keeps_the_means_of_the_outputs():
@@ -41,3 +45,52 @@ def test_the_sum_is_taken_from_inputs_with_a_small_variance():
     )
     torch.testing.assert_close(filters.sum((1, 2, 3)), torch.zeros(9).double())
     torch.testing.assert_close(F.conv2d(x, filters, bias), conv(x), rtol=0, atol=1e-2)
+
+
+def standardized(*args, **kwargs):
+    """Make a convolution whose filters sum to zero but for rounding errors."""
+    conv = nn.Conv2d(*args, **kwargs)
+    conv.weight.data.copy_(standardize_as_mmcv(0.3 + torch.randn_like(conv.weight)))
+    return conv
+
+
+def block(*args, activation, **kwargs):
+    conv = standardized(*args, bias=False, **kwargs)
+    return nn.Sequential(conv, nn.BatchNorm2d(conv.out_channels), activation)
+
+
+NETWORKS = {
+    'resnet': lambda: nn.Sequential(
+        block(3, 8, 3, padding=1, activation=nn.ReLU()),
+        block(8, 12, 1, activation=nn.ReLU()),
+        block(12, 8, 3, padding=1, groups=2, activation=nn.ReLU()),
+    ),
+    'without BN': lambda: nn.Sequential(
+        standardized(3, 8, 3, padding=1), nn.ReLU(), standardized(8, 8, 3, padding=1)
+    ),
+    'depthwise': lambda: nn.Sequential(
+        block(3, 8, 3, padding=1, activation=nn.SiLU()),
+        block(8, 8, 5, padding=2, groups=8, activation=nn.SiLU()),
+        block(8, 8, 1, activation=nn.Identity()),
+        block(8, 8, 3, padding=1, groups=8, activation=nn.ReLU6()),
+    ),
+}
+
+
+@pytest.mark.parametrize('max_scale', [1, 3])
+@pytest.mark.parametrize('network', NETWORKS)
+@torch.no_grad()
+def test_filters_that_sum_to_nearly_zero_are_converted_exactly(network, max_scale):
+    x = torch.rand(16, 3, 16, 16) + torch.rand(16, 3, 1, 1)
+    net = settle(NETWORKS[network](), x)
+    new, _ = convert_to_pws(net, max_scale=max_scale, progress=False)
+    assert relative_error(new(x), net(x)) < 2e-5
+
+
+def test_a_filter_that_sums_to_nearly_zero_says_nothing_of_the_mean():
+    weight = standardized(4, 6, 3).weight.detach()
+    weight[0] += 0.5  # this one says something
+    outputs = weight.sum((1, 2, 3)) * 2 + torch.randn(6)
+    filters, bias = center_filters(weight, torch.zeros(6), outputs)
+    assert bias[1:].abs().max() < 1e-4
+    torch.testing.assert_close(bias[0], outputs[0].double(), rtol=0.05, atol=0)
