@@ -2,14 +2,14 @@ r"""Measure what PWS costs on a GPU, in parts that gpu.sh runs one by one.
 
     python benchmarks/gpu.py speed ResNet-50 --out parts/resnet.json --budget 60
     python benchmarks/gpu.py speed ResNet-50 --out parts/filters.json --training \
-        --kinds plain BN GN PWS 'PWS, kernel'
+        --kinds plain BN GN PWS 'PWS, group norm'
     python benchmarks/gpu.py cifar PWS --data cifar10_jpeg.zip --out parts/pws.json
     python benchmarks/gpu.py pack cifar10_jpeg.zip small.zip --images 24000
     python benchmarks/gpu.py report parts/*.json --out gpu.jsonl --markdown gpu.md
 
 ``speed`` compares all kinds of layers, as ``benchmarks/speed.py`` does: in fp32 with
 TF32 matrix units, in mixed precision (fp16), and in mixed precision with weights in
-channels_last. For "PWS, kernel" the Triton kernel computes the filters. Comparisons
+channels_last. For "PWS, group norm" the Triton kernel is off. Comparisons
 that do not fit into the budget are listed as not measured. ``cifar`` trains a ResNet-20
 with the images on the device until the budget is used.
 """

@@ -176,11 +176,10 @@ if [[ -n $filters ]]; then
     say 'the kernel is tested'
     report
     part 60 speed.log speed ResNet-50 --out "$parts/filters.json" --training \
-        --kinds plain 'plain, again' PWS 'PWS, kernel' BN GN
+        --kinds plain 'plain, again' PWS 'PWS, group norm' BN GN
     say 'the kernel is measured'
     report
     cat "$out/speed.log" "$out/gpu.md"
-    export PWS_FILTER_KERNEL=1
     kernel_tests $((20 + spare)) "$python" -m pytest tests/gpu/test_gpu_layers.py \
         -k 'PWS and not compiled or shared or graph or synchronization'
     exit

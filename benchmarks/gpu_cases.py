@@ -15,7 +15,7 @@ KINDS = (
     'plain',
     'plain, again',
     'PWS',
-    'PWS, kernel',
+    'PWS, group norm',
     'PWS, fused',
     'BN',
     'frozen BN',
@@ -49,4 +49,4 @@ TOY_CASES = {
     'VGG-16-SSD320': Case('VGG-16-SSD320', [1], (320, 320)),
     'Mask R-CNN': Case('Mask R-CNN R-50-FPN', [1], (64, 96)),
 }
-TOY_KINDS = ('plain', 'PWS', 'PWS, kernel', 'PWS, fused')
+TOY_KINDS = ('plain', 'PWS', 'PWS, group norm', 'PWS, fused')

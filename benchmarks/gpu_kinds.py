@@ -47,12 +47,12 @@ class ScaledWSConv2d(ReparamConv2d):
 
 
 def make_kinds() -> dict[str, Kind]:
-    """Return the kinds of speed.py, frozen BN, ScaledWS, and PWS with the kernel."""
+    """Return the kinds of speed.py, frozen BN, ScaledWS, and PWS without the kernel."""
     made = kinds.make_kinds()
     made['frozen BN'] = made['BN']._replace(
         norm_cfg=dict(type='BN', requires_grad=False)
     )
-    made['PWS, kernel'] = made['PWS']
+    made['PWS, group norm'] = made['PWS']
     made['ScaledWS'] = Kind(with_bias('BenchmarkScaledWS', ScaledWSConv2d))
     return made
 
@@ -72,7 +72,7 @@ def prepare(contender: Any, frozen: bool, amp: bool) -> Any:
     prepare_step = contender.prepare
 
     def prepare_with_kernel() -> None:
-        use_filter_kernel(contender.name == 'PWS, kernel')
+        use_filter_kernel(contender.name != 'PWS, group norm')
         prepare_step()
 
     def build_fast(device: torch.device, *args) -> None:

@@ -81,7 +81,7 @@ def measure_speed(
             sep='\n  ',
             flush=True,
         )
-    use_filter_kernel(False)
+    use_filter_kernel(True)
     if name == 'ResNet-50' and everything:
         report.update(profile(case, device, amp=not toy))
     write_json(report, out)

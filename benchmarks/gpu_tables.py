@@ -63,8 +63,8 @@ def goals(rows: list[dict[str, Any]]) -> list[str]:
         if fused := own.get(('PWS, fused', True)):
             if ratio := fused['speed'].get('plain'):
                 texts.append(f'fused inference {ratio:.3f} of plain')
-        if pws := own.get(('PWS, kernel', False)):
-            texts.append(f'with the kernel {", ".join(reached(pws))}')
+        if pws := own.get(('PWS, group norm', False)):
+            texts.append(f'without the kernel {", ".join(reached(pws))}')
         part, batch_size, setting = key
         lines.append(f'* {part}, {batch_size} images, {setting}: {"; ".join(texts)}.')
     return lines

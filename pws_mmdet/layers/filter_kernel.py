@@ -2,7 +2,7 @@
 
 ``F.group_norm`` and what surrounds it launch about ten small kernels for each layer,
 and a fast GPU waits for the CPU that launches them. The kernels of triton_filters.py
-are one launch forward and one backward.
+are one launch forward and one backward. docs/benchmarks-gpu.md has the measurements.
 """
 
 import math
@@ -30,15 +30,15 @@ _INTERPRETED = os.environ.get('TRITON_INTERPRET') == '1'
 # Gradients of is_grads_batched=True; the test is private, and not in the first versions
 _is_batched = getattr(torch._C._functorch, 'is_legacy_batchedtensor', lambda _: False)
 
-_enabled = os.environ.get('PWS_FILTER_KERNEL') == '1'
+_enabled = os.environ.get('PWS_FILTER_KERNEL') != '0'
 _launchers: dict[tuple, Callable[..., None]] = {}
 
 
 def use_filter_kernel(enabled: bool) -> None:
     """Let filters on a GPU be computed by the Triton kernel, or by ``F.group_norm``.
 
-    It is off by default; the environment variable PWS_FILTER_KERNEL=1 turns it on.
-    Both compute the same, apart from rounding. Whatever the kernel cannot do,
+    The kernel is on by default; the environment variable PWS_FILTER_KERNEL=0 turns it
+    off. Both compute the same, apart from rounding. Whatever the kernel cannot do,
     ``F.group_norm`` does: see :func:`can_use_kernel`.
     """
     global _enabled
@@ -149,10 +149,11 @@ def conv_dtype(weight: Tensor) -> torch.dtype | None:
     """The dtype to which autocast converts these filters; None if it does not.
 
     The kernel writes that dtype itself, which saves a launch each way. None, too, while
-    the kernel is off.
+    the kernel is off, or cannot be used because of torch.compile.
     """
     if (
         _enabled
+        and not is_compiling()
         and type(weight) in _TENSORS
         and weight.is_cuda
         and weight.dtype == torch.float32

@@ -26,7 +26,7 @@ def kernel(device):
         pytest.skip("a CPU needs Triton's interpreter")
     use_filter_kernel(True)
     yield
-    use_filter_kernel(os.environ.get('PWS_FILTER_KERNEL') == '1')
+    use_filter_kernel(os.environ.get('PWS_FILTER_KERNEL') != '0')
 
 
 def formula(weight, alpha, gamma, scale):

@@ -29,12 +29,12 @@ def test_the_tests_of_the_kernel_pass_in_the_interpreter(root):
 
 def test_a_cpu_keeps_to_group_norm():
     weight = torch.randn(4, 36, requires_grad=True)
-    wanted = standardize_weight(weight)
-    use_filter_kernel(True)
+    made = standardize_weight(weight)
+    use_filter_kernel(False)
     try:
-        made = standardize_weight(weight)
+        wanted = standardize_weight(weight)
     finally:
-        use_filter_kernel(False)
+        use_filter_kernel(True)
     assert torch.equal(made, wanted)
     assert 'Standardize' not in type(made.grad_fn).__name__
 
