@@ -15,6 +15,7 @@ from ..checkpoint.weights import check_finite
 from ..layers import PWSConv2d
 from ..layers.reparam_conv import conv_like
 from ..layers.standardize import standardize_as_mmcv
+from ..utils.isolation import isolated
 from ..utils.names import first_names
 from .batch_norm import pair_by_name
 from .convert import check_takes_filters, convert_folded
@@ -32,7 +33,6 @@ def is_pws(weights: Mapping[str, Tensor]) -> bool:
     return any(key.endswith('.alpha') for key in weights)
 
 
-@torch.no_grad()
 def load_bn_weights(
     model: nn.Module,
     weights: Mapping[str, Tensor],
@@ -42,6 +42,8 @@ def load_bn_weights(
     **options: Any,
 ) -> tuple[list[ConvertedLayer], list[str]]:
     """Convert the weights of a network with BN, and load them into a network with PWS.
+
+    All random numbers come from ``seed``, and the global random state stays as it is.
 
     Args:
         model: The network, whose PWS convolutions have an alpha per channel. Layers
@@ -69,6 +71,28 @@ def load_bn_weights(
             lacks, or the images reach no layer. Then the network keeps its weights.
     """
     chosen = ConversionOptions(**options)
+    with isolated(chosen.seed):
+        made, report, unused = _convert(
+            model, weights, batches, bn_eps, conv_ws, chosen
+        )
+    # Load, instead of copying parameters: PWSAlphaInitHook leaves loaded layers alone.
+    model.load_state_dict(made)
+    return report, unused
+
+
+def _convert(
+    model: nn.Module,
+    weights: Mapping[str, Tensor],
+    batches: Sequence[Any] | None,
+    bn_eps: float,
+    conv_ws: bool,
+    options: ConversionOptions,
+) -> tuple[dict[str, Tensor], list[ConvertedLayer], list[str]]:
+    """Do the work of :func:`load_bn_weights` on a copy of the network.
+
+    Returns:
+        The state dict to load; and what :func:`load_bn_weights` returns.
+    """
     names: dict[nn.Module, list[str]] = {}
     for name, module in model.named_modules(remove_duplicate=False):
         if isinstance(module, PWSConv2d):
@@ -87,12 +111,10 @@ def load_bn_weights(
         folded.network,
         folded.layers,
         batches,
-        chosen,
+        options,
         lambda name, conv: copy.deepcopy(model.get_submodule(name)),
     )
-    # Load, instead of copying parameters: PWSAlphaInitHook leaves loaded layers alone.
-    model.load_state_dict(folded.network.state_dict())
-    return report, folded.unused
+    return folded.network.state_dict(), report, folded.unused
 
 
 @dataclass

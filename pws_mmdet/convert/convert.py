@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from ..checkpoint.weights import check_finite
 from ..layers import PWSConv2d
 from ..layers.reparam_conv import ReparamConv2d, conv_like
+from ..utils.isolation import isolated
 from ..utils.model import unwrap_model
 from .batch_norm import Run, is_plain_conv
 from .calibrate import fit_network
@@ -46,17 +47,20 @@ def check_takes_filters(conv: PWSConv2d) -> None:
 
 
 @torch.no_grad()
-def set_filters(conv: PWSConv2d, filters: Tensor, bias: Tensor) -> None:
+def set_filters(
+    conv: PWSConv2d, filters: Tensor, bias: Tensor, generator: torch.Generator
+) -> None:
     """Set the parameters of a PWS convolution so that it has the given filters.
 
     W gets He variance, 2 / n, as in a network that starts from scratch, so that gamma
     and the learning rate have the same effect. alpha gets the value that makes the
-    filters exact. A filter of zeros keeps its random W and gets an alpha of 0.
+    filters exact. A filter of zeros gets a random W and an alpha of 0.
 
     Args:
         conv: A PWS convolution with an alpha per channel and with beta.
         filters: Zero-mean filters, (O, c_in / groups, k, k).
         bias: Bias, (O,).
+        generator: Draws the random W, on the CPU.
 
     Raises:
         ValueError: If alpha or beta of the layer cannot hold the filters.
@@ -67,8 +71,11 @@ def set_filters(conv: PWSConv2d, filters: Tensor, bias: Tensor) -> None:
     he = 2 / n
     alive = std > 0
     w = filters * (he**0.5 / std.where(alive, 1)).reshape(-1, 1, 1, 1)
-    keep = alive.reshape(-1, 1, 1, 1)
-    conv.weight.copy_(torch.where(keep, w.to(conv.weight), conv.weight))
+    if not alive.all():
+        # If W and alpha were both 0, so would be their gradients.
+        drawn = he**0.5 * torch.randn(filters.shape, generator=generator)
+        w = w.where(alive.reshape(-1, 1, 1, 1), drawn.to(w))
+    conv.weight.copy_(w)
     gain = (he + conv.gamma) ** 0.5 / (he**0.5 if conv.scale else 1) / he**0.5
     conv.alpha.copy_(std * gain)
     conv.get_parameter('bias').copy_(bias)
@@ -97,6 +104,7 @@ def convert_folded(
     """
     filters, report = fit_network(plain, layers, batches, options)
     kept = {layer.name for layer in layers if layer.kept}
+    generator = torch.Generator().manual_seed(options.seed)
     for name, (weight, bias) in filters.items():
         conv = plain.get_submodule(name)
         if name in kept:
@@ -104,13 +112,12 @@ def convert_folded(
             conv.bias.copy_(bias)
             continue
         pws = make_pws(name, conv)
-        set_filters(pws, weight, bias)
+        set_filters(pws, weight, bias, generator)
         trained = conv.weight.requires_grad
         replace_module(plain, name, pws.eval().requires_grad_(trained))
     return report
 
 
-@torch.no_grad()
 def convert_to_pws(
     model: nn.Module,
     calibration_batches: Iterable[Any] | None = None,
@@ -130,6 +137,9 @@ def convert_to_pws(
     The conversion is not exact, because PWS filters have zero mean. Intermediate
     outputs of the new network are also scaled by channel. The text at the top of
     :mod:`pws_mmdet.convert.convert` describes the method.
+
+    All random numbers come from ``seed``, and the global random state stays as it is.
+    The result can be trained, also if this function runs in ``torch.inference_mode``.
 
     Args:
         model: The trained network. It is not changed.
@@ -162,11 +172,24 @@ def convert_to_pws(
     batches = None if calibration_batches is None else list(calibration_batches)
     if batches is not None and not batches:
         raise ValueError('There are no calibration images: give some, or None')
+    with isolated(chosen.seed):
+        return _convert(model, batches, exclude, gamma, relative_gamma, chosen)
+
+
+def _convert(
+    model: nn.Module,
+    batches: Sequence[Any] | None,
+    exclude: Sequence[str],
+    gamma: float,
+    relative_gamma: bool,
+    options: ConversionOptions,
+) -> tuple[nn.Module, list[ConvertedLayer]]:
+    """Do the work of :func:`convert_to_pws`, whose arguments were checked."""
     alone = is_plain_conv(model)
     if alone:
         model = nn.Sequential(model)  # in which it can be replaced
-    run = _first_pass(model, batches, chosen)
-    plain, layers = fold_batch_norm(model, exclude, run, chosen.unaligned)
+    run = _first_pass(model, batches, options)
+    plain, layers = fold_batch_norm(model, exclude, run, options.unaligned)
     if all(layer.kept for layer in layers):
         raise ValueError(_nothing_to_convert(model, layers))
 
@@ -178,7 +201,7 @@ def convert_to_pws(
         for name, module in plain.named_modules()
         if _is_other_conv(module)
     ]
-    report = convert_folded(plain, layers, batches, chosen, make_pws)
+    report = convert_folded(plain, layers, batches, options, make_pws)
     return plain[0] if alone else plain, report + others
 
 

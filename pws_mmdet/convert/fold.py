@@ -10,6 +10,7 @@ from mmcv.cnn import ConvAWS2d, ConvWS2d
 from mmengine.model import BaseModel
 from torch import Tensor, nn
 
+from ..utils.isolation import isolated
 from .batch_norm import Run, Trace, pair_layers
 from .forward import tensors_in
 from .fuse import plain_like
@@ -64,7 +65,7 @@ def replace_module(model: nn.Module, name: str, new: nn.Module) -> None:
                 module._modules[key] = new
 
 
-@torch.no_grad()
+@isolated(0)
 def fold_batch_norm(
     model: nn.Module,
     exclude: Sequence[str] = (),
@@ -190,8 +191,7 @@ def _states(
                 )
             )
     try:
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(0)
+        with isolated(0):  # both networks draw the same random numbers
             outputs = run(model)
     finally:
         for hook in hooks:

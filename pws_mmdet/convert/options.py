@@ -30,7 +30,8 @@ class ConversionOptions:
             original filters.
         sweeps: How often all layers are fitted. Where several layers add to a sum,
             the second sweep divides among them the error that the first one left.
-        seed: Seed of the choice of output positions.
+        seed: Seed of the choice of output positions, and of the weights that filters
+            of zeros get, which have no effect until they are trained.
         progress: Show progress bars.
 
     Raises:
