@@ -1,8 +1,12 @@
 """The device and the machine of a measurement."""
 
 import platform
+import re
+import resource
+import sys
 from datetime import datetime, timezone
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,6 +29,17 @@ def describe_machine(device: torch.device) -> dict[str, Any]:
         threads=torch.get_num_threads(),
         device=str(device),
     )
+
+
+def peak_memory() -> int:
+    """Return the most memory that this process has held so far, in bytes."""
+    try:
+        status = Path('/proc/self/status').read_text(encoding='utf-8')
+        # getrusage also counts what the parent held when it started this process.
+        return int(re.findall(r'VmHWM:\s*(\d+) kB', status)[0]) * 1024
+    except (OSError, IndexError):  # not Linux
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak if sys.platform == 'darwin' else peak * 1024
 
 
 def check_device(name: str, amp: bool = False) -> torch.device:

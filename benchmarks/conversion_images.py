@@ -1,0 +1,130 @@
+"""Images to convert networks with, and to test them on."""
+
+import io
+import random
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from gpu_images import read_images
+from PIL import Image
+from torch import Tensor
+
+from pws_mmdet.convert.images import SUFFIXES, find_images
+
+
+class Images:
+    """Images as the authors of a network normalized them.
+
+    Args:
+        data: Where the images are.
+
+    Attributes:
+        mean, std: Of each channel, RGB, of values from 0 to 255.
+    """
+
+    mean: Sequence[float]
+    std: Sequence[float]
+
+    def __init__(self, data: Path) -> None:
+        self.data = data
+
+    def choose(self, number: int, seed: int) -> Tensor:
+        """Return training images that are chosen at random, (N, 3, H, W)."""
+        raise NotImplementedError
+
+    def train(self) -> tuple[Tensor, Tensor]:
+        """Return all training images, (N, 3, H, W), and their labels, (N,).
+
+        Raises:
+            ValueError: If the images have no labels.
+        """
+        raise ValueError(f'the images of {self.data} have no labels to train with')
+
+    def test(self) -> tuple[Tensor, Tensor | None]:
+        """Return all test images, (N, 3, H, W), and their labels, if there are any."""
+        raise NotImplementedError
+
+    def normalize(self, images: Sequence[Image.Image]) -> Tensor:
+        """Return images of one size as a tensor, (N, 3, H, W)."""
+        x = torch.from_numpy(np.stack([np.asarray(x.convert('RGB')) for x in images]))
+        x = x.permute(0, 3, 1, 2).float()
+        mean, std = (torch.tensor(v).view(-1, 1, 1) for v in (self.mean, self.std))
+        return x.sub_(mean).div_(std)
+
+
+class Cifar(Images):
+    """CIFAR-10 as JPEG files, in a zip file with SPLIT/CLASS/NUMBER.jpg."""
+
+    mean = (123.675, 116.28, 103.53)
+    std = (58.395, 57.12, 57.375)
+
+    def choose(self, number: int, seed: int) -> Tensor:
+        files, _ = read_images(self.data, 'train', bytes)
+        chosen = random.Random(seed).sample(files, min(number, len(files)))
+        return self.decode(chosen)
+
+    def train(self) -> tuple[Tensor, Tensor]:
+        return self.split('train')
+
+    def test(self) -> tuple[Tensor, Tensor | None]:
+        return self.split('test')
+
+    def split(self, name: str) -> tuple[Tensor, Tensor]:
+        files, labels = read_images(self.data, name, bytes)
+        return self.decode(files), torch.tensor(labels)
+
+    def decode(self, files: Sequence[bytes]) -> Tensor:
+        return self.normalize([Image.open(io.BytesIO(file)) for file in files])
+
+
+class Coco(Images):
+    """Crops of photographs, in a folder with train2017 and val2017.
+
+    The shorter side of an image is enlarged or reduced to 256 pixels. The crops have
+    224: the middle of a training image; the middle and the corners of a test image.
+    """
+
+    mean = (127.0, 127.0, 127.0)
+    std = (128.0, 128.0, 128.0)
+
+    def choose(self, number: int, seed: int) -> Tensor:
+        paths = find_images(self.data / 'train2017', number, seed)
+        return self.normalize([crops(path)[0] for path in paths])
+
+    def test(self) -> tuple[Tensor, Tensor | None]:
+        paths = sorted((self.data / 'val2017').iterdir())
+        images = [path for path in paths if path.suffix.lower() in SUFFIXES]
+        return self.normalize([crop for path in images for crop in crops(path)]), None
+
+
+def crops(path: str | Path, side: int = 256, size: int = 224) -> list[Image.Image]:
+    """Return the middle and the four corners of an image.
+
+    Args:
+        path: The file.
+        side: The shorter side of the resized image in pixels.
+        size: Height and width of the crops in pixels.
+    """
+    image = Image.open(path).convert('RGB')
+    scale = side / min(image.size)
+    width, height = (round(length * scale) for length in image.size)
+    image = image.resize((width, height), Image.Resampling.BICUBIC)
+    right, bottom = width - size, height - size
+    corners = [(0, 0), (right, 0), (0, bottom), (right, bottom)]
+    return [
+        image.crop((x, y, x + size, y + size))
+        for x, y in [(right // 2, bottom // 2), *corners]
+    ]
+
+
+def open_images(data: Path) -> Images:
+    """Return the images of a zip file of CIFAR-10, or of a folder in COCO's layout.
+
+    Raises:
+        FileNotFoundError: If there is no such file or folder.
+    """
+    if not data.exists():
+        raise FileNotFoundError(f'there is no file or folder {data}')
+    return Coco(data) if data.is_dir() else Cifar(data)
