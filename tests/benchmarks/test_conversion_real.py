@@ -425,7 +425,7 @@ def test_a_resnet_that_was_trained_elsewhere(data):
     x, labels = images.test()
     x, labels = x[::10], labels[::10]
     original, outputs = outputs_of(model, x), outputs_of(converted, x)
-    assert name == 'resnet20' and len(report) == 19
+    assert name == 'resnet20' and {layer.name for layer in report} >= {'conv1'}
     assert accuracy(original, labels) > 78
     assert accuracy(outputs, labels) > accuracy(original, labels) - 4
     assert agreement(outputs, original)['agreement'] > 86
