@@ -42,7 +42,7 @@ def drop_means(model: nn.Module) -> nn.Module:
         weight = plain.get_submodule(layer.name).weight
         weight.data -= weight.data.mean((1, 2, 3), keepdim=True)
     # The means are 0, so the conversion changes the filters no more.
-    return pws_mmdet.convert_to_pws(plain, max_scale=1.0, progress=False)[0]
+    return pws_mmdet.convert_to_pws(plain, None, (), max_scale=1.0, progress=False)[0]
 
 
 def convert(level: str, model: nn.Module, batches: Sequence[Any]) -> nn.Module:
@@ -57,7 +57,9 @@ def convert(level: str, model: nn.Module, batches: Sequence[Any]) -> nn.Module:
         return model
     if level == 'mean':
         return drop_means(model)
-    options: dict[str, Any] = dict({**WITHOUT_DATA, **FITS}[level], progress=False)
+    options: dict[str, Any] = dict(
+        {**WITHOUT_DATA, **FITS}[level], exclude=(), progress=False
+    )
     data = batches if level in FITS else None
     if level in KEEP_STEM:
         first = fold_batch_norm(model)[1][0].name

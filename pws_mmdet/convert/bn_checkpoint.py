@@ -1,6 +1,5 @@
 """Convert the checkpoint of a network with BN to a checkpoint with PWS."""
 
-import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,9 +14,10 @@ from ..checkpoint import read_checkpoint, write_checkpoint
 from ..checkpoint.read import weights_of
 from ..utils.config import build_model, describe, read_config
 from ..utils.files import check_new_path
+from ..utils.names import first_names
 from .bn_weights import load_bn_weights
 from .images import dict_at, find_images, load_images
-from .layer import ConvertedLayer
+from .layer import ConversionReport
 from .norm_free_config import bn_eps_of
 from .options import ConversionOptions
 
@@ -37,23 +37,16 @@ class ConvertedCheckpoint:
     path: Path
     part: str
     images: int
-    report: list[ConvertedLayer]
+    report: ConversionReport
     unused: list[str]
 
     def __str__(self) -> str:
-        errors = [layer.error for layer in self.report if layer.error is not None]
-        written = (
-            f'written: {self.path}, {len(self.report)} convolutions of the '
-            f'{self.part}, '
-        )
-        if errors:
-            written += (
-                f'fitted to {self.images} images, median relative error '
-                f'{statistics.median(errors):.3f}'
-            )
+        written = f'written: {self.path}, the {self.part}, '
+        if self.images:
+            written += f'with {self.images} images'
         else:
             written += 'WITHOUT images: --calibrate loses far less'
-        lines = [*map(str, self.report), written]
+        lines = [str(self.report), written]
         if self.unused:
             lines.append(f'not used: {", ".join(self.unused)}')
         return '\n'.join(lines)
@@ -71,6 +64,7 @@ def convert_checkpoint(
     conv_ws: bool | None = None,
     device: str = 'cpu',
     cfg_options: Mapping | None = None,
+    force: bool = False,
     **options: Any,
 ) -> ConvertedCheckpoint:
     """Convert a checkpoint of a network with BN for the same network with PWS.
@@ -90,6 +84,7 @@ def convert_checkpoint(
         conv_ws: BN follows MMCV's ConvWS; by default as in the backbone's ``init_cfg``.
         device: Where to run the network.
         cfg_options: Changes to the config, as in MMDetection's programs.
+        force: Write the file even if the network is useless.
         **options: See :class:`ConversionOptions`. ``seed`` also chooses the images.
 
     Raises:
@@ -97,7 +92,7 @@ def convert_checkpoint(
         FileNotFoundError: If there is no such config, checkpoint or folder.
         OSError: If ``out`` cannot be written, or the checkpoint cannot be downloaded.
         RuntimeError: If the checkpoint is damaged or holds more than data.
-        ValueError: If an argument is out of range, or something does not fit.
+        ValueError: If something does not fit, or the new network is useless.
     """
     seed = ConversionOptions(**options).seed
     path = check_new_path(out, '.pth')
@@ -106,10 +101,8 @@ def convert_checkpoint(
     init_default_scope(cfg.get('default_scope', 'mmdet'))
     weights, dataset_meta = read_checkpoint(checkpoint)
     images = find_images(calibrate, num_images, seed) if calibrate else []
-    if bn_eps is None:
-        bn_eps = bn_eps_of(cfg.model)
-    if conv_ws is None:
-        conv_ws = _conv_ws_of(cfg)
+    bn_eps = bn_eps_of(cfg.model) if bn_eps is None else bn_eps
+    conv_ws = _conv_ws_of(cfg) if conv_ws is None else conv_ws
     model = build_model(config, cfg).to(device)
     model.eval()
     target = choose_target(model, weights)
@@ -122,6 +115,7 @@ def convert_checkpoint(
         )
     except ValueError as e:
         raise ValueError(f'{checkpoint}: {e}') from None
+    _check_outputs(report, force)
     content = dict(state_dict={k: v.cpu() for k, v in target.state_dict().items()})
     if target is model and dataset_meta is not None:
         content['meta'] = dict(dataset_meta=dataset_meta)
@@ -150,6 +144,21 @@ def _check(
             f'{config} has no test_dataloader with a dataset, whose pipeline the '
             'calibration images pass'
         )
+
+
+def _check_outputs(report: ConversionReport, force: bool) -> None:
+    """Raise a ValueError if the converted network is useless; it says what helps."""
+    if force or report.agreement is None or not report.agreement.is_lost:
+        return
+    worst = sorted(report, key=lambda layer: layer.loss or 0, reverse=True)
+    losses = [f'{layer.name} ({layer.loss:.2f})' for layer in worst if layer.loss]
+    raise ValueError(
+        'the converted network has little to do with the original one: '
+        f'{report.summary()}. Zero mean costs most in {first_names(losses)}. Make '
+        'these layers plain in the config, take more images (num_images), or '
+        'convert_to_pws in Python, which chooses the layers that stay plain. To '
+        'write the file anyway, for training, use --force'
+    )
 
 
 def _conv_ws_of(cfg: Config) -> bool:

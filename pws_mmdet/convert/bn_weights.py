@@ -21,7 +21,7 @@ from .batch_norm import pair_by_name
 from .convert import check_takes_filters, convert_folded
 from .fold import fold_bn
 from .fuse import convs_read_directly
-from .layer import ConvertedLayer, Layer
+from .layer import ConversionReport, Layer
 from .options import ConversionOptions
 
 BN_STATE = ('weight', 'bias', 'running_mean', 'running_var', 'num_batches_tracked')
@@ -40,7 +40,7 @@ def load_bn_weights(
     bn_eps: float = BN_EPS,
     conv_ws: bool = False,
     **options: Any,
-) -> tuple[list[ConvertedLayer], list[str]]:
+) -> tuple[ConversionReport, list[str]]:
     """Convert the weights of a network with BN, and load them into a network with PWS.
 
     All random numbers come from ``seed``, and the global random state stays as it is.

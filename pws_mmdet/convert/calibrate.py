@@ -1,142 +1,161 @@
 """Find the zero-mean filters of a whole network, layer by layer."""
 
 import copy
+import math
 import re
-from collections.abc import Collection, Mapping, Sequence
-from itertools import accumulate
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from .equalize import (
-    ChannelFinder,
-    Reader,
-    least_used_direction,
-    scale_channels,
-)
-from .forward import (
-    Call,
+from .forward import check_images
+from .inputs import (
     Calls,
-    check_images,
-    count_calls,
-    first_image,
-    images_in,
-    watch,
+    batches_within,
+    equalize_by_inputs,
+    look_at_first_batch,
+    look_at_inputs,
 )
 from .layer import ConvertedLayer, Filters, Layer
-from .least_squares import Moments, fit_filters, sample_patches, sum_of
+from .least_squares import Moments, fit_filters, sum_of
+from .lockstep import LockStep, Pass, next_layer
+from .observe import Call, watch
 from .options import ConversionOptions
+from .sampling import Sampler
 from .zero_mean import center_filters, equalize_by_statistics
+
+TOO_MUCH = 'zero-mean filters would lose too much of its outputs'
+
+# Returns, for a batch, the calls of a layer in the converted network, each with the
+# call to aim at. With True that is the call in the original network. None if the calls
+# in the two networks do not correspond.
+Pairs = Callable[[int, bool], list[tuple[Call, Call]] | None]
 
 
 class Calibration:
     """Fits layers on calibration images.
 
-    Two networks run on the same images: the original plain network, and a copy whose
-    layers are replaced one after the other by zero-mean ones.
+    Two networks run on the same images, in lock step: the original plain network, and a
+    copy whose layers are replaced one after the other by zero-mean ones.
 
     Args:
         model: The original network of plain convolutions, in evaluation mode.
+        converted: The copy. Its layers are replaced in place.
         batches: As ``options.forward`` takes them.
+        calls: The calls of each layer to fit, by name, in the order of the first calls.
         options: The options of the conversion.
+        keep: Let layers stay plain that lose more than ``options.max_loss``.
     """
 
     def __init__(
-        self, model: nn.Module, batches: Sequence[Any], options: ConversionOptions
-    ) -> None:
-        self.model = model
-        self.batches = batches
-        self.options = options
-        self.generator = torch.Generator().manual_seed(options.seed)
-        self.images = [images_in(batch) for batch in batches]
-        self.offsets = [0, *accumulate(n or 0 for n in self.images)]
-
-    def equalize(
         self,
+        model: nn.Module,
+        converted: nn.Module,
+        batches: Sequence[Any],
         calls: Mapping[str, Calls],
-        others: Collection[str],
-        reached: Sequence[set[str]],
+        options: ConversionOptions,
+        keep: bool = False,
     ) -> None:
-        """Scale the channels of the network in place, so that fits lose less.
+        self.model, self.converted = model, converted
+        self.batches = batches
+        self.calls = calls
+        self.options = options
+        self.keep = keep
+        self.sampler = Sampler(batches, options.seed)
 
-        The network computes the same afterwards. Channels are scaled if only layers in
-        ``calls`` or ``others`` produce and read them. If no single batch reaches all
-        layers that any batch reaches, nothing is scaled: then no forward pass shows
-        all layers that read a channel.
+    def fit_all(self) -> Iterator[tuple[str, Filters, ConvertedLayer]]:
+        """Fit all layers, and put their filters into the converted network.
 
-        Args:
-            calls: The calls of the layers to convert, by name.
-            others: Names of other layers whose channels may be scaled.
-            reached: For each batch, the names of the modules that it reaches.
+        Yields:
+            Name, filters and record of each layer that has inputs.
         """
-        names = [
-            name for name, m in self.model.named_modules() if isinstance(m, nn.Conv2d)
-        ]
-        progress = self.options.progress
-        everything = set().union(*reached)
-        whole = [
-            batch
-            for batch, of_batch in zip(self.batches, reached, strict=True)
-            if of_batch == everything
-        ]
-        if not whole:
-            return
-        for batch in (first_image(whole[0]), whole[0]):
-            finder = ChannelFinder(
-                self.model, names, self.options.forward, batch, progress
-            )
-            if finder.reached() == everything:
-                break
-        groups = [
-            channels
-            for channels in finder.find()
-            if {*channels.producers, *channels.consumers} <= {*calls, *others}
-            and calls.keys() & {*channels.consumers}
-        ]
-        for channels in tqdm(groups, 'equalizing', disable=not progress):
-            readers = []
-            for name in channels.consumers:
-                if name in calls:
-                    readers += self._readers(name, calls[name])
-            if readers:
-                u = least_used_direction(readers, self.options.max_scale)
-                scale_channels(self.model, channels, 1 / u)
+        left = dict.fromkeys(self.calls)
+        aligned = [n for n in left if self._is_called_once(n) and not self._is_local(n)]
+        with LockStep(self.options.forward, 2 * len(self.batches)) as step:
+            passes = step.start(self.converted, self.batches, left)
+            aims = step.start(self.model, self.batches, aligned)
+            while (name := next_layer(passes)) is not None:
+                if name in left:
+                    del left[name]
+                    pairs = self._pairs_in_step(name, passes, aims, step.skipped)
+                    if fitted := self.fit(name, pairs):
+                        yield name, *fitted
+                    step.skipped.add(name)
+                self._replace_outputs(name, passes)
+        for name in left:  # layers that the converted network no longer reaches
+            if fitted := self.fit(name, self._pairs_of(name)):
+                yield name, *fitted
 
-    def _readers(self, name: str, calls: Calls) -> list[Reader]:
-        conv = self.model.get_submodule(name)
-        halves = self.moments(name, calls, self.model, None)
-        if not halves:  # all its inputs are empty
-            return []
-        moments = sum_of(halves).center()
-        kernel = conv.weight[0, 0].numel()
-        precision = torch.cholesky_inverse(moments.factor(1e-3)[0])
-        precision = precision.unflatten(1, (-1, kernel)).unflatten(3, (-1, kernel))
-        filters = conv.weight.double().flatten(2).sum(2)
-        filters = filters.unflatten(0, (conv.groups, -1)).transpose(1, 2)
-        width = filters.shape[1]
-        return [
-            Reader(
-                slice(g * width, (g + 1) * width),
-                filters[g],
-                precision[g].sum((1, 3)),
-                moments.variance(),
-            )
-            for g in range(conv.groups)
-        ]
+    def _is_local(self, name: str) -> bool:
+        return any(re.search(pattern, name) for pattern in self.options.unaligned)
 
-    def fit(
-        self, name: str, calls: Calls, converted: nn.Module, local: bool
-    ) -> tuple[Filters, ConvertedLayer] | None:
-        """Fit the zero-mean filters of one layer.
+    def _is_called_once(self, name: str) -> bool:
+        return max(self.calls[name].per_batch) == 1
+
+    def _pairs_in_step(
+        self,
+        name: str,
+        passes: Sequence[Pass],
+        aims: Sequence[Pass],
+        done: Collection[str],
+    ) -> Pairs:
+        """Return the pairs of calls at which the passes have stopped.
+
+        A layer that is called several times, or at which not all passes have stopped
+        that call it, needs forward passes of its own.
+        """
+        at_layer = [one.call is not None and one.call.name == name for one in passes]
+        expected = [count > 0 for count in self.calls[name].per_batch]
+        if at_layer != expected or not self._is_called_once(name):
+            return self._pairs_of(name)
+
+        def pairs(i: int, in_original: bool) -> list[tuple[Call, Call]] | None:
+            call = passes[i].call
+            assert call is not None
+            if not in_original:
+                return [(call, call)]
+            one = aims[i]
+            while not one.ended and (one.call is None or one.call.name in done):
+                one.advance()
+            aim = one.call
+            if aim is None or aim.name != name or aim.y.shape != call.y.shape:
+                return None
+            return [(call, aim)]
+
+        return pairs
+
+    def _pairs_of(self, name: str) -> Pairs:
+        """Return pairs of calls from forward passes of their own."""
+        forward = self.options.forward
+
+        def pairs(i: int, in_original: bool) -> list[tuple[Call, Call]] | None:
+            batch, number = self.batches[i], self.calls[name].per_batch[i]
+            calls = watch(self.converted, batch, forward, name, number)
+            if not in_original:
+                return [(call, call) for call in calls]
+            aims = watch(self.model, batch, forward, name, number)
+            if [call.y.shape for call in calls] != [call.y.shape for call in aims]:
+                return None
+            return list(zip(calls, aims, strict=True))
+
+        return pairs
+
+    def _replace_outputs(self, name: str, passes: Sequence[Pass]) -> None:
+        """Let the passes that have stopped at a layer go on with its new outputs."""
+        conv = self.converted.get_submodule(name)
+        for one in passes:
+            if one.call is not None and one.call.name == name:
+                one.call.y.copy_(conv.forward(one.call.x.to(conv.weight)))
+                one.call = None
+
+    def fit(self, name: str, pairs: Pairs) -> tuple[Filters, ConvertedLayer] | None:
+        """Fit the zero-mean filters of one layer, and put them into the network.
 
         Args:
             name: Name of the layer.
-            calls: Its calls.
-            converted: The network in which all layers before this one are converted.
-            local: Fit to the outputs of the layer's own original filters on the
-                inputs that it gets, instead of its outputs in the original network.
+            pairs: Its calls for each batch.
 
         Returns:
             The filters and the record of the layer; None if it had no inputs.
@@ -144,123 +163,72 @@ class Calibration:
         conv = self.model.get_submodule(name)
         w = conv.weight.double().reshape(conv.groups, -1, conv.weight[0].numel())
         w = w.transpose(1, 2)
-        halves = None if local else self.moments(name, calls, converted, None)
+        local = self._is_local(name)
+        halves = None if local else self.moments(name, pairs, None)
         if halves is None:  # also if the calls in the two networks do not correspond
             local = True
             b = conv.bias.double().reshape(conv.groups, -1)
-            halves = self.moments(name, calls, converted, (w, b))
+            halves = self.moments(name, pairs, (w, b))
         if not halves:
             return None
-        filters, bias, error = fit_filters(halves, w)
-        filters = filters.transpose(1, 2).reshape(conv.weight.shape)
-        line = ConvertedLayer(name, 'local' if local else 'fitted', error)
-        return (filters, bias.flatten()), line
+        *halves, carried = halves
+        zero_mean, free = fit_filters(halves, w)
+        more = max(0.0, zero_mean.error**2 - free.error**2)
+        share = sum_of(halves).center().variance() / carried.center().variance()
+        loss = math.sqrt(more * share)
+        if self.keep and loss > self.options.max_loss:
+            chosen, line = free, ConvertedLayer(name, 'kept', free.error, TOO_MUCH)
+        else:
+            method = 'local' if local else 'fitted'
+            chosen, line = zero_mean, ConvertedLayer(name, method, zero_mean.error)
+        line.loss = loss
+        filters = chosen.weight.transpose(1, 2).reshape(conv.weight.shape)
+        bias = chosen.bias.flatten()
+        new = self.converted.get_submodule(name)
+        new.weight.copy_(filters)
+        new.bias.copy_(bias)
+        return (filters, bias), line
 
     def moments(
-        self, name: str, calls: Calls, converted: nn.Module, original: Filters | None
+        self, name: str, pairs: Pairs, original: Filters | None
     ) -> list[Moments] | None:
         """Collect the moments of a layer's patches and wanted outputs.
 
         Args:
             name: Name of the layer.
-            calls: Its calls.
-            converted: The network whose patches are taken.
+            pairs: Its calls for each batch.
             original: The filters that compute the wanted outputs from the patches.
                 None takes the outputs of the layer in the original network.
 
         Returns:
-            Moments of each half of the images. Empty if the layer had no inputs. None
-            if its calls in the two networks do not correspond.
+            Moments of each half of the images, and those of what the network goes on
+            with. Empty if the layer had no inputs. None if its calls in the two
+            networks do not correspond.
         """
         halves: list[Moments] = []
+        calls = self.calls[name]
+        conv = self.converted.get_submodule(name)
         keep = min(1.0, self.options.max_positions / max(calls.positions, 1))
         used = [i for i, count in enumerate(calls.per_batch) if count]
         for turn, i in enumerate(used):
-            pairs = self._calls_of(name, i, calls, converted, original is None)
-            if pairs is None:
+            of_batch = pairs(i, original is None)
+            if of_batch is None:
                 return None
-            for call, aim in pairs:
-                sample = self._sample(
-                    converted.get_submodule(name), call, aim, keep, original
-                )
+            for call, aim in of_batch:
+                sample = self.sampler.sample(conv, call, aim, keep, original)
                 if sample is None:
                     continue
-                patches, y, row = sample
+                carried = sample.carried
                 if not halves:
-                    groups, n, outputs = *patches.shape[1:], y.shape[2]
-                    halves = [
-                        Moments(groups, n, outputs, patches.device) for _ in range(2)
-                    ]
-                in_second = self._in_second(i, row, len(call.x), turn, len(used))
+                    halves = [sample.empty_moments() for _ in range(2)]
+                    rest = Moments(1, 0, carried.shape[1], carried.device)
+                rest.add(carried.new_empty(len(carried), 1, 0), carried.unsqueeze(1))
+                in_second = self.sampler.in_second(
+                    i, sample.row, len(call.x), turn, len(used)
+                )
                 for half, rows in zip(halves, (~in_second, in_second), strict=True):
-                    half.add(patches[rows], y[rows])
-        return halves
-
-    def _calls_of(
-        self, name: str, i: int, calls: Calls, converted: nn.Module, in_original: bool
-    ) -> list[tuple[Call, Call]] | None:
-        """Return the calls of a layer for batch ``i``, and for each the call to aim at.
-
-        Returns:
-            None if the calls in the two networks do not correspond.
-        """
-        batch, count = self.batches[i], calls.per_batch[i]
-        forward = self.options.forward
-        seen = watch(converted, batch, forward, name, count)
-        if not in_original or converted is self.model:
-            return [(call, call) for call in seen]
-        aims = watch(self.model, batch, forward, name, count)
-        if [call.y.shape for call in seen] != [call.y.shape for call in aims]:
-            return None
-        return list(zip(seen, aims, strict=True))
-
-    def _sample(
-        self,
-        conv: nn.Conv2d,
-        call: Call,
-        aim: Call,
-        keep: float,
-        original: Filters | None,
-    ) -> tuple[Tensor, Tensor, Tensor] | None:
-        """Choose output positions of a call at random.
-
-        Returns:
-            The patches, the wanted outputs and the rows of the batch, for each
-            position; None if the output is empty.
-        """
-        x, y = call.x, aim.y
-        if call.added is not None and aim.added is not None:
-            # Aim at the original sum: the layer makes up for the other summand's error.
-            y = y + (aim.added - call.added)
-        positions = y[:, 0].numel()
-        if not positions:
-            return None
-        index = torch.randperm(positions, generator=self.generator)
-        index = index[: max(1, round(keep * positions))].to(x.device)
-        patches = sample_patches(conv, x, index)
-        if original is None:
-            y = y.movedim(1, -1).flatten(0, 2)[index].to(patches)
-            y = y.unflatten(1, (conv.groups, -1))
-        else:
-            w, b = (t.to(patches) for t in original)
-            y = torch.einsum('pgn,gno->pgo', patches, w) + b
-        return patches, y, index // (positions // len(x))
-
-    def _in_second(
-        self, batch: int, row: Tensor, rows: int, turn: int, turns: int
-    ) -> Tensor:
-        """Tell which rows of a layer's input belong to the second half of the images.
-
-        No image is in both halves. If the rows are not the images of the batch, as
-        behind proposals, whole batches alternate between the halves. If only one batch
-        reaches the layer, its rows are cut in the middle; then at most one image is in
-        both halves.
-        """
-        if rows == self.images[batch]:
-            return (row + self.offsets[batch]) % 2 == 1
-        if turns == 1:
-            return row >= rows // 2
-        return torch.full_like(row, turn % 2 == 1, dtype=torch.bool)
+                    half.add(sample.patches[rows], sample.y[rows])
+        return [*halves, rest] if halves else []
 
 
 @torch.no_grad()
@@ -269,6 +237,7 @@ def fit_network(
     layers: Sequence[Layer],
     batches: Sequence[Any] | None = None,
     options: ConversionOptions | None = None,
+    keep: bool = False,
 ) -> tuple[dict[str, Filters], list[ConvertedLayer]]:
     """Find zero-mean filters for the convolutions of a network.
 
@@ -278,6 +247,7 @@ def fit_network(
         layers: Its convolutions, those to convert and those to keep.
         batches: Calibration batches; None for a conversion without images.
         options: The options of the conversion.
+        keep: Let layers stay plain that lose more than ``options.max_loss``.
 
     Returns:
         Filters and bias, fp64, by name, of each layer that is converted or whose
@@ -295,13 +265,15 @@ def fit_network(
             model, {**wanted, **scaled}, options.forward, options.max_scale
         )
         found = {
-            name: _without_images(model, layer, inputs.get(name))
+            name: _without_images(
+                model, layer, inputs.get(name), options.max_loss if keep else None
+            )
             for name, layer in tqdm(
                 wanted.items(), 'converting', disable=not options.progress, unit='conv'
             )
         }
     else:
-        model, found = _with_images(model, wanted, scaled, batches, options)
+        model, found = _with_images(model, wanted, scaled, batches, options, keep)
     filters = {name: of_layer for name, (of_layer, _) in found.items()}
     for name in scaled:
         conv = model.get_submodule(name)
@@ -316,6 +288,7 @@ def _with_images(
     scaled: Collection[str],
     batches: Sequence[Any],
     options: ConversionOptions,
+    keep: bool,
 ) -> tuple[nn.Module, dict[str, tuple[Filters, ConvertedLayer]]]:
     """Scale a copy of a network, and fit all its layers.
 
@@ -323,35 +296,48 @@ def _with_images(
         The scaled copy; filters and record of each layer to convert.
     """
     check_images(batches)
-    calls, reached = count_calls(
-        model, batches, options.forward, list(wanted), options.progress
-    )
-    if not calls:
+    names = list(wanted)
+    first = look_at_first_batch(model, batches[0], names, options.forward)
+    batches = batches_within(options.max_memory, model, batches, first)
+    look = look_at_inputs(model, batches, names, first, options)
+    if not look.calls:
         raise ValueError('The calibration images reach no layer to be converted')
     model = copy.deepcopy(model)
-    calibration = Calibration(model, batches, options)
-    calibration.equalize(calls, scaled, reached)
+    equalize_by_inputs(model, look, scaled, batches, options)
     converted = copy.deepcopy(model)
+    calibration = Calibration(model, converted, batches, look.calls, options, keep)
     found: dict[str, tuple[Filters, ConvertedLayer]] = {}
-    order = [*calls, *(name for name in wanted if name not in calls)] * options.sweeps
-    for name in tqdm(order, 'converting', disable=not options.progress, unit='conv'):
-        fitted = None
-        if name in calls:
-            local = any(re.search(pattern, name) for pattern in options.unaligned)
-            fitted = calibration.fit(name, calls[name], converted, local)
-        found[name] = fitted or _without_images(model, wanted[name], None)
-        conv = converted.get_submodule(name)
-        (weight, bias), _ = found[name]
-        conv.weight.copy_(weight)
-        conv.bias.copy_(bias)
+    for _ in range(options.sweeps):
+        for name, filters, line in tqdm(
+            calibration.fit_all(),
+            'converting',
+            total=len(look.calls),
+            disable=not options.progress,
+            unit='conv',
+        ):
+            found[name] = filters, line
+    for name, layer in wanted.items():
+        if name not in found:
+            found[name] = _without_images(
+                model, layer, None, options.max_loss if keep else None
+            )
     return model, found
 
 
 def _without_images(
-    model: nn.Module, layer: Layer, inputs: tuple[Tensor, Tensor] | None
+    model: nn.Module,
+    layer: Layer,
+    inputs: tuple[Tensor, Tensor] | None,
+    max_loss: float | None,
 ) -> tuple[Filters, ConvertedLayer]:
     """Zero-mean filters of a layer that no image reaches."""
     conv = model.get_submodule(layer.name)
+    w = conv.weight.double().flatten(1)
+    squares = w.square().sum().item() + 1e-300
+    loss = math.sqrt(w.shape[1] * w.mean(1).square().sum().item() / squares)
+    if max_loss is not None and loss > max_loss:
+        kept = ConvertedLayer(layer.name, 'kept', reason=TOO_MUCH, loss=loss)
+        return (conv.weight.double(), conv.bias.double()), kept
     filters = center_filters(conv.weight, conv.bias, layer.mean, conv.groups, inputs)
     method = 'mean' if layer.mean is None else 'statistics'
     return filters, ConvertedLayer(layer.name, method)

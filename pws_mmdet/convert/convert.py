@@ -17,8 +17,9 @@ A conversion has three steps:
 a checkpoint. Fit and set are the same for both: :func:`convert_folded`.
 """
 
+import copy
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -28,11 +29,12 @@ from ..layers import PWSConv2d
 from ..layers.reparam_conv import ReparamConv2d, conv_like
 from ..utils.isolation import isolated
 from ..utils.model import unwrap_model
+from .agreement import compare_outputs
 from .batch_norm import Run, is_plain_conv
 from .calibrate import fit_network
 from .fold import fold_batch_norm, replace_module
 from .forward import noise_for
-from .layer import ConvertedLayer, Layer
+from .layer import ConversionReport, ConvertedLayer, Layer
 from .options import ConversionOptions
 
 
@@ -88,22 +90,28 @@ def convert_folded(
     batches: Sequence[Any] | None,
     options: ConversionOptions,
     make_pws: Callable[[str, nn.Conv2d], PWSConv2d],
-) -> list[ConvertedLayer]:
+    keep: bool = False,
+) -> ConversionReport:
     """Fit zero-mean filters to a plain network, and set them in PWS convolutions.
 
     Args:
         plain: A network whose BN is folded, in evaluation mode. Its convolutions are
             replaced in place.
         layers: Records of its convolutions.
-        batches: Calibration batches; None for a conversion without images.
+        batches: Calibration batches; None for a conversion without images. Of four or
+            more, the last eighth is not fitted to. It tells how good the network is.
         options: The options of the conversion.
         make_pws: Returns the PWS convolution that replaces the plain one of a name.
+        keep: Let layers stay plain that lose more than ``options.max_loss``.
 
     Returns:
         A record of each convolution, in the order of conversion.
     """
-    filters, report = fit_network(plain, layers, batches, options)
-    kept = {layer.name for layer in layers if layer.kept}
+    original = copy.deepcopy(plain)
+    used, held_out = _hold_out(batches)
+    filters, lines = fit_network(plain, layers, used, options, keep)
+    report = ConversionReport(lines)
+    kept = {line.name for line in lines if line.method == 'kept'}
     generator = torch.Generator().manual_seed(options.seed)
     for name, (weight, bias) in filters.items():
         conv = plain.get_submodule(name)
@@ -115,28 +123,41 @@ def convert_folded(
         set_filters(pws, weight, bias, generator)
         trained = conv.weight.requires_grad
         replace_module(plain, name, pws.eval().requires_grad_(trained))
+    if used is not None:
+        report.agreement = compare_outputs(
+            original, plain, held_out or used, options.forward
+        )
+        report.images = 'other images' if held_out else 'the same images'
     return report
+
+
+def _hold_out(
+    batches: Sequence[Any] | None,
+) -> tuple[Sequence[Any] | None, Sequence[Any]]:
+    """Split batches into those to fit to and, of four or more, an eighth to test on."""
+    if batches is None or len(batches) < 4:
+        return batches, ()
+    number = len(batches) - max(1, len(batches) // 8)
+    return batches[:number], batches[number:]
 
 
 def convert_to_pws(
     model: nn.Module,
     calibration_batches: Iterable[Any] | None = None,
-    exclude: Sequence[str] = (),
+    exclude: Sequence[str] | Literal['auto'] = 'auto',
     *,
     gamma: float = 1e-4,
     relative_gamma: bool = False,
     **options: Any,
-) -> tuple[nn.Module, list[ConvertedLayer]]:
+) -> tuple[nn.Module, ConversionReport]:
     """Convert a trained network with BN, or without any norm, to PWS.
 
     Each ``nn.Conv2d``, with the BN layer that follows it, becomes a :class:`PWSConv2d`,
-    and the BN layer ``nn.Identity``. MMCV's ConvWS and ConvAWS count as the plain
-    convolutions that they compute. Other convolutions (1D, 3D, transposed, deformable,
-    subclasses) stay; the report names them. Norm layers without statistics stay, too.
-
-    The conversion is not exact, because PWS filters have zero mean. Intermediate
-    outputs of the new network are also scaled by channel. The text at the top of
-    :mod:`pws_mmdet.convert.convert` describes the method.
+    and the BN layer ``nn.Identity``. MMCV's ConvWS and ConvAWS count as plain. Other
+    convolutions (1D, 3D, transposed, deformable, subclasses) and norm layers without
+    statistics stay; the report names the convolutions. It also says what is lost: PWS
+    filters have zero mean. The text at the top of :mod:`pws_mmdet.convert.convert`
+    describes the method.
 
     All random numbers come from ``seed``, and the global random state stays as it is.
     The result can be trained, also if this function runs in ``torch.inference_mode``.
@@ -146,12 +167,12 @@ def convert_to_pws(
         calibration_batches: Batches as ``forward`` takes them, of images like those
             that the network was trained on. Some dozens of images are enough. They are
             kept in memory. None converts without images, which loses much more.
-        exclude: Regular expressions, searched in the names of convolutions, for those
-            that stay plain. BN is folded into them, and their channels may be scaled.
+        exclude: Which convolutions stay plain, with BN folded into them. 'auto': those
+            that would lose more than ``max_loss``, such as depthwise ones. Otherwise
+            regular expressions, searched in the names of convolutions; () converts all.
         gamma, relative_gamma: As of :class:`PWSConv2d`. The outputs of the converted
             network do not depend on them.
-        **options: ``forward``, ``max_scale``, ``max_positions``, ``unaligned``,
-            ``sweeps``, ``seed`` and ``progress``: see :class:`ConversionOptions`.
+        **options: The options of :class:`ConversionOptions`.
 
     Returns:
         The converted network in evaluation mode, with the dtype and device of
@@ -179,17 +200,19 @@ def convert_to_pws(
 def _convert(
     model: nn.Module,
     batches: Sequence[Any] | None,
-    exclude: Sequence[str],
+    exclude: Sequence[str] | Literal['auto'],
     gamma: float,
     relative_gamma: bool,
     options: ConversionOptions,
-) -> tuple[nn.Module, list[ConvertedLayer]]:
+) -> tuple[nn.Module, ConversionReport]:
     """Do the work of :func:`convert_to_pws`, whose arguments were checked."""
     alone = is_plain_conv(model)
     if alone:
         model = nn.Sequential(model)  # in which it can be replaced
     run = _first_pass(model, batches, options)
-    plain, layers = fold_batch_norm(model, exclude, run, options.unaligned)
+    keep = exclude == 'auto'
+    patterns = () if keep else exclude
+    plain, layers = fold_batch_norm(model, patterns, run, options.unaligned)
     if all(layer.kept for layer in layers):
         raise ValueError(_nothing_to_convert(model, layers))
 
@@ -201,8 +224,9 @@ def _convert(
         for name, module in plain.named_modules()
         if _is_other_conv(module)
     ]
-    report = convert_folded(plain, layers, batches, options, make_pws)
-    return plain[0] if alone else plain, report + others
+    report = convert_folded(plain, layers, batches, options, make_pws, keep)
+    report += others
+    return plain[0] if alone else plain, report
 
 
 def _first_pass(

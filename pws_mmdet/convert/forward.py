@@ -1,17 +1,12 @@
-"""Run a network on calibration batches, and watch single layers while it runs."""
+"""Run a network on calibration batches."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from mmengine.model import BaseModel
 from mmengine.structures import BaseDataElement
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from tqdm import tqdm
-
-from ..compat import tree_leaves
 
 Forward = Callable[[nn.Module, Any], Any]  # calls a network with a batch
 
@@ -111,142 +106,3 @@ def noise_for(model: nn.Module) -> Tensor:
     generator = torch.Generator().manual_seed(0)
     noise = torch.randn(1, first.in_channels, 64, 64, generator=generator)
     return noise.to(first.weight)
-
-
-# --- calls of layers ---------------------------------------------------------------
-
-
-@dataclass
-class Calls:
-    """How often one layer is called.
-
-    Attributes:
-        per_batch: The number of calls for each batch.
-        positions: The number of output positions, N * H * W, of all calls together.
-    """
-
-    per_batch: list[int] = field(default_factory=list)
-    positions: int = 0
-
-
-def count_calls(
-    model: nn.Module,
-    batches: Sequence[Any],
-    forward: Forward,
-    names: Sequence[str],
-    progress: bool = False,
-) -> tuple[dict[str, Calls], list[set[str]]]:
-    """Run the network on all batches, and count the calls of some layers.
-
-    Args:
-        model: The network.
-        batches: As ``forward`` takes them.
-        forward: Calls the network with a batch.
-        names: Names of the layers to count.
-        progress: Show a progress bar.
-
-    Returns:
-        The calls of each layer that was called, in the order of the first calls; and
-        for each batch the names of all modules of :func:`readers_of` that it reached.
-    """
-    calls: dict[str, Calls] = {}
-    reached: list[set[str]] = [set() for _ in batches]
-    readers = readers_of(model)
-    counted = {model.get_submodule(name): name for name in names}
-
-    def count(module: nn.Module, y: Any, batch: int) -> None:
-        reached[batch].add(readers[module])
-        name = counted.get(module)
-        if name is not None:
-            of_layer = calls.setdefault(name, Calls([0] * len(batches)))
-            of_layer.per_batch[batch] += 1
-            of_layer.positions += y[:, 0].numel()
-
-    for i, batch in enumerate(tqdm(batches, 'looking', disable=not progress)):
-        hooks = [
-            m.register_forward_hook(lambda m, x, y, i=i: count(m, y, i))
-            for m in readers
-        ]
-        try:
-            forward(model, batch)
-        finally:
-            for hook in hooks:
-                hook.remove()
-    return calls, reached
-
-
-@dataclass
-class Call:
-    """One call of a convolution.
-
-    Attributes:
-        x: Its input.
-        y: Its output.
-        added: The tensor that the network adds to the output directly afterwards, as
-            in a residual block; None if the next operation is another one.
-    """
-
-    x: Tensor
-    y: Tensor
-    added: Tensor | None = None
-
-
-class _Stop(Exception):
-    """Ends a forward pass early."""
-
-
-class _Watcher(TorchDispatchMode):
-    """Records the calls of one layer, then ends the forward pass with ``_Stop``.
-
-    Args:
-        number: The number of calls to record.
-    """
-
-    def __init__(self, number: int) -> None:
-        super().__init__()
-        self.number = number
-        self.calls: list[Call] = []
-        self.unused: Tensor | None = None  # the last output, until it is first used
-
-    def look(self, module: nn.Module, args: tuple, output: Tensor) -> None:
-        # Clone: an in-place ReLU after the layer would overwrite its output.
-        self.calls.append(Call(args[0].clone(), output.clone()))
-        self.unused = output
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None
-    ) -> Any:
-        y = self.unused
-        if y is not None and any(x is y for x in tree_leaves((args, kwargs))):
-            self.unused = None
-            if func.overloadpacket in (torch.ops.aten.add, torch.ops.aten.add_):
-                others = [x for x in args if isinstance(x, Tensor) and x is not y]
-                if not kwargs and [x.shape for x in others] == [y.shape]:
-                    self.calls[-1].added = others[0].clone()
-            if len(self.calls) == self.number:
-                raise _Stop
-        return func(*args, **(kwargs or {}))
-
-
-def watch(
-    model: nn.Module, batch: Any, forward: Forward, name: str, number: int
-) -> list[Call]:
-    """Run a network on a batch, and record the calls of one layer.
-
-    Args:
-        model: The network.
-        batch: As ``forward`` takes it.
-        forward: Calls the network with a batch.
-        name: Name of the layer, a convolution.
-        number: The number of its calls. The forward pass ends after the last one.
-    """
-    watcher = _Watcher(number)
-    hook = model.get_submodule(name).register_forward_hook(watcher.look)
-    try:
-        with watcher:
-            forward(model, batch)
-    except _Stop:
-        pass
-    finally:
-        hook.remove()
-    return watcher.calls

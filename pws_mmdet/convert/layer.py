@@ -1,8 +1,11 @@
-"""The records of one convolution: before its conversion, and after it."""
+"""The records of convolutions: before their conversion, and after it."""
 
 from dataclasses import dataclass
 
 from torch import Tensor
+
+from ..utils.names import first_names
+from .agreement import Agreement
 
 Filters = tuple[Tensor, Tensor]  # filters (O, c_in / groups, k, k) and bias (O,)
 
@@ -50,6 +53,8 @@ class ConvertedLayer:
         error: Relative error of the outputs: the root mean squared error divided by
             the standard deviation, on images that the filters were not fitted to.
             None without images.
+        loss: The part of the error that zero-mean filters would add, or add, as
+            ``max_loss`` of ConversionOptions defines it. None if it is not known.
         reason: Why the layer was not converted. Empty for a converted layer.
     """
 
@@ -57,9 +62,41 @@ class ConvertedLayer:
     method: str
     error: float | None = None
     reason: str = ''
+    loss: float | None = None
 
     def __str__(self) -> str:
-        error = '' if self.error is None else f', relative error {self.error:.3f}'
-        return f'{self.name}: {self.method}{error}' + (
-            f' ({self.reason})' if self.reason else ''
-        )
+        text = f'{self.name}: {self.method}'
+        if self.error is not None:
+            text += f', relative error {self.error:.3f}'
+        if self.loss is not None:
+            text += f', zero mean costs {self.loss:.3f}'
+        return f'{text} ({self.reason})' if self.reason else text
+
+
+class ConversionReport(list[ConvertedLayer]):
+    """What a conversion did: a record of each convolution, in the order of conversion.
+
+    Attributes:
+        agreement: How well the outputs agree with those of the original network; None
+            without images.
+        images: The images of ``agreement``, in words.
+    """
+
+    agreement: Agreement | None = None
+    images: str = ''
+
+    def __str__(self) -> str:
+        return '\n'.join([*map(str, self), self.summary()])
+
+    def summary(self) -> str:
+        """Say in one line what was converted, what stays plain, and what is lost."""
+        plain = [layer for layer in self if layer.method == 'kept']
+        text = f'{len(self) - len(plain)} convolutions were converted'
+        reasons: dict[str, list[str]] = {}
+        for layer in plain:
+            reasons.setdefault(layer.reason, []).append(layer.name)
+        for reason, names in reasons.items():
+            text += f'; {len(names)} not, because {reason}: {first_names(names)}'
+        if self.agreement is None:
+            return f'{text}. Without images it is not known how good the network is'
+        return f'{text}. On {self.images}, {self.agreement}'

@@ -1,49 +1,19 @@
-"""Fit zero-mean filters to given outputs by least squares with a constraint."""
+"""Fit filters to given outputs by least squares, with and without zero mean."""
 
 import copy
 import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from ..compat import unravel_index
+from .layer import Filters
 
 RIDGES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 NOISE = 1e-12  # the variance of rounding errors, as a fraction of the squared mean
-
-
-def sample_patches(conv: nn.Conv2d, x: Tensor, index: Tensor) -> Tensor:
-    """Return the input patches that a convolution multiplies with its filters.
-
-    Args:
-        conv: The convolution.
-        x: Its input, (N, c_in, H, W).
-        index: Output positions, (P,), as indices into the flattened (N, H', W').
-
-    Returns:
-        The patches at these positions, (P, groups, c_in / groups * k * k), in fp32,
-        or in fp64 if the input is in fp64.
-    """
-    mode = 'constant' if conv.padding_mode == 'zeros' else conv.padding_mode
-    x = F.pad(x, conv._reversed_padding_repeated_twice, mode)
-    kernel, stride, dilation = conv.kernel_size, conv.stride, conv.dilation
-    out = [
-        (x.shape[2 + i] - dilation[i] * (kernel[i] - 1) - 1) // stride[i] + 1
-        for i in range(2)
-    ]
-    s = x.stride()
-    patches = x.as_strided(
-        (len(x), *out, x.shape[1], *kernel),
-        (s[0], s[2] * stride[0], s[3] * stride[1], s[1])
-        + (s[2] * dilation[0], s[3] * dilation[1]),
-    )
-    rows = patches[unravel_index(index, (len(x), *out))]
-    rows = rows.reshape(len(index), conv.groups, -1)
-    return rows if rows.dtype == torch.float64 else rows.float()
 
 
 class Moments:
@@ -154,8 +124,8 @@ class Covariances:
     xy: Tensor
     yy: Tensor
 
-    def solve(self, prior: Tensor, ridge: float) -> tuple[Tensor, Tensor]:
-        """Return zero-mean filters (groups, n, O / groups) and the bias.
+    def solve(self, prior: Tensor, ridge: float) -> tuple[Filters, Filters]:
+        """Return filters (groups, n, O / groups) and bias, zero-mean and free.
 
         :func:`fit_filters` states the problem that this solves.
 
@@ -168,6 +138,9 @@ class Covariances:
         solution = torch.cholesky_solve(right, factor)
         free, ones = solution[..., :-1], solution[..., -1:]
         w = free - ones * (free.sum(1, keepdim=True) / ones.sum(1, keepdim=True))
+        return self._with_bias(w), self._with_bias(free)
+
+    def _with_bias(self, w: Tensor) -> Filters:
         return w, self.y - (w * self.x.unsqueeze(2)).sum(1)
 
     def factor(self, ridge: float) -> tuple[Tensor, Tensor]:
@@ -218,15 +191,29 @@ def sum_of(moments: Sequence[Moments]) -> Moments:
     return sum(moments[1:], moments[0])
 
 
+class Fit(NamedTuple):
+    """Filters that were fitted to wanted outputs.
+
+    Attributes:
+        weight: The filters, (groups, n, O / groups).
+        bias: The bias, (groups, O / groups).
+        error: The error as :class:`ConvertedLayer` defines it.
+    """
+
+    weight: Tensor
+    bias: Tensor
+    error: float
+
+
 def fit_filters(
     halves: Sequence[Moments], prior: Tensor, ridges: Sequence[float] = RIDGES
-) -> tuple[Tensor, Tensor, float]:
-    """Fit zero-mean filters to wanted outputs.
+) -> tuple[Fit, Fit]:
+    """Fit filters to wanted outputs, zero-mean ones and free ones.
 
-    The filters w and the bias b minimize E|y - w'x - b|^2 + r |w - w0|^2 subject to
-    1'w = 0, where w0 are the original filters. r is chosen by cross-validation:
-    filters are fitted to each half of the images, and r is the candidate with the
-    smallest error on the other half.
+    The filters w and the bias b minimize E|y - w'x - b|^2 + r |w - w0|^2, where w0 are
+    the original filters. Zero-mean filters are subject to 1'w = 0. r is chosen by
+    cross-validation: filters are fitted to each half of the images, and r is the
+    candidate with the smallest error on the other half.
 
     Args:
         halves: Moments of the patches and outputs of each half of the images.
@@ -235,27 +222,28 @@ def fit_filters(
             > 0.
 
     Returns:
-        Filters (groups, n, O / groups), bias (groups, O / groups), and the error as
-        :class:`ConvertedLayer` defines it.
+        The zero-mean filters, and the free ones.
     """
     halves = [half for half in halves if half.count]
     both = sum_of(halves).center()
     whole = both.variance()
     if len(halves) == 1:  # a single image
-        w, b = both.solve(prior, max(ridges))
-        return w, b, math.sqrt(both.error(w, b) / whole)
+        found = both.solve(prior, max(ridges))
+        fits = [Fit(w, b, math.sqrt(both.error(w, b) / whole)) for w, b in found]
+        return fits[0], fits[1]
     one, two = (half.center() for half in halves)
     # The outputs of a half may be constant, as behind global pooling of one image.
     of_one, of_two = (
         own if (own := half.variance()) > 0.01 * whole else whole for half in (one, two)
     )
-    errors = {
-        r: (
-            one.error(*two.solve(prior, r)) / of_one
-            + two.error(*one.solve(prior, r)) / of_two
-        )
-        / 2
-        for r in ridges
-    }
-    best = min(errors, key=errors.__getitem__)
-    return *both.solve(prior, best), math.sqrt(errors[best])
+    errors = {}
+    for r in ridges:
+        on_one = [one.error(w, b) / of_one for w, b in two.solve(prior, r)]
+        on_two = [two.error(w, b) / of_two for w, b in one.solve(prior, r)]
+        errors[r] = [(a + b) / 2 for a, b in zip(on_one, on_two, strict=True)]
+    fits = []
+    for kind in range(2):
+        best = min(errors, key=lambda r: errors[r][kind])  # noqa: B023
+        w, b = both.solve(prior, best)[kind]
+        fits.append(Fit(w, b, math.sqrt(errors[best][kind])))
+    return fits[0], fits[1]

@@ -71,7 +71,7 @@ def test_a_detector(ssd, digits, tmp_path):
     assert made['meta']['dataset_meta'] == dict(classes=['digit'] * 10)
     printed = str(written)
     assert 'backbone.stages.0.0.conv: fitted, relative error' in printed
-    assert '27 convolutions of the network, fitted to 4 images' in printed
+    assert '27 convolutions were converted. On the same images, ' in printed
 
     pws = narrow_ssd(PWS_SSD, CHANNEL['cfg_options'])
     pws.load_state_dict(made['state_dict'])
@@ -108,7 +108,7 @@ def test_weights_of_a_backbone_alone(digits, tmp_path, prefix):
     torch.save(weights, path)
     options = dict(calibrate=digits / 'val2017', num_images=2)
     printed = str(convert_checkpoint(config, path, out, **options))
-    assert 'convolutions of the backbone, fitted to 2 images' in printed
+    assert 'pws.pth, the backbone, with 2 images' in printed
     options.update(unaligned=['layer2'])
     printed = str(convert_checkpoint(config, path, tmp_path / 'local.pth', **options))
     assert 'layer1.0.conv1: fitted' in printed and 'layer2.0.conv1: local' in printed

@@ -1,44 +1,24 @@
 """Tests of fitting a network on calibration images."""
 
 import copy
-import weakref
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
-from pws_mmdet.compat import tree_leaves
 from pws_mmdet.convert import ConversionOptions
 from pws_mmdet.convert.calibrate import Calibration, fit_network
-from pws_mmdet.convert.forward import count_calls, run_model
+from pws_mmdet.convert.forward import run_model
+from pws_mmdet.convert.inputs import (
+    equalize_by_inputs,
+    look_at_first_batch,
+    look_at_inputs,
+)
 from pws_mmdet.convert.layer import Layer
 from pws_mmdet.convert.least_squares import Moments
-
-
-class LivingTensors(TorchDispatchMode):
-    """Counts the bytes of all tensors that operators return and that still exist."""
-
-    def __init__(self):
-        super().__init__()
-        self.storages, self.bytes, self.peak = {}, 0, 0
-
-    def forget(self, key):
-        self.bytes -= self.storages.pop(key)
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        out = func(*args, **(kwargs or {}))
-        for x in tree_leaves(out):
-            if isinstance(x, torch.Tensor):
-                storage = x.untyped_storage()
-                key = storage._cdata
-                if key not in self.storages:
-                    self.storages[key] = storage.nbytes()
-                    self.bytes += storage.nbytes()
-                    self.peak = max(self.peak, self.bytes)
-                    weakref.finalize(storage, self.forget, key)
-        return out
+from pws_mmdet.convert.memory import LivingTensors
+from pws_mmdet.convert.observe import watch
 
 
 class Levels(nn.Module):
@@ -59,39 +39,58 @@ class Levels(nn.Module):
 def test_the_halves_share_no_image(monkeypatch, sizes):
     seen = {}
 
+    original = Moments.add
+
     def add(moments, x, y):
-        values = seen.setdefault(len(seen), set())
-        values |= set(x.unique().tolist())
+        original(moments, x, y)
+        if x.shape[2]:  # those of the fit
+            values = seen.setdefault(len(seen), set())
+            values |= set(x.unique().tolist())
 
     batches = list(torch.arange(1.0, 1 + sum(sizes)).view(-1, 1, 1, 1).split(sizes))
     batches = [x.expand(-1, 1, 12, 12).contiguous() for x in batches]
     net = Levels()
     monkeypatch.setattr(Moments, 'add', add)
-    calibration = Calibration(net, batches, ConversionOptions(progress=False))
-    calls, _ = count_calls(net, batches, run_model, ['head', 'of_regions'])
+    options = ConversionOptions(progress=False)
+    names = ['head', 'of_regions']
+    first = look_at_first_batch(net, batches[0], names, run_model)
+    calls = look_at_inputs(net, batches, names, first, options).calls
+    calibration = Calibration(net, net, batches, calls, options)
     for name in calls:
+
+        def pairs(i, in_original, name=name):
+            number = calls[name].per_batch[i]
+            return [(c, c) for c in watch(net, batches[i], run_model, name, number)]
+
         seen.clear()
-        calibration.moments(name, calls[name], net, None)
+        calibration.moments(name, pairs, None)
         halves = [set().union(*(seen[i] for i in seen if i % 2 == k)) for k in (0, 1)]
         # The regions of a single batch are split in the middle.
         shared = 1 if name == 'of_regions' and len(sizes) == 1 else 0
         assert all(halves) and len(halves[0] & halves[1]) <= shared
 
 
-def test_memory_does_not_grow_with_the_number_of_images():
-    """The fit needs a few matrices of n x n, for any number of images."""
-    n = 64 * 9
-    net = nn.Sequential(nn.Conv2d(64, 64, 3, padding=1), nn.ReLU()).eval()
-    peaks = {}
-    for number in (2, 8):
-        batches = [torch.randn(1, 64, 8, 8) for _ in range(number)]
-        with LivingTensors() as living, torch.no_grad():
-            options = ConversionOptions(progress=False)
-            fit_network(net, [Layer('0')], batches, options)
-        peaks[number] = living.peak
-    assert peaks[8] < 1.05 * peaks[2]
-    most = 16 if torch.__version__ >= '2.2' else 20  # matrices; torch 2.1 needs more
-    assert 2 * n * n * 8 < peaks[2] < most * n * n * 8
+@pytest.mark.parametrize('limit', [0.02, 0.04, None])
+def test_memory_has_a_limit(messages, limit):
+    """The tensors that wait in lock step take no more than is allowed."""
+    living, seen = LivingTensors(), set()
+
+    def forward(model, x):
+        seen.add(int(x[0, 0, 0, 0]))
+        with living:
+            return model(x)
+
+    layers = [nn.Conv2d(8, 8, 3, padding=1), nn.ReLU()] * 3
+    net = nn.Sequential(*copy.deepcopy(layers)).eval()
+    batches = [torch.full((2, 8, 128, 128), float(i)) for i in range(12)]
+    options = ConversionOptions(forward=forward, max_memory=limit, progress=False)
+    fit_network(net, [Layer('0'), Layer('2'), Layer('4')], batches, options)
+    if limit is None:
+        assert len(seen) == 12
+    else:
+        assert 1 < len(seen) < 12
+        assert 0.1 * limit < living.peak / 2**30 < limit
+        assert f'takes the first {len(seen)} of 12 batches' in messages[0]
 
 
 class SometimesTwoHeads(nn.Module):
@@ -116,9 +115,10 @@ def test_channels_are_scaled_only_if_one_batch_reaches_all_readers():
     for batches in ([common], [common, rare], [rare]):
         net = SometimesTwoHeads()
         expected = copy.deepcopy(net)
-        calibration = Calibration(net, batches, ConversionOptions(progress=False))
-        calls, reached = count_calls(net, batches, run_model, ['a', 'b'])
-        calibration.equalize(calls, (), reached)
+        options = ConversionOptions(progress=False)
+        first = look_at_first_batch(net, batches[0], ['a', 'b'], run_model)
+        look = look_at_inputs(net, batches, ['a', 'b'], first, options)
+        equalize_by_inputs(net, look, (), batches, options)
         same = torch.equal(net.a.weight, expected.a.weight)
         assert same == (batches[-1] is rare)  # a linear layer reads the channels of a
         for x in batches:

@@ -21,7 +21,7 @@ def net():
 
 def test_all_convolutions_become_pws_and_no_bn_is_left(net):
     before = copy.deepcopy(net.state_dict())
-    new, report = convert_to_pws(net, [images(8)], progress=False)
+    new, report = convert_to_pws(net, [images(8)], exclude=(), progress=False)
     convs = [m for m in new.modules() if isinstance(m, nn.Conv2d)]
     assert len(convs) == 5 and all(type(m) is PWSConv2d for m in convs)
     assert not any(isinstance(m, nn.BatchNorm2d) for m in new.modules())
@@ -128,7 +128,7 @@ def test_one_summand_makes_up_for_the_error_of_the_other(join):
     for sweeps in (1, 2, 20):
         torch.manual_seed(0)
         net = Sum(join)
-        new, _ = convert_to_pws(net, [x], sweeps=sweeps, progress=False)
+        new, _ = convert_to_pws(net, [x], sweeps=sweeps, exclude=(), progress=False)
         errors.append(relative_error(new(x), net(x)))
     assert errors[0] > 1.2 * errors[1] > 10 * errors[2], errors
 
@@ -146,8 +146,8 @@ JOINS_OTHERWISE = {
 def test_layers_without_a_sum_are_fitted_one_by_one(join):
     x = torch.randn(8, 4, 16, 16) + torch.randn(8, 4, 1, 1)
     net = Sum(join)
-    once, _ = convert_to_pws(net, [x], progress=False)
-    apart, _ = convert_to_pws(net.a, [x], max_scale=1, progress=False)
+    once, _ = convert_to_pws(net, [x], exclude=(), progress=False)
+    apart, _ = convert_to_pws(net.a, [x], max_scale=1, exclude=(), progress=False)
     assert type(apart) is PWSConv2d
     torch.testing.assert_close(once.a(x), apart(x), rtol=1e-4, atol=1e-4)
 
@@ -198,8 +198,12 @@ def test_a_convolution_that_several_bn_layers_read_is_kept():
 @pytest.mark.parametrize('dtype', [torch.bfloat16, FLOAT16, torch.float64])
 def test_other_dtypes(net, dtype):
     x = images()
-    expected = relative_error(convert_to_pws(net, [x], progress=False)[0](x), net(x))
-    new, report = convert_to_pws(net.to(dtype), [x.to(dtype)], progress=False)
+    expected = relative_error(
+        convert_to_pws(net, [x], exclude=(), progress=False)[0](x), net(x)
+    )
+    new, report = convert_to_pws(
+        net.to(dtype), [x.to(dtype)], exclude=(), progress=False
+    )
     assert {p.dtype for p in new.parameters()} == {dtype}
     assert {layer.method for layer in report} == {'fitted'}
     made = relative_error(new(x.to(dtype)).double(), net(x.to(dtype)).double())

@@ -9,9 +9,9 @@ from torch import nn
 from pws_mmdet.convert.least_squares import (
     Moments,
     fit_filters,
-    sample_patches,
     sum_of,
 )
+from pws_mmdet.convert.sampling import sample_patches
 
 
 def test_patches_times_filters_are_the_outputs():
@@ -83,7 +83,7 @@ def test_inputs_without_full_rank_give_finite_filters(spoil):
     x, y, prior = torch.rand(50, 3, 4), torch.rand(50, 3, 2), torch.randn(3, 4, 2)
     for halves in ([(x, y)], [(x, y), spoil(x, y)], [spoil(x, y), spoil(x + 1, y)]):
         halves = [moments_of(*half) for half in halves]
-        w, b, error = fit_filters(halves, prior.double())
+        (w, b, error), _ = fit_filters(halves, prior.double())
         assert w.isfinite().all() and b.isfinite().all() and 0 <= error < 1e3
         torch.testing.assert_close(w.sum(1), torch.zeros(3, 2).double())
         assert w.abs().max() < 1e3
@@ -93,7 +93,7 @@ def test_filters_of_constant_inputs_lose_their_mean_only():
     """Nothing is known of the inputs, so that the filters stay near the original."""
     x, y, prior = torch.rand(1, 3, 4), torch.rand(1, 3, 2), torch.randn(3, 4, 2)
     halves = [moments_of(x.expand(n, -1, -1), y.expand(n, -1, -1)) for n in (31, 30)]
-    w, b, error = fit_filters(halves, prior.double())
+    (w, b, error), _ = fit_filters(halves, prior.double())
     centered = (prior - prior.mean(1, keepdim=True)).double()
     torch.testing.assert_close(w, centered)
     made = torch.einsum('pgn,gno->pgo', x.double(), w) + b
@@ -106,5 +106,5 @@ def test_an_indefinite_covariance_is_replaced_by_a_definite_one():
     moments = moments_of(torch.randn(50, 1, 4), torch.randn(50, 1, 2)).center()
     moments.xx -= torch.eye(4)
     assert torch.linalg.eigvalsh(moments.xx).min() < -0.1
-    w, b = moments.solve(torch.randn(1, 4, 2).double(), 1e-3)
+    (w, b), _ = moments.solve(torch.randn(1, 4, 2).double(), 1e-3)
     assert w.isfinite().all() and b.isfinite().all()

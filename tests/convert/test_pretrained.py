@@ -34,7 +34,7 @@ def test_weights_with_bn_are_converted(bn_net, save, messages, prefix):
         net.init_cfg['prefix'] = prefix
     net.init_weights()
     net.eval()
-    expected, _ = convert_to_pws(bn_net, progress=False)
+    expected, _ = convert_to_pws(bn_net, exclude=(), progress=False)
     x = torch.randn(2, 3, 64, 64)
     for y, e in zip(net(x), expected(x), strict=True):
         torch.testing.assert_close(y, e, rtol=1e-3, atol=1e-3)
@@ -72,7 +72,7 @@ def test_the_eps_of_bn_is_used(bn_net, save):
     for module in bn_net.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.eps = 0.1
-    expected, _ = convert_to_pws(bn_net, progress=False)
+    expected, _ = convert_to_pws(bn_net, exclude=(), progress=False)
     net = pws_net(save(bn_net.state_dict()))
     net.init_cfg['bn_eps'] = 0.1
     net.init_weights()

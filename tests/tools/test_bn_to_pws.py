@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from pws_mmdet.convert.bn_checkpoint import ConvertedCheckpoint
-from pws_mmdet.convert.layer import ConvertedLayer
+from pws_mmdet.convert.layer import ConversionReport, ConvertedLayer
 
 
 @pytest.fixture(scope='module')
@@ -28,8 +28,8 @@ def test_options_become_arguments(program, main, monkeypatch, capsys):
 
     def convert_checkpoint(config, checkpoint, out, **options):
         calls.append((config, checkpoint, out, options))
-        layers = [ConvertedLayer('conv', 'fitted', 0.5)]
-        return ConvertedCheckpoint(Path(out), 'backbone', 7, layers, ['fc.bias'])
+        report = ConversionReport([ConvertedLayer('conv', 'fitted', 0.5)])
+        return ConvertedCheckpoint(Path(out), 'backbone', 7, report, ['fc.bias'])
 
     monkeypatch.setattr(program, 'convert_checkpoint', convert_checkpoint)
     options = ['--calibrate', 'folder', '--num-images', 7, '--max-scale', 2]
@@ -47,12 +47,14 @@ def test_options_become_arguments(program, main, monkeypatch, capsys):
         conv_ws=True,
         unaligned=['a', 'b'],
         device='cpu',
+        force=False,
         cfg_options={'model.x': 1},
     )
     assert capsys.readouterr().out.splitlines() == [
         'conv: fitted, relative error 0.500',
-        'written: out.pth, 1 convolutions of the backbone, fitted to 7 images, median '
-        'relative error 0.500',
+        '1 convolutions were converted. Without images it is not known how good the '
+        'network is',
+        'written: out.pth, the backbone, with 7 images',
         'not used: fc.bias',
     ]
 

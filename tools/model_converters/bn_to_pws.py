@@ -65,6 +65,7 @@ def main() -> None:
         'behind proposals. They are fitted to the outputs of their own original '
         f'filters (default: {" ".join(UNALIGNED)})',
     )
+    add('--force', action='store_true', help='write OUT even if it is useless')
     add('--device', default='cpu', help='such as cuda')
     add('--cfg-options', nargs='+', action=ConfigOptions, metavar='K=V')
     args = parser.parse_args()
