@@ -87,7 +87,7 @@ def _convert(
     bn_eps: float,
     conv_ws: bool,
     options: ConversionOptions,
-) -> tuple[dict[str, Tensor], list[ConvertedLayer], list[str]]:
+) -> tuple[dict[str, Tensor], ConversionReport, list[str]]:
     """Do the work of :func:`load_bn_weights` on a copy of the network.
 
     Returns:
