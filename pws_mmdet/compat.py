@@ -42,7 +42,7 @@ PRIVATE_NAMES = {
         *('_get_tracing_state', '_iterator', '_len_torch_dispatch_stack'),
         *('_load_from_state_dict', '_modules', '_parameters', '_python_dispatch'),
         *('_pytree', '_register_load_state_dict_pre_hook'),
-        *('_reversed_padding_repeated_twice', '_tensor_name'),
+        *('_reversed_padding_repeated_twice', '_schema', '_tensor_name'),
         *('_torchdynamo_orig_callable', '_utils', '_version'),
         '_weights_only_unpickler',
     ),

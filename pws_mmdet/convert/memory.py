@@ -48,8 +48,8 @@ class LivingTensors(TorchDispatchMode):
             if not isinstance(x, Tensor) or x.layout is not torch.strided:
                 continue
             storage = x.untyped_storage()
-            key = storage._cdata
-            if key not in self._storages:
+            key = storage.data_ptr()
+            if key and key not in self._storages:
                 self._storages[key] = storage.nbytes()
                 self.bytes += storage.nbytes()
                 self.peak = max(self.peak, self.bytes)

@@ -94,7 +94,7 @@ def test_weights_of_conv_ws_and_conv_aws_are_standardized(bn_net):
                 nn.init.uniform_(module.weight_gamma, 0.5, 1.5)
                 nn.init.normal_(module.weight_beta, 0, 0.1)
         original.eval()
-        by_module, report = convert_to_pws(original, progress=False)
+        by_module, report = convert_to_pws(original, exclude=(), progress=False)
         assert len(report) == 10
         by_name = pws_net()
         load_bn_weights(

@@ -44,9 +44,11 @@ def test_in_place_activations_give_the_same_filters(net):
 
 def test_images_reduce_the_error(net):
     x = images(16)
-    without, _ = convert_to_pws(net, progress=False)
-    local, _ = convert_to_pws(net, [images()], unaligned=[''], progress=False)
-    fitted, _ = convert_to_pws(net, [images()], progress=False)
+    without, _ = convert_to_pws(net, exclude=(), progress=False)
+    local, _ = convert_to_pws(
+        net, [images()], unaligned=[''], exclude=(), progress=False
+    )
+    fitted, _ = convert_to_pws(net, [images()], exclude=(), progress=False)
     errors = [relative_error(m(x), net(x)) for m in (without, local, fitted)]
     assert max(errors[1:]) < 0.6 < errors[0]
 
@@ -309,7 +311,7 @@ def test_other_convolutions_and_norms_stay_and_are_reported():
         nn.ConvTranspose2d(4, 4, 2),
         nn.GroupNorm(2, 4),
     )
-    made, report = convert_to_pws(net, progress=False)
+    made, report = convert_to_pws(net, exclude=(), progress=False)
     assert isinstance(made[0], PWSConv2d)
     assert str(report[-1]) == '3: kept (it is a ConvTranspose2d)' and len(report) == 2
     assert type(made[3]) is nn.ConvTranspose2d and type(made[4]) is nn.GroupNorm

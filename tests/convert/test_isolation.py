@@ -64,11 +64,11 @@ def test_convert_to_pws_and_global_random_numbers(batches):
     for seed in (1, 2):
         set_states(seed)
         before = states()
-        made.append(convert_to_pws(net, batches, progress=False)[0])
+        made.append(convert_to_pws(net, batches, (), progress=False)[0])
         assert states() == before
     check_same(*made)
     assert made[0].net.last.weight[1].std() > 0
-    other, _ = convert_to_pws(net, batches, seed=1, progress=False)
+    other, _ = convert_to_pws(net, batches, (), seed=1, progress=False)
     assert not torch.equal(other.net.last.weight[1], made[0].net.last.weight[1])
 
 
@@ -113,13 +113,13 @@ def check_trains(net):
 def test_convert_to_pws_in_inference_mode(with_images):
     net, x = Drawing(), torch.rand(4, 3, 32, 32)
     batches = [x] if with_images else None
-    expected, _ = convert_to_pws(net, batches, progress=False)
+    expected, _ = convert_to_pws(net, batches, (), progress=False)
     with torch.inference_mode():
-        made = [convert_to_pws(net, batches, progress=False)[0]]
+        made = [convert_to_pws(net, batches, (), progress=False)[0]]
         # A network and images that were made in inference mode
         net, batches = copy.deepcopy(net), [x.clone()] if with_images else None
         assert next(net.parameters()).is_inference()
-        made.append(convert_to_pws(net, batches, progress=False)[0])
+        made.append(convert_to_pws(net, batches, (), progress=False)[0])
     for new in made:
         check_same(new, expected)
         check_trains(new)

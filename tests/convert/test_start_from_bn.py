@@ -90,7 +90,7 @@ def settle(net, x):
     return net
 
 
-def keep_filters(plain, layers, batches, options):
+def keep_filters(plain, layers, batches, options, keep):
     """Stand in for fit_network: zero-mean filters need no fit."""
     convs = {layer.name: plain.get_submodule(layer.name) for layer in layers}
     filters = {name: (conv.weight, conv.bias) for name, conv in convs.items()}
