@@ -94,7 +94,8 @@ def keep_filters(plain, layers, batches, options, keep):
     """Stand in for fit_network: zero-mean filters need no fit."""
     convs = {layer.name: plain.get_submodule(layer.name) for layer in layers}
     filters = {name: (conv.weight, conv.bias) for name, conv in convs.items()}
-    return filters, [ConvertedLayer(name, 'mean') for name in convs]
+    methods = ['kept' if layer.kept else 'mean' for layer in layers]
+    return filters, list(map(ConvertedLayer, convs, methods))
 
 
 @pytest.mark.parametrize('family', FAMILIES)
