@@ -1,15 +1,14 @@
 """Find which BN layer follows which convolution.
 
-Three sources tell it: a forward pass (:class:`Trace`), the order in which modules were
-assigned (:func:`pair_by_order`), and the names in a checkpoint (:func:`pair_by_name`).
+Two sources tell it: forward passes (:class:`Trace`), and the names in a checkpoint
+(:func:`pair_by_name`).
 """
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
-from mmcv.cnn import ConvModule
 from mmcv.cnn.bricks.wrappers import Conv2d as MMCVConv2d
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -17,9 +16,19 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from ..compat import tree_leaves
+from ..utils.config import describe
+from .first_pass import PassEnded, Run
 from .forward import tensors_in
 
-Run = Callable[[nn.Module], Any]  # calls a network with some batch
+# Why a convolution and the BN layer behind it stay as they are
+NOT_CALLED = (
+    'no forward pass called it, and BN may follow it: give images, or forward, that '
+    'call it'
+)
+NOT_ALL_CALLED = (
+    'the forward pass ended with an error before all that may read its outputs was '
+    'called: give images, or forward'
+)
 
 
 def is_plain_conv(module: nn.Module) -> bool:
@@ -43,7 +52,10 @@ def is_bn(module: nn.Module) -> bool:
 
 
 class Trace(TorchDispatchMode):
-    """Records in a forward pass which BN layers read the outputs of convolutions.
+    """Records in forward passes which BN layers read the outputs of convolutions.
+
+    Args:
+        model: The network.
 
     Attributes:
         called: The convolutions and BN layers that were called and returned.
@@ -51,29 +63,26 @@ class Trace(TorchDispatchMode):
             input; None for an input that no convolution produced.
         elsewhere: Convolutions whose outputs are also used by other operations.
         bypassed: Modules whose parameters are used outside of their forward pass.
+        pending: Convolutions whose outputs the network still held when it raised an
+            error, so that what was not called may read them.
+        error: The error that ended a forward pass, in one line.
     """
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
-        parts = [m for m in model.modules() if is_plain_conv(m) or is_bn(m)]
+        self.parts = [m for m in model.modules() if is_plain_conv(m) or is_bn(m)]
         self.called: set[nn.Module] = set()
         self.read: dict[nn.Module, list[nn.Module | None]] = {}
         self.elsewhere: set[nn.Module] = set()
         self.bypassed: set[nn.Module] = set()
+        self.pending: set[nn.Module] = set()
+        self.error = ''
         self.running: list[nn.Module] = []
         self.made = WeakTensorKeyDictionary()
         self.owners = WeakTensorKeyDictionary()
-        for module in parts:
+        for module in self.parts:
             for parameter in module.parameters():
                 self.owners.setdefault(parameter, set()).add(module)
-        self.hooks = [
-            hook
-            for module in parts
-            for hook in (
-                module.register_forward_pre_hook(self._enter, with_kwargs=True),
-                module.register_forward_hook(self._leave),
-            )
-        ]
 
     def _enter(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
         self.running.append(module)
@@ -106,19 +115,50 @@ class Trace(TorchDispatchMode):
         if x in self.made and not (running and is_bn(running)):
             self.elsewhere.add(self.made[x])
 
-    def follow(self, model: nn.Module, run: Run) -> None:
-        """Call the network, and record the call.
+    def follow(self, model: nn.Module, runs: Sequence[Run]) -> list[Run]:
+        """Call the network until all its convolutions and BN layers were called.
 
         Args:
             model: The network that the trace was made for.
-            run: Calls it.
+            runs: Call it. One after the other is tried.
+
+        Returns:
+            Those that called a layer which none before called.
         """
+        hooks = [
+            hook
+            for module in self.parts
+            for hook in (
+                module.register_forward_pre_hook(self._enter, with_kwargs=True),
+                module.register_forward_hook(self._leave),
+            )
+        ]
+        useful = []
+        try:
+            for run in runs:
+                before = len(self.called)
+                self._follow_one(model, run)
+                if len(self.called) > before:
+                    useful.append(run)
+                if len(self.called) == len(self.parts):
+                    break
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return useful
+
+    def _follow_one(self, model: nn.Module, run: Run) -> None:
+        self.running.clear()
         try:
             with self:
                 outputs = run(model)
-        finally:
-            for hook in self.hooks:
-                hook.remove()
+        except PassEnded as ended:
+            if isinstance(ended.__cause__, Exception):
+                self.error = describe(ended.__cause__)
+            # The traceback holds the variables of the network, so that all tensors
+            # that it could still use exist. No others do.
+            self.pending.update(self.made.values())
+            return
         for x in tensors_in(outputs):
             if x in self.made:
                 self.elsewhere.add(self.made[x])
@@ -131,43 +171,33 @@ class Trace(TorchDispatchMode):
         """Tell whether a BN layer can be folded into all convolutions that it reads."""
         return bn not in self.bypassed and all(
             conv is not None
-            and conv not in self.elsewhere | self.bypassed
+            and conv not in self.elsewhere | self.bypassed | self.pending
             and len(self.readers(conv)) == 1
             for conv in self.read[bn]
         )
 
+    def unclear(self, conv: nn.Module) -> str:
+        """Tell why it is not known which BN layer follows a convolution.
 
-def _number(name: str) -> str:
-    return name[len(name.rstrip('0123456789')) :]
-
-
-def _follows(parent: nn.Module, conv: str, bn: str, after: nn.Module | None) -> bool:
-    """Tell whether a BN layer is probably called after the convolution before it.
-
-    Args:
-        parent: The module that has both.
-        conv: Name of the convolution in it.
-        bn: Name of the BN layer, the next module after the convolution.
-        after: The next module after the BN layer.
-    """
-    if isinstance(parent, nn.Sequential):
-        return True
-    if isinstance(parent, ConvModule):
-        return parent.order.index('norm') == parent.order.index('conv') + 1
-    if after is not None and is_bn(after):  # the order conv1, conv2, bn1, bn2
-        return False
-    listed = isinstance(parent, nn.ModuleList)
-    return listed or not _number(conv) or _number(conv) == _number(bn)
+        Returns:
+            The reason. Empty if it is known, or if no BN layer can follow.
+        """
+        width = getattr(conv, 'out_channels', 0)
+        left = [m for m in self.parts if is_bn(m) and m not in self.called]
+        may_follow = any(bn.num_features == width for bn in left)
+        if conv not in self.called:
+            return NOT_CALLED if may_follow else ''
+        if conv in self.pending and (may_follow or self.readers(conv)):
+            return NOT_ALL_CALLED
+        return ''
 
 
 def pair_layers(model: nn.Module, trace: Trace) -> dict[str, list[str]]:
     """Find the BN layers that read each plain convolution.
 
-    For layers that the trace did not see, :func:`pair_by_order` decides.
-
     Args:
         model: The network.
-        trace: Its forward pass.
+        trace: Its forward passes.
 
     Returns:
         For the name of each plain convolution the names of the BN layers. A BN layer
@@ -183,29 +213,6 @@ def pair_layers(model: nn.Module, trace: Trace) -> dict[str, list[str]]:
             bns = trace.readers(conv)
             if len(bns) > 1 or any(trace.folds(bn) for bn in bns):
                 pairs[names[conv]] = [names[bn] for bn in bns]
-    for conv, bn in pair_by_order(model):
-        bns = pairs[names[conv]]
-        if not {conv, bn} & trace.called and names[bn] not in bns:
-            bns.append(names[bn])
-    return pairs
-
-
-def pair_by_order(model: nn.Module) -> list[tuple[nn.Module, nn.Module]]:
-    """Find pairs of a plain convolution and a BN layer that is assigned right after it.
-
-    Args:
-        model: The network.
-    """
-    pairs = []
-    for parent in model.modules():
-        children = [(n, m) for n, m in parent._modules.items() if m is not None]
-        for i, ((name, conv), (bn_name, bn)) in enumerate(pairwise(children)):
-            if not is_plain_conv(conv) or not is_bn(bn):
-                continue
-            after = children[i + 2][1] if i + 2 < len(children) else None
-            fits = bn.num_features == conv.out_channels
-            if fits and _follows(parent, name, bn_name, after):
-                pairs.append((conv, bn))
     return pairs
 
 

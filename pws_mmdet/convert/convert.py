@@ -30,10 +30,10 @@ from ..layers.reparam_conv import ReparamConv2d, conv_like
 from ..utils.isolation import isolated
 from ..utils.model import unwrap_model
 from .agreement import compare_outputs
-from .batch_norm import Run, is_plain_conv
+from .batch_norm import is_plain_conv
 from .calibrate import fit_network
+from .first_pass import runs_on
 from .fold import fold_batch_norm, replace_module
-from .forward import noise_for
 from .layer import ConversionReport, ConvertedLayer, Layer
 from .options import ConversionOptions
 
@@ -209,10 +209,10 @@ def _convert(
     alone = is_plain_conv(model)
     if alone:
         model = nn.Sequential(model)  # in which it can be replaced
-    run = _first_pass(model, batches, options)
+    runs = runs_on(model, batches, options.forward)
     keep = exclude == 'auto'
     patterns = () if keep else exclude
-    plain, layers = fold_batch_norm(model, patterns, run, options.unaligned)
+    plain, layers = fold_batch_norm(model, patterns, runs, options.unaligned)
     if all(layer.kept for layer in layers):
         raise ValueError(_nothing_to_convert(model, layers))
 
@@ -225,28 +225,12 @@ def _convert(
         if _is_other_conv(module)
     ]
     report = convert_folded(plain, layers, batches, options, make_pws, keep)
+    uncalled = {layer.name for layer in layers if not layer.called}
+    for line in report:
+        if line.name in uncalled:
+            line.reason = line.reason or 'no forward pass called it'
     report += others
     return plain[0] if alone else plain, report
-
-
-def _first_pass(
-    model: nn.Module, batches: Sequence[Any] | None, options: ConversionOptions
-) -> Run:
-    """Return what calls a network with the first batch, or with noise without images.
-
-    A network that raises an error on noise is called as far as it comes.
-    """
-    if batches is not None:
-        return lambda net: options.forward(net, batches[0])
-    noise = noise_for(model)
-
-    def run(net: nn.Module) -> Any:
-        try:
-            return options.forward(net, noise)
-        except Exception:  # a network that needs other inputs may raise anything
-            return None
-
-    return run
 
 
 def _is_other_conv(module: nn.Module) -> bool:

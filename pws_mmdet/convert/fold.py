@@ -11,7 +11,10 @@ from mmengine.model import BaseModel
 from torch import Tensor, nn
 
 from ..utils.isolation import isolated
-from .batch_norm import Run, Trace, pair_layers
+from ..utils.log import warn
+from ..utils.names import first_names
+from .batch_norm import Trace, pair_layers
+from .first_pass import PassEnded, Run, runs_on
 from .forward import tensors_in
 from .fuse import plain_like
 from .layer import Layer
@@ -69,21 +72,24 @@ def replace_module(model: nn.Module, name: str, new: nn.Module) -> None:
 def fold_batch_norm(
     model: nn.Module,
     exclude: Sequence[str] = (),
-    run: Run | None = None,
+    runs: Sequence[Run] | None = None,
     unaligned: Sequence[str] = UNALIGNED,
 ) -> tuple[nn.Module, list[Layer]]:
     """Copy a network, and fold the BN layers of the copy into its convolutions.
 
-    A BN layer is folded if, in a forward pass, it reads only outputs of convolutions,
-    and nothing else reads these outputs. All other BN layers stay. If the forward
-    pass does not call a BN layer and the convolution that is assigned right before it,
-    they count as a pair.
+    A BN layer is folded if, in all forward passes, it reads only outputs of
+    convolutions, and nothing else reads these outputs. All other BN layers stay, also
+    those that no forward pass calls: their place in the network is not known. A warning
+    names convolutions that are not called.
 
     Args:
         model: The network. It is not changed.
         exclude: Regular expressions, searched in the names of convolutions, for those
             that are not to be converted. BN is folded into them, too.
-        run: Calls a network with an image. The default calls nothing.
+        runs: Call a network with images. One after the other is used, until all
+            convolutions and BN layers were called. By default an image of noise is
+            used. If the network raises an error on it, what was called until then
+            counts.
         unaligned: As in :class:`ConversionOptions`. The check stops at the first of
             these layers.
 
@@ -94,34 +100,26 @@ def fold_batch_norm(
     Raises:
         ValueError: If the copy computes something else than the network.
     """
-    run = run or (lambda model: None)
     original = _plain_copy(model)
     trace = Trace(original)
-    trace.follow(original, run)
-    names = {module: name for name, module in original.named_modules()}
-    bypassed = {names[module] for module in trace.bypassed}
+    runs = trace.follow(original, runs_on(model, None) if runs is None else runs)
     folded = copy.deepcopy(original)
     layers, absorbed = [], set()
     for name, bns in pair_layers(original, trace).items():
         conv = folded.get_submodule(name)
-        layer = Layer(name)
+        module = original.get_submodule(name)
+        layer = Layer(name, called=module in trace.called)
         layers.append(layer)
         if any(re.search(pattern, name) for pattern in exclude):
             layer.kept = 'excluded'
         if conv.weight[0].numel() < 2:
             layer.kept = 'its filters have a single weight, and no variance'
-        if name in bypassed:
-            layer.kept = 'its weights are used outside of its forward pass'
-            continue
-        if len(bns) > 1:
-            layer.kept = f'its outputs go to {len(bns)} BN layers'
+        if reason := _reason_against_folding(module, bns, original, trace):
+            layer.kept = reason
             continue
         weight, bias = conv.weight, conv.bias
         if bns:
             bn = original.get_submodule(bns[0])
-            if bn.running_mean is None:
-                layer.kept = 'its BN has no running statistics'
-                continue
             state = {**dict(bn.named_parameters()), **dict(bn.named_buffers())}
             weight, bias, layer.mean, layer.std = fold_bn(weight, bias, state, bn.eps)
             absorbed.add(bns[0])
@@ -129,8 +127,37 @@ def fold_batch_norm(
         replace_module(folded, name, _with_filters(conv, weight, bias))
     for name in absorbed:
         replace_module(folded, name, nn.Identity().eval())
-    _check_same(original, folded, run, absorbed, unaligned)
+    _warn_of_uncalled(layers, trace)
+    for run in runs:
+        _check_same(original, folded, run, absorbed, unaligned)
     return folded, layers
+
+
+def _reason_against_folding(
+    conv: nn.Module, bns: Sequence[str], model: nn.Module, trace: Trace
+) -> str:
+    """Tell why a convolution and the BN layers that read it stay as they are."""
+    if conv in trace.bypassed:
+        return 'its weights are used outside of its forward pass'
+    if len(bns) > 1:
+        return f'its outputs go to {len(bns)} BN layers'
+    if bns and model.get_submodule(bns[0]).running_mean is None:
+        return 'its BN has no running statistics'
+    return trace.unclear(conv)
+
+
+def _warn_of_uncalled(layers: Sequence[Layer], trace: Trace) -> None:
+    uncalled = [layer.name for layer in layers if not layer.called]
+    text = ''
+    if trace.error:
+        text = f'Without images, the forward pass ended with {trace.error}. '
+    if uncalled:
+        text += (
+            f'No forward pass called {first_names(uncalled)}. It is not known what '
+            'reads their outputs, so BN stays where it may follow them. '
+        )
+    if text:
+        warn(f'{text}Give images that reach all layers, or the option forward')
 
 
 def _plain_copy(model: nn.Module) -> nn.Module:
@@ -193,6 +220,8 @@ def _states(
     try:
         with isolated(0):  # both networks draw the same random numbers
             outputs = run(model)
+    except PassEnded:
+        outputs = ()
     finally:
         for hook in hooks:
             hook.remove()

@@ -21,6 +21,7 @@ class Layer:
         std: Standard deviation of the outputs, (O,), or None like ``mean``.
         kept: Why the layer is not converted. Empty for a layer to convert.
         scales: Whether the channels of a layer that is not converted may be scaled.
+        called: Whether a forward pass called the layer, or none was needed.
     """
 
     name: str
@@ -28,6 +29,7 @@ class Layer:
     std: Tensor | None = None
     kept: str = ''
     scales: bool = False
+    called: bool = True
 
     def divide(self, scale: Tensor) -> None:
         """Divide mean and standard deviation by a scale of each channel, (O,)."""
@@ -55,7 +57,8 @@ class ConvertedLayer:
             None without images.
         loss: The part of the error that zero-mean filters would add, or add, as
             ``max_loss`` of ConversionOptions defines it. None if it is not known.
-        reason: Why the layer was not converted. Empty for a converted layer.
+        reason: Why the layer was not converted, or was converted without looking at
+            its outputs. Else empty.
     """
 
     name: str

@@ -191,7 +191,11 @@ def test_a_convolution_that_several_bn_layers_read_is_kept():
     conv, bns = nn.Conv2d(3, 4, 3), [nn.BatchNorm2d(4), nn.BatchNorm2d(4)]
     net = nn.ModuleList(nn.Sequential(conv, bn) for bn in bns)
     net.append(nn.Conv2d(4, 4, 1))
-    new, report = convert_to_pws(net, progress=False)
+
+    def forward(net, x):
+        return net[2](net[0](x)) + net[1](x)
+
+    new, report = convert_to_pws(net, forward=forward, progress=False)
     assert new[0][0] is new[1][0] and type(new[0][0]) is nn.Conv2d
     assert all(type(new[i][1]) is nn.BatchNorm2d for i in range(2))
     assert report[0].reason == 'its outputs go to 2 BN layers'

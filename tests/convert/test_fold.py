@@ -5,7 +5,6 @@ import torch
 import torch.nn.functional as F
 from bn_networks import Net, images, relative_error, settle
 from mmcv.cnn import ConvModule
-from mmdet.models.backbones import ResNet
 from torch import nn
 from torch.nn.utils import spectral_norm
 
@@ -168,7 +167,7 @@ def test_bn_is_folded_if_it_alone_reads_a_convolution(make, left):
     x = torch.randn(32, 3, 16, 16)
     net = settle(make(), x)
     expected = net(x)
-    plain, _ = fold_batch_norm(net, run=lambda net: net(x))
+    plain, _ = fold_batch_norm(net, runs=[lambda net: net(x)])
     torch.testing.assert_close(plain(x), expected, rtol=1e-4, atol=1e-4)
     fitted, _ = convert_to_pws(net, [x], progress=False)
     without, _ = convert_to_pws(net, progress=False)
@@ -176,25 +175,6 @@ def test_bn_is_folded_if_it_alone_reads_a_convolution(make, left):
         assert sum(isinstance(m, nn.BatchNorm2d) for m in new.modules()) == left
     if isinstance(expected, torch.Tensor):
         assert relative_error(fitted(x), expected) < 0.6
-
-
-def test_the_order_of_modules_decides_without_a_forward_pass():
-    """This happens if a network does not run on noise."""
-    nets = dict(
-        stock=ResNet(18, base_channels=4, stem_channels=4),
-        listed=nn.ModuleList([conv(3), nn.BatchNorm2d(6), conv(), nn.BatchNorm2d(6)]),
-        behind=nn.Sequential(conv(3), nn.ReLU(), nn.BatchNorm2d(6)),
-        order=Ordered(False),
-        first=norm_first(),
-        spectral=nn.Sequential(spectral_norm(conv(3)), nn.BatchNorm2d(6)),
-    )
-    left = {
-        name: sum(
-            isinstance(m, nn.BatchNorm2d) for m in fold_batch_norm(net)[0].modules()
-        )
-        for name, net in nets.items()
-    }
-    assert left == dict(stock=0, listed=0, behind=1, order=2, first=1, spectral=1)
 
 
 def test_folding_that_changes_the_outputs_is_refused(net):

@@ -1,0 +1,45 @@
+"""Call a network, to see which layers it calls and what reads their outputs."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from torch import nn
+
+from .forward import Forward, noise_for, run_model
+
+Run = Callable[[nn.Module], Any]  # calls a network with some batch
+
+
+class PassEnded(Exception):
+    """A network raised an error in a forward pass. The error is the cause.
+
+    What was called until then counts.
+    """
+
+
+def runs_on(
+    model: nn.Module, batches: Sequence[Any] | None, forward: Forward = run_model
+) -> list[Run]:
+    """Return what calls a network with each batch, or with noise without images.
+
+    Args:
+        model: The network.
+        batches: As ``forward`` takes them; None for an image of noise. If the network
+            raises an error on it, the call raises a :class:`PassEnded`.
+        forward: Calls the network with a batch.
+    """
+
+    def run_on(batch: Any) -> Run:
+        return lambda net: forward(net, batch)
+
+    if batches is not None:
+        return [run_on(batch) for batch in batches]
+    noise = noise_for(model)
+
+    def run(net: nn.Module) -> Any:
+        try:
+            return forward(net, noise)
+        except Exception as error:  # a network that needs other inputs may raise any
+            raise PassEnded from error
+
+    return [run]
