@@ -10,7 +10,8 @@ A conversion has three steps:
    something, as in a residual block, the wanted value is the original sum. Without
    images, each filter loses its sum, and the bias gains the mean of that part,
    estimated from the statistics of BN. In both cases the channels of the network are
-   scaled first, so that less is lost; see :mod:`pws_mmdet.convert.equalize`.
+   scaled first, so that less is lost; see :mod:`pws_mmdet.convert.equalize`. A layer
+   that loses too much stays plain (``exclude='auto'``).
 3. Set: the filters become the parameters of PWS convolutions.
 
 :func:`convert_to_pws` folds a network, and :func:`load_bn_weights` folds the weights of

@@ -89,6 +89,17 @@ def first_image(batch: Any) -> Any:
     return batch
 
 
+def crop(batch: Any, size: int) -> Any:
+    """Return a batch whose images are cut to ``size`` rows and columns at most."""
+    if isinstance(batch, Tensor):
+        return batch[..., :size, :size] if batch.dim() in (3, 4) else batch
+    if type(batch) in (list, tuple):
+        return type(batch)(crop(x, size) for x in batch)
+    if isinstance(batch, dict) and 'inputs' in batch:
+        return {**batch, 'inputs': crop(batch['inputs'], size)}
+    return batch
+
+
 def check_images(batches: Sequence[Any]) -> None:
     """Raise a ValueError if the images of a batch hold NaN or infinity."""
     for batch in batches:

@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from ..utils.log import warn
 from .equalize import ChannelFinder, Reader, least_used_direction, scale_channels
-from .forward import Forward, first_image, readers_of
+from .forward import Forward, crop, first_image, readers_of
 from .least_squares import NOISE, Moments
 from .lockstep import LockStep, next_layer
 from .memory import GIB, LivingTensors, default_limit
@@ -18,6 +18,7 @@ from .options import ConversionOptions
 from .sampling import Sampler
 
 MATRICES = 12  # of n x n numbers in fp64, which a fit needs
+SMALL = 256  # rows and columns of the image on which channels are scaled by trial
 RIDGE = 1e-3  # as a fraction of the mean variance of the inputs
 
 
@@ -280,7 +281,7 @@ def equalize_by_inputs(
 def _finder(
     model: nn.Module, look: Look, batches: Sequence[Any], options: ConversionOptions
 ) -> ChannelFinder | None:
-    """Return what finds channels on one image that reaches all layers."""
+    """Return what finds channels on a small image that reaches all layers."""
     everything = set().union(*look.reached)
     whole = [
         batch
@@ -290,8 +291,17 @@ def _finder(
     if not whole:
         return None
     names = [name for name, m in model.named_modules() if isinstance(m, nn.Conv2d)]
-    for batch in (first_image(whole[0]), whole[0]):
-        finder = ChannelFinder(model, names, options.forward, batch, options.progress)
+    image = first_image(whole[0])
+    finder = None
+    for batch in (crop(image, SMALL), image, whole[0]):
+        try:
+            finder = ChannelFinder(
+                model, names, options.forward, batch, options.progress
+            )
+        except Exception:  # a network need not take a crop
+            if batch is whole[0]:
+                raise
+            continue
         if finder.reached() == everything:
             break
     return finder
