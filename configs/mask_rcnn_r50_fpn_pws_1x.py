@@ -1,3 +1,5 @@
+# The paper's network and schedule. The weights that it starts from are not published:
+# mask_rcnn_r50_fpn_pws_from_bn_1x.py starts from torchvision's.
 _base_ = '_base_/mask_rcnn_r50_fpn_1x.py'
 
 conv_cfg = dict(type='PWS', gamma=1e-4)

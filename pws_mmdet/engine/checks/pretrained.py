@@ -5,8 +5,8 @@ import os.path as osp
 from mmengine.config import Config
 from torch import nn
 
-from ...compat import INSTALL_PRETRAIN
 from ...utils.config import type_name
+from .missing_weights import describe_missing
 
 # Types of init_cfg that read `checkpoint` as a file; Swin's init_cfg has no type ('').
 TYPES = ('Pretrained', 'PretrainedInit', 'PWSPretrained', 'PWSPretrainedInit', '')
@@ -24,8 +24,8 @@ def check_pretrained(model: nn.Module, cfg: Config, resumes: bool) -> None:
         resumes: The training goes on from a checkpoint.
 
     Raises:
-        FileNotFoundError: If a file is missing. The message says how to train
-            nevertheless.
+        FileNotFoundError: If a file is missing. The message says how to make it,
+            or how to train without it.
     """
     for name, module in model.named_modules():
         init_cfgs = getattr(module, 'init_cfg', None) or []
@@ -38,34 +38,5 @@ def check_pretrained(model: nn.Module, cfg: Config, resumes: bool) -> None:
             if '://' in path or osp.isfile(osp.expanduser(path)):
                 continue
             if not resumes:
-                raise FileNotFoundError(_describe_missing(cfg, name, path))
+                raise FileNotFoundError(describe_missing(cfg, name, module, path))
             module.init_cfg = None
-
-
-def _describe_missing(cfg: Config, name: str, path: str) -> str:
-    config = getattr(cfg, 'filename', None) or 'CONFIG'
-    option = 'model.' + name.removeprefix('module.')
-    train = f'tools/dist_train.sh {config} 8 --cfg-options'
-    optim_wrapper = cfg.get('optim_wrapper') or {}
-    lr = (optim_wrapper.get('optimizer') or {}).get('lr')
-    rate = f'optim_wrapper.optimizer.lr={lr / 10:g} ' if lr else ''
-    return (
-        f'The pretrained weights {path} of {option} do not exist.\n'
-        'Choose one of these ways (8 is the number of GPUs):\n'
-        '* Start from the weights of a ResNet-50 with BN, with a tenth of the learning '
-        'rate, as configs/mask_rcnn_r50_fpn_pws_from_bn_1x.py does:\n'
-        f'    {train} {rate}{option}.init_cfg.type=PWSPretrained '
-        f'{option}.init_cfg.checkpoint=torchvision://resnet50 '
-        f'{option}.pre_activation=False {option}.stem_norm_cfg=None\n'
-        '* Name the file, if it is in another place:\n'
-        f'    {train} {option}.init_cfg.checkpoint=FILE\n'
-        '* Train from scratch, with no stage frozen (a good result needs a longer '
-        'training):\n'
-        f'    {train} {option}.init_cfg=None {option}.frozen_stages=-1\n'
-        '* Pretrain a norm-free ResNet-50 on ImageNet (in data/imagenet), with '
-        f'mmpretrain ({INSTALL_PRETRAIN}):\n'
-        '    tools/dist_train.sh configs/imagenet/resnet50_pws_in1k.py 8\n'
-        '    python tools/model_converters/publish_backbone.py '
-        f'work_dirs/resnet50_pws_in1k/epoch_100.pth {path}\n'
-        f'    tools/dist_train.sh {config} 8'
-    )
