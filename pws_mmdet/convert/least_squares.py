@@ -19,9 +19,10 @@ NOISE = 1e-12  # the variance of rounding errors, as a fraction of the squared m
 class Moments:
     """Running means of patches X and wanted outputs Y, and sums of squares around them.
 
-    The patches are added in blocks. Each block is centered around its own mean before
-    it is multiplied, in the precision of the patches. Blocks are merged in fp64. So
-    nothing cancels: the covariance of a constant is zero, and no variance is negative.
+    The patches wait until there is a block of them. Each block is centered around its
+    own mean before it is multiplied, in the precision of the patches. Blocks are merged
+    in fp64. So nothing cancels: the covariance of a constant is zero, and no variance
+    is negative.
 
     Args:
         groups: Groups of the convolution.
@@ -45,6 +46,7 @@ class Moments:
         zeros = functools.partial(
             torch.zeros, groups, dtype=torch.float64, device=device
         )
+        self._waiting: list[tuple[Tensor, Tensor]] = []
         self.count = 0
         self.x = zeros(n)
         self.y = zeros(outputs)
@@ -61,6 +63,15 @@ class Moments:
         """
         if not len(x):
             return
+        self._waiting.append((x, y))
+        if sum(len(x) for x, _ in self._waiting) >= self.block:
+            self._flush()
+
+    def _flush(self) -> None:
+        if not self._waiting:
+            return
+        x, y = (torch.cat(parts) for parts in zip(*self._waiting, strict=True))
+        self._waiting = []
         for a, b in zip(x.split(self.block), y.split(self.block), strict=True):
             a, mean_a = _center(a.transpose(0, 1))
             b, mean_b = _center(b.transpose(0, 1))
@@ -87,13 +98,20 @@ class Moments:
         self.y += share * dy
         self.count = total
 
+    def is_empty(self) -> bool:
+        """Tell whether nothing was added."""
+        return not self.count and not self._waiting
+
     def __add__(self, other: 'Moments') -> 'Moments':
+        self._flush()
+        other._flush()
         both = copy.deepcopy(self)
         both._merge(other.count, other.x, other.y, other.xx, other.xy, other.yy)
         return both
 
     def center(self) -> 'Covariances':
         """Return means and covariances of all that was added."""
+        self._flush()
         n = self.count
         return Covariances(self.x, self.y, self.xx / n, self.xy / n, self.yy / n)
 
@@ -224,7 +242,7 @@ def fit_filters(
     Returns:
         The zero-mean filters, and the free ones.
     """
-    halves = [half for half in halves if half.count]
+    halves = [half for half in halves if not half.is_empty()]
     both = sum_of(halves).center()
     whole = both.variance()
     if len(halves) == 1:  # a single image
