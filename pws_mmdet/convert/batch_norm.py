@@ -5,7 +5,7 @@ Two sources tell it: forward passes (:class:`Trace`), and the names in a checkpo
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -56,6 +56,7 @@ class Trace(TorchDispatchMode):
 
     Args:
         model: The network.
+        convs: Its convolutions into which BN can be folded.
 
     Attributes:
         called: The convolutions and BN layers that were called and returned.
@@ -68,9 +69,10 @@ class Trace(TorchDispatchMode):
         error: The error that ended a forward pass, in one line.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, convs: Collection[nn.Module]) -> None:
         super().__init__()
-        self.parts = [m for m in model.modules() if is_plain_conv(m) or is_bn(m)]
+        self.convs = set(convs)
+        self.parts = [m for m in model.modules() if m in self.convs or is_bn(m)]
         self.called: set[nn.Module] = set()
         self.read: dict[nn.Module, list[nn.Module | None]] = {}
         self.elsewhere: set[nn.Module] = set()
@@ -93,7 +95,7 @@ class Trace(TorchDispatchMode):
     def _leave(self, module: nn.Module, args: tuple, y: Tensor) -> None:
         self.running.pop()
         self.called.add(module)
-        if is_plain_conv(module):
+        if module in self.convs:
             self.made[y] = module
 
     def __torch_dispatch__(
@@ -193,23 +195,23 @@ class Trace(TorchDispatchMode):
 
 
 def pair_layers(model: nn.Module, trace: Trace) -> dict[str, list[str]]:
-    """Find the BN layers that read each plain convolution.
+    """Find the BN layers that read each convolution that BN can be folded into.
 
     Args:
         model: The network.
         trace: Its forward passes.
 
     Returns:
-        For the name of each plain convolution the names of the BN layers. A BN layer
+        For the name of each such convolution the names of the BN layers. A BN layer
         that cannot be folded is not listed, except where several read one
         convolution.
     """
     names = {module: name for name, module in model.named_modules()}
     pairs: dict[str, list[str]] = {
-        name: [] for module, name in names.items() if is_plain_conv(module)
+        name: [] for module, name in names.items() if module in trace.convs
     }
     for conv in trace.called:
-        if is_plain_conv(conv):
+        if conv in trace.convs:
             bns = trace.readers(conv)
             if len(bns) > 1 or any(trace.folds(bn) for bn in bns):
                 pairs[names[conv]] = [names[bn] for bn in bns]

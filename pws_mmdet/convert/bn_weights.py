@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from mmcv.cnn import ConvAWS2d
-from mmcv.cnn.bricks.wrappers import Conv2d as MMCVConv2d
 from torch import Tensor, nn
 
 from ..checkpoint.weights import check_finite
@@ -17,12 +16,13 @@ from ..layers.reparam_conv import conv_like
 from ..layers.standardize import standardize_as_mmcv
 from ..utils.isolation import isolated
 from ..utils.names import first_names
-from .batch_norm import pair_by_name
+from .batch_norm import is_plain_conv, pair_by_name
 from .convert import check_takes_filters, convert_folded
 from .fold import fold_bn
 from .fuse import convs_read_directly
 from .layer import ConversionReport, Layer
 from .options import ConversionOptions
+from .subclasses import only_convolves
 
 BN_STATE = ('weight', 'bias', 'running_mean', 'running_var', 'num_batches_tracked')
 BN_EPS = 1e-5  # torch's default. MobileNetV3, EfficientNet and YOLOX have 1e-3.
@@ -257,6 +257,8 @@ def _fold_into_plain(
 ) -> tuple[dict[str, Tensor], list[Layer]]:
     """Fold BN layers that a network lacks into its plain convolutions.
 
+    Subclasses that only pad their inputs count as plain.
+
     Returns:
         The weights without these BN layers; records of the convolutions.
     """
@@ -264,11 +266,11 @@ def _fold_into_plain(
     layers = []
     places = model.state_dict()
     for name, conv in model.named_modules():
-        plain = type(conv) in (nn.Conv2d, MMCVConv2d)
-        if not plain or conv.bias is None or f'{name}.weight' not in weights:
-            continue
         bn = bns.get(name)
         if bn is None or f'{bn}.running_mean' in places:
+            continue
+        plain = is_plain_conv(conv) or only_convolves(conv)
+        if not plain or conv.bias is None:
             continue
         state = {
             k: weights.pop(f'{bn}.{k}') for k in BN_STATE if f'{bn}.{k}' in weights

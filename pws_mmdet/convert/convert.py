@@ -31,12 +31,12 @@ from ..layers.reparam_conv import ReparamConv2d, conv_like
 from ..utils.isolation import isolated
 from ..utils.model import unwrap_model
 from .agreement import compare_outputs
-from .batch_norm import is_plain_conv
 from .calibrate import fit_network
 from .first_pass import runs_on
 from .fold import fold_batch_norm, replace_module
-from .layer import ConversionReport, ConvertedLayer, Layer
+from .layer import ConversionReport, Layer
 from .options import ConversionOptions
+from .others import other_convolutions
 
 
 def check_takes_filters(conv: PWSConv2d) -> None:
@@ -154,11 +154,11 @@ def convert_to_pws(
     """Convert a trained network with BN, or without any norm, to PWS.
 
     Each ``nn.Conv2d``, with the BN layer that follows it, becomes a :class:`PWSConv2d`,
-    and the BN layer ``nn.Identity``. MMCV's ConvWS and ConvAWS count as plain. Other
-    convolutions (1D, 3D, transposed, deformable, subclasses) and norm layers without
-    statistics stay; the report names the convolutions. It also says what is lost: PWS
-    filters have zero mean. The text at the top of :mod:`pws_mmdet.convert.convert`
-    describes the method.
+    and the BN layer ``nn.Identity``. MMCV's ConvWS and ConvAWS count as plain, and so
+    do subclasses that compute the same as an ``nn.Conv2d``. Other convolutions (1D, 3D,
+    transposed, deformable) and norm layers without statistics stay; the report names
+    the convolutions. It also says what is lost: PWS filters have zero mean. The text at
+    the top of :mod:`pws_mmdet.convert.convert` describes the method.
 
     All random numbers come from ``seed``, and the global random state stays as it is.
     The result can be trained, also if this function runs in ``torch.inference_mode``.
@@ -207,7 +207,7 @@ def _convert(
     options: ConversionOptions,
 ) -> tuple[nn.Module, ConversionReport]:
     """Do the work of :func:`convert_to_pws`, whose arguments were checked."""
-    alone = is_plain_conv(model)
+    alone = isinstance(model, nn.Conv2d)
     if alone:
         model = nn.Sequential(model)  # in which it can be replaced
     runs = runs_on(model, batches, options.forward)
@@ -220,26 +220,13 @@ def _convert(
     def make_pws(name: str, conv: nn.Conv2d) -> PWSConv2d:
         return conv_like(conv, PWSConv2d, gamma=gamma, relative_gamma=relative_gamma)
 
-    others = [
-        ConvertedLayer(name, 'kept', reason=f'it is a {type(module).__name__}')
-        for name, module in plain.named_modules()
-        if _is_other_conv(module)
-    ]
     report = convert_folded(plain, layers, batches, options, make_pws, keep)
     uncalled = {layer.name for layer in layers if not layer.called}
     for line in report:
         if line.name in uncalled:
             line.reason = line.reason or 'no forward pass called it'
-    report += others
+    report += other_convolutions(plain, {layer.name for layer in layers})
     return plain[0] if alone else plain, report
-
-
-def _is_other_conv(module: nn.Module) -> bool:
-    """Tell whether a module is a convolution that cannot be converted."""
-    # By its weight: deformable convolutions are no subclass of torch's.
-    weight = getattr(module, 'weight', None)
-    is_conv = isinstance(weight, Tensor) and weight.dim() >= 3
-    return is_conv and not is_plain_conv(module) and not isinstance(module, PWSConv2d)
 
 
 def _nothing_to_convert(model: nn.Module, layers: Sequence[Layer]) -> str:

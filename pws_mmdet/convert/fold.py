@@ -13,12 +13,19 @@ from torch import Tensor, nn
 from ..utils.isolation import isolated
 from ..utils.log import warn
 from ..utils.names import first_names
-from .batch_norm import Trace, pair_layers
+from .batch_norm import Trace, is_plain_conv, pair_layers
 from .first_pass import PassEnded, Run, runs_on
 from .forward import tensors_in
 from .fuse import plain_like
 from .layer import Layer
 from .options import UNALIGNED
+from .subclasses import only_convolves, plain_equivalent
+
+# Why a convolution of a subclass is not converted
+PADS = (
+    'it is a {}, which pads its inputs by itself: a padding layer and an nn.Conv2d in '
+    'its place can be converted'
+)
 
 
 def fold_bn(
@@ -101,7 +108,8 @@ def fold_batch_norm(
         ValueError: If the copy computes something else than the network.
     """
     original = _plain_copy(model)
-    trace = Trace(original)
+    convs = [m for m in original.modules() if is_plain_conv(m) or only_convolves(m)]
+    trace = Trace(original, convs)
     runs = trace.follow(original, runs_on(model, None) if runs is None else runs)
     folded = copy.deepcopy(original)
     layers, absorbed = [], set()
@@ -112,6 +120,8 @@ def fold_batch_norm(
         layers.append(layer)
         if any(re.search(pattern, name) for pattern in exclude):
             layer.kept = 'excluded'
+        elif not is_plain_conv(module):
+            layer.kept = PADS.format(type(module).__name__)
         if conv.weight[0].numel() < 2:
             layer.kept = 'its filters have a single weight, and no variance'
         if reason := _reason_against_folding(module, bns, original, trace):
@@ -161,7 +171,10 @@ def _warn_of_uncalled(layers: Sequence[Layer], trace: Trace) -> None:
 
 
 def _plain_copy(model: nn.Module) -> nn.Module:
-    """Copy a network, with plain convolutions in place of MMCV's ConvWS and ConvAWS."""
+    """Copy a network, with plain convolutions where they compute the same.
+
+    Such are MMCV's ConvWS and ConvAWS, and subclasses that pad as nn.Conv2d can.
+    """
     model = copy.deepcopy(model)
     model.eval()
     for module in model.modules():
@@ -171,6 +184,8 @@ def _plain_copy(model: nn.Module) -> nn.Module:
     for name, module in list(model.named_modules()):
         if type(module) in (ConvWS2d, ConvAWS2d):
             replace_module(model, name, plain_like(module))
+        elif not is_plain_conv(module) and (plain := plain_equivalent(module)):
+            replace_module(model, name, plain)
     return model
 
 

@@ -1,0 +1,49 @@
+"""Name the convolutions of a network that a conversion passes over."""
+
+from collections.abc import Collection
+
+from torch import Tensor, nn
+
+from ..layers import PWSConv2d
+from .layer import ConvertedLayer
+
+
+def other_convolutions(
+    model: nn.Module, known: Collection[str]
+) -> list[ConvertedLayer]:
+    """Return a record of each convolution that a conversion passed over.
+
+    Args:
+        model: The converted network.
+        known: Names of the convolutions that are in the report already.
+
+    Returns:
+        Records with the reason.
+    """
+    return [
+        ConvertedLayer(name, 'kept', reason=_reason(module))
+        for name, module in model.named_modules()
+        if name not in known and _is_conv(module) and not isinstance(module, PWSConv2d)
+    ]
+
+
+def _is_conv(module: nn.Module) -> bool:
+    # By its attributes: deformable convolutions are no subclass of torch's.
+    weight = getattr(module, 'weight', None)
+    is_filter = isinstance(weight, Tensor) and weight.dim() >= 3
+    return is_filter and hasattr(module, 'kernel_size')
+
+
+def _reason(conv: nn.Module) -> str:
+    kind = type(conv).__name__
+    if not isinstance(conv, nn.Conv2d):
+        return f'it is a {kind}, and PWS can replace an nn.Conv2d only'
+    if 'weight' not in conv._parameters:
+        return (
+            'its weight is computed in each forward pass: remove spectral norm, weight '
+            'norm, pruning or the parametrization first'
+        )
+    return (
+        f'it is a {kind}, which computes something else than a convolution with its '
+        'weight: put an nn.Conv2d in its place'
+    )
