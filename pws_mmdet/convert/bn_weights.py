@@ -93,6 +93,10 @@ def _convert(
     Returns:
         The state dict to load; and what :func:`load_bn_weights` returns.
     """
+    # While MMEngine initializes a model, each module refers to all parameters of the
+    # model here. A copy of one layer would copy them all.
+    info = getattr(model, '_params_init_info', None)
+    model = copy.deepcopy(model, {id(info): {}} if info is not None else None)
     names: dict[nn.Module, list[str]] = {}
     for name, module in model.named_modules(remove_duplicate=False):
         if isinstance(module, PWSConv2d):

@@ -41,6 +41,29 @@ def test_weights_with_bn_are_converted(bn_net, save, messages, prefix):
     assert any('bn_to_pws.py' in text for text in messages)
 
 
+def test_the_detector_is_not_copied_with_each_layer(bn_net, save, monkeypatch):
+    """MMEngine lets each module refer to all parameters while it initializes them."""
+
+    class Detector(BaseModule):
+        def __init__(self):
+            super().__init__()
+            self.backbone = pws_net(save(bn_net.state_dict()))
+            self.head = nn.Linear(7, 7)
+
+    copied = []
+    copy_parameter = nn.Parameter.__deepcopy__
+
+    def count(parameter, memo):
+        copied.append(tuple(parameter.shape))
+        return copy_parameter(parameter, memo)
+
+    detector = Detector()
+    monkeypatch.setattr(nn.Parameter, '__deepcopy__', count)
+    detector.init_weights()
+    assert (7, 7) not in copied
+    assert len(copied) < 8 * len(list(detector.backbone.parameters()))
+
+
 def test_weights_with_pws_are_loaded(save):
     source = pws_net()
     for module in source.modules():
