@@ -8,10 +8,8 @@ import statistics
 import sys
 import time
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +18,7 @@ from conversion_images import Images, open_images
 from conversion_networks import load_network
 from conversion_real_page import to_markdown
 from conversion_training import train
-from device import describe_machine, peak_memory
+from device import describe_machine, in_new_process, peak_memory
 from torch import Tensor, nn
 
 import pws_mmdet
@@ -82,7 +80,7 @@ def run(args: argparse.Namespace, argv: Sequence[str]) -> None:
             args.train_epochs,
             tuple(args.lrs),
         )
-        record = {**common, **in_new_process(case)}
+        record = {**common, **in_new_process(measure, case)}
         put_record(args.out, record, replaces=partial(is_same, record=record))
         shown = {key: value for key, value in record.items() if key != 'layers'}
         print(json.dumps(shown), file=sys.stderr)
@@ -97,17 +95,6 @@ def is_same(line: str, record: dict[str, Any]) -> bool:
     """Tell whether a line of the records measures the same case as a record."""
     old = json.loads(line)
     return all(old.get(key) == record[key] for key in KEY)
-
-
-def in_new_process(case: Case) -> dict[str, Any]:
-    """Measure a case in a process of its own, whose peak of memory is that of the case.
-
-    Raises:
-        RuntimeError: If the process was killed, as when memory runs out.
-        Exception: What the measurement raises.
-    """
-    with ProcessPoolExecutor(1, mp_context=get_context('spawn')) as pool:
-        return pool.submit(measure, case).result()
 
 
 def measure(case: Case) -> dict[str, Any]:

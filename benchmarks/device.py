@@ -4,16 +4,20 @@ import platform
 import re
 import resource
 import sys
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from datetime import datetime, timezone
 from importlib import import_module
+from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
 from pws_mmdet.utils.machine import cpu_name
 
 PACKAGES = ('torch', 'mmcv', 'mmengine', 'mmdet', 'pws_mmdet')
+T = TypeVar('T')
 
 
 def describe_machine(device: torch.device) -> dict[str, Any]:
@@ -40,6 +44,17 @@ def peak_memory() -> int:
     except (OSError, IndexError):  # not Linux
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         return peak if sys.platform == 'darwin' else peak * 1024
+
+
+def in_new_process(function: Callable[..., T], *args: Any) -> T:
+    """Call a function in a new process, whose peak of memory is that of the call.
+
+    Raises:
+        RuntimeError: If the process was killed, as when memory runs out.
+        Exception: What the function raises.
+    """
+    with ProcessPoolExecutor(1, mp_context=get_context('spawn')) as pool:
+        return pool.submit(function, *args).result()
 
 
 def check_device(name: str, amp: bool = False) -> torch.device:
