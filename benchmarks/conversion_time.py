@@ -32,7 +32,7 @@ def main() -> None:
     add, whole = parser.add_argument, positive(int)
     add('out', type=Path, help='new file, a line of JSON for each conversion')
     add('--depths', nargs='+', type=whole, default=[20, 56, 110], help='6 n + 2')
-    add('--num-images', nargs='+', type=whole, default=[64, 32, 128, 256])
+    add('--num-images', nargs='+', type=whole, default=[32, 16, 64, 128])
     add('--batch-size', type=whole, default=16, help='of these images')
     add('--image-size', type=whole, default=32, help='height and width in pixels')
     add('--channels', type=whole, default=16, help='of the first stage')
