@@ -22,6 +22,7 @@ from .fold import fold_bn
 from .fuse import convs_read_directly
 from .layer import ConversionReport, Layer
 from .options import ConversionOptions
+from .others import other_convolutions, reason_to_stay
 from .subclasses import only_convolves
 
 BN_STATE = ('weight', 'bias', 'running_mean', 'running_var', 'num_batches_tracked')
@@ -61,8 +62,8 @@ def load_bn_weights(
             documents them.
 
     Returns:
-        A record of each convolution that was converted or folded, in the order of
-        conversion; and the keys of weights that were not used.
+        A record of each convolution, in the order of conversion, and of those that are
+        no PWS convolutions in the network; and the keys of weights that were not used.
 
     Raises:
         TypeError: If there is no option of a name.
@@ -118,6 +119,7 @@ def _convert(
         options,
         lambda name, conv: copy.deepcopy(model.get_submodule(name)),
     )
+    report += other_convolutions(model, {layer.name for layer in folded.layers})
     return folded.network.state_dict(), report, folded.unused
 
 
@@ -283,8 +285,7 @@ def _fold_into_plain(
             weights[f'{name}.weight'], weights.get(f'{name}.bias'), state, bn_eps
         )
         weights[f'{name}.weight'], weights[f'{name}.bias'] = weight, bias
-        kept = 'a plain convolution in the network'
-        layers.append(Layer(name, mean, std, kept, scales=True))
+        layers.append(Layer(name, mean, std, reason_to_stay(conv), scales=True))
     return weights, layers
 
 

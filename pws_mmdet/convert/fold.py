@@ -19,13 +19,8 @@ from .forward import tensors_in
 from .fuse import plain_like
 from .layer import Layer
 from .options import UNALIGNED
+from .others import reason_to_stay
 from .subclasses import only_convolves, plain_equivalent
-
-# Why a convolution of a subclass is not converted
-PADS = (
-    'it is a {}, which pads its inputs by itself: a padding layer and an nn.Conv2d in '
-    'its place can be converted'
-)
 
 
 def fold_bn(
@@ -121,7 +116,7 @@ def fold_batch_norm(
         if any(re.search(pattern, name) for pattern in exclude):
             layer.kept = 'excluded'
         elif not is_plain_conv(module):
-            layer.kept = PADS.format(type(module).__name__)
+            layer.kept = reason_to_stay(module)
         if conv.weight[0].numel() < 2:
             layer.kept = 'its filters have a single weight, and no variance'
         if reason := _reason_against_folding(module, bns, original, trace):

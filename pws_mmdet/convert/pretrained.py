@@ -75,10 +75,11 @@ class PWSPretrainedInit:
         report, unused = load_bn_weights(
             module, weights, bn_eps=self.bn_eps, conv_ws=self.conv_ws, progress=False
         )
+        number = sum(line.method != 'kept' for line in report)
         has_bn = any(key.endswith('.running_mean') for key in weights)
         print_log(
             f'{self.checkpoint} is of a network with{"" if has_bn else "out"} BN: its '
-            f'{len(report)} convolutions were converted without images, which changes '
+            f'{number} convolutions were converted without images, which changes '
             f'what they compute. With a few images it loses far less: {CALIBRATE}',
             logger='current',
             level=30,

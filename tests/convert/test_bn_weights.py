@@ -4,6 +4,7 @@ import pytest
 import torch
 from bn_resnet import PLAIN_STEM, SMALL, make_bn_net, pws_net, refuse
 from mmcv.cnn import ConvAWS2d, ConvModule
+from mmcv.ops import ModulatedDeformConv2d
 from mmdet.models.backbones import ResNet
 from torch import nn
 
@@ -127,3 +128,26 @@ def test_layers_that_cannot_hold_filters_are_refused_first(bn_net, monkeypatch):
     for options in (dict(alpha='layer'), dict(beta=False)):
         net = pws_net(conv_cfg=dict(type='PWS', **options))
         refuse(net, bn_net.state_dict(), 'conv1: (alpha|beta) must be')
+
+
+def test_the_report_names_convolutions_that_are_not_converted():
+    def net(conv, norm):
+        return nn.Sequential(
+            *(conv(3, 4, 3), norm(4), nn.ReLU(), nn.Conv2d(4, 4, 1), nn.ReLU()),
+            *(nn.ConvTranspose2d(4, 4, 2), ConvAWS2d(4, 4, 3), nn.Linear(4, 4)),
+            ModulatedDeformConv2d(4, 4, 3),
+        )
+
+    target = net(PWSConv2d, nn.Identity)
+    original = net(nn.Conv2d, nn.BatchNorm2d)
+    report, unused = load_bn_weights(target, original.state_dict(), progress=False)
+    assert not unused and report[0].method == 'statistics'
+    reasons = {line.name: line.reason for line in report if line.method == 'kept'}
+    assert list(reasons) == ['3', '5', '6', '8']
+    words = ['plain conv', 'ConvTranspose2d, and', 'ConvAWS2d, which', 'Deform']
+    for reason, word in zip(reasons.values(), words, strict=True):
+        assert word in reason
+    with torch.no_grad():
+        converted, by_module = convert_to_pws(original, exclude=(), progress=False)
+    assert by_module[-1] == report[-1]
+    assert type(converted[8]) is ModulatedDeformConv2d

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from bn_resnet import SMALL, make_bn_net, pws_net, refuse
+from bn_resnet import PLAIN_STEM, SMALL, make_bn_net, pws_net, refuse
 from mmdet.models.backbones import ResNet
 from mmengine.model import BaseModule
 from torch import nn
@@ -62,6 +62,11 @@ def test_the_detector_is_not_copied_with_each_layer(bn_net, save, monkeypatch):
     detector.init_weights()
     assert (7, 7) not in copied
     assert len(copied) < 8 * len(list(detector.backbone.parameters()))
+
+
+def test_a_plain_stem_does_not_count_as_converted(bn_net, save, messages):
+    pws_net(save(bn_net.state_dict()), **PLAIN_STEM).init_weights()
+    assert any('9 convolutions were converted' in text for text in messages)
 
 
 def test_weights_with_pws_are_loaded(save):

@@ -171,6 +171,9 @@ def test_bn_in_weights_is_folded_into_layers_that_pad(kind):
     target = network(kind, PWSConv2d, lambda channels: nn.Identity())
     report, unused = load_bn_weights(target, net.state_dict(), progress=False)
     assert not unused
+    reasons = {line.name: line.reason for line in report if line.method == 'kept'}
+    assert sorted(reasons) == ['0', '6']
+    assert all(f'is a {kind.__name__}, which pads' in r for r in reasons.values())
     target.eval()
     y, expected = target[:3](x), net[:3](x)
     scale = y.amax((0, 2, 3)) / expected.amax((0, 2, 3))
