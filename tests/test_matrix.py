@@ -527,6 +527,7 @@ def distributed_steps(tmp_path_factory):
     return torch.load(path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     'i',
     range(len(DISTRIBUTED)),

@@ -361,6 +361,7 @@ def chromium(tmp_path):
     return open_page
 
 
+@pytest.mark.slow
 def test_a_browser_draws_it_and_its_sliders_work(report, work_dirs, tmp_path, chromium):
     report(*work_dirs)
     page = tmp_path / 'new/report.html'

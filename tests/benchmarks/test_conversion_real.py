@@ -276,6 +276,7 @@ def test_metrics():
     assert agreement(mean, scores) == dict(agreement=50, error=1)
 
 
+@pytest.mark.slow
 def test_memory_is_that_of_the_process():
     block = torch.ones(2**27)
     code = (
@@ -346,6 +347,7 @@ def test_a_network_without_labels(efficientnet, coco, measure, tmp_path, capsys)
     assert '| efficientnet-lite0, 2 images |  |  | ' in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_errors_are_messages(weights, measure, tmp_path, capsys):
     with pytest.raises(SystemExit):
         measure(weights[1], tmp_path / 'none.zip', tmp_path / 'real.jsonl')

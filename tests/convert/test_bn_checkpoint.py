@@ -62,6 +62,7 @@ PWS_SSD = ROOT / 'configs/mini/ssd96_vgg16_pws_digits.py'
 CHANNEL = dict(cfg_options={**NARROW, 'model.bbox_head.conv_cfg.alpha': 'channel'})
 
 
+@pytest.mark.slow
 def test_a_detector(ssd, digits, tmp_path):
     model, path = ssd
     out = tmp_path / 'new/pws.pth'

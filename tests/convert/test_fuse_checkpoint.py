@@ -58,6 +58,7 @@ def detect(config, checkpoint, image):
     return model, {key: found[key] for key in found.keys()}
 
 
+@pytest.mark.slow
 def test_mmdetection_alone_loads_a_stock_network(detector, digits, run, tmp_path):
     """It does so in a process that cannot import this package."""
     config, checkpoint, _ = detector(MASK_RCNN, changes=STOCK_ORDER)

@@ -123,6 +123,7 @@ def test_a_missing_package_is_named_first(name, program, tmp_path, monkeypatch, 
     assert "pip install -e '.[onnx]'" in error
 
 
+@pytest.mark.slow
 def test_a_torch_that_is_too_old_is_named_first(
     run, program, tmp_path, monkeypatch, capsys
 ):

@@ -135,6 +135,7 @@ def test_what_is_done_is_not_repeated(run_table, monkeypatch):
     assert [attempts(run_table, name) for name in records] == count
 
 
+@pytest.mark.slow
 def test_interrupted_trainings_end_and_go_on(run_table, root, tmp_path):
     script = tmp_path / 'program.py'
     script.write_text(

@@ -68,6 +68,7 @@ def test_errors(main, work_dirs, tmp_path, capsys, args, message):
     assert not (tmp_path / 'new').exists()
 
 
+@pytest.mark.slow
 def test_without_plotly(run, root):
     program = root / 'tools/analysis_tools/report.py'
     code = (
