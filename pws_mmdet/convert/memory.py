@@ -35,10 +35,13 @@ class LivingTensors(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.bytes = self.peak = 0
-        self._storages: dict[int, int] = {}
+        self._storages: dict[int, list[int]] = {}  # bytes and number of tensors
 
     def _forget(self, key: int) -> None:
-        self.bytes -= self._storages.pop(key)
+        storage = self._storages[key]
+        storage[1] -= 1
+        if not storage[1]:
+            self.bytes -= self._storages.pop(key)[0]
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None
@@ -47,11 +50,15 @@ class LivingTensors(TorchDispatchMode):
         for x in tree_leaves(out):
             if not isinstance(x, Tensor) or x.layout is not torch.strided:
                 continue
-            storage = x.untyped_storage()
-            key = storage.data_ptr()
-            if key and key not in self._storages:
-                self._storages[key] = storage.nbytes()
-                self.bytes += storage.nbytes()
+            key, size = x.untyped_storage().data_ptr(), x.untyped_storage().nbytes()
+            if not key:
+                continue
+            if key not in self._storages:
+                self._storages[key] = [size, 0]
+                self.bytes += size
                 self.peak = max(self.peak, self.bytes)
-                weakref.finalize(storage, self._forget, key)
+            self._storages[key][1] += 1
+            # A tensor and not its storage: torch 2.1 makes a new object for a storage
+            # each time.
+            weakref.finalize(x, self._forget, key)
         return out
