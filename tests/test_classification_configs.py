@@ -276,7 +276,6 @@ def test_classifier_makes_the_backbone_of_mask_rcnn(tmp_path):
     )
 
 
-@pytest.mark.slow
 def test_programs_of_mmdetection_train_and_test_it(run, root, digits_folder, tmp_path):
     config = root / 'configs/mini/resnet20_pws_digits.py'
     options = [

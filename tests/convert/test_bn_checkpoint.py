@@ -88,6 +88,7 @@ def test_a_detector(ssd, digits, tmp_path):
     assert (scores[0] - scores[1]).norm() < 0.7 * centered.norm()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('prefix', ['', 'backbone.'])
 def test_weights_of_a_backbone_alone(digits, tmp_path, prefix):
     """Such as torchvision's. The detector's preprocessor normalizes the images."""

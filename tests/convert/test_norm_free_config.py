@@ -83,6 +83,7 @@ def test_a_head_that_reads_a_weight_itself_stays(tmp_path):
     assert not any(isinstance(m, PWSConv2d) for m in model.bbox_head.modules())
 
 
+@pytest.mark.slow
 def test_pretrained_weights_are_converted_in_every_backbone(tmp_path):
     config = 'mmdet::hrnet/fcos_hrnetv2p-w18-gn-head_4xb4-1x_coco.py'
     make_norm_free(config, tmp_path / 'hrnet.py')
