@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from mmdet.structures.bbox import bbox_overlaps
+from mmdet.structures.bbox import bbox_overlaps, get_box_tensor
 from mmengine.structures import InstanceData
 from torch import Tensor, nn
 
@@ -101,5 +101,6 @@ def _matches(a: InstanceData, b: InstanceData) -> int:
     sure = a[a.scores >= MIN_SCORE]
     if not len(sure) or not len(b):
         return 0
-    near = bbox_overlaps(sure.bboxes, b.bboxes) >= MIN_IOU
+    boxes, others = get_box_tensor(sure.bboxes), get_box_tensor(b.bboxes)
+    near = bbox_overlaps(boxes, others) >= MIN_IOU
     return int((near & (sure.labels[:, None] == b.labels)).any(1).sum())

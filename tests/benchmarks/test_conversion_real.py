@@ -398,7 +398,6 @@ def test_a_pattern_fits_into_a_cell():
     assert r"`exclude=('a\|b')`" in lines and '`exclude=()`' in lines
 
 
-@pytest.mark.skipif(not RECORDS.exists(), reason=f'{RECORDS.name} is not made yet')
 def test_published_tables_are_those_of_the_records():
     page = (ROOT / 'docs/results/conversion-real.md').read_text()
     table = to_markdown(read_records(RECORDS))

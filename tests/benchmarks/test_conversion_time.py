@@ -124,7 +124,6 @@ def test_a_row_for_each_network_and_what_a_convolution_adds():
     assert f'200 {text} 8 to 14, 400 {text} 14 to 20.' in lines[8]
 
 
-@pytest.mark.skipif(not RECORDS.exists(), reason=f'{RECORDS.name} is not made yet')
 def test_published_table_is_that_of_the_records():
     page = RECORDS.with_suffix('.md').read_text()
     table = to_markdown(read_records(RECORDS))
