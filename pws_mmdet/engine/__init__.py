@@ -1,4 +1,9 @@
 from .checkpoint_files import find_checkpoints
+from .gradient_clipping import (
+    AGCOptimWrapper,
+    AmpAGCOptimWrapper,
+    clip_grad_adaptively_,
+)
 from .hooks import (
     AtomicCheckpointHook,
     DataCheckHook,
@@ -17,6 +22,8 @@ from .optim import PWSOptimWrapperConstructor
 from .runner import PWSRunner
 
 __all__ = [
+    'AGCOptimWrapper',
+    'AmpAGCOptimWrapper',
     'AtomicCheckpointHook',
     'DataCheckHook',
     'DivergenceError',
@@ -31,5 +38,6 @@ __all__ = [
     'ShareFiltersHook',
     'VarianceMonitorHook',
     'WeightCheckHook',
+    'clip_grad_adaptively_',
     'find_checkpoints',
 ]
