@@ -9,7 +9,13 @@ from hypothesis import strategies as st
 from mmcv.cnn import build_conv_layer
 
 from pws_mmdet import PWSConv2d
-from pws_mmdet.layers import AnySizeInstanceNorm2d, NoNorm, SwitchableNorm2d, WNConv2d
+from pws_mmdet.layers import (
+    AnySizeInstanceNorm2d,
+    NoNorm,
+    ScaledWSConv2d,
+    SwitchableNorm2d,
+    WNConv2d,
+)
 
 settings.register_profile(
     'repeatable', derandomize=True, deadline=None, database=None, max_examples=100
@@ -35,7 +41,11 @@ OWN = {
         alpha=st.sampled_from(['channel', 'layer', 'fixed']),
     ),
     WNConv2d: dict(g=st.sampled_from(['fixed', 'trained'])),
+    ScaledWSConv2d: dict(
+        eps=st.floats(1e-9, 1e3), activation_gain=st.floats(0.1, 10) | st.integers(1, 9)
+    ),
 }
+CONVOLUTIONS = list(OWN)
 
 
 @st.composite
@@ -46,7 +56,7 @@ def convolutions(draw, cls):
     kwargs = draw(st.fixed_dictionaries({}, optional={**CONV, **OWN[cls]}))
     in_channels = groups * draw(SIZES)
     if (
-        cls is PWSConv2d
+        cls is not WNConv2d
         and in_channels == groups
         and kernel_size in (1, (1, 1), [1, 1])
     ):
@@ -68,6 +78,11 @@ def by_the_formula(conv, kwargs):
             gain = 1.0 if conv.g is None else conv.g[o].item()
             filters.append(gain * w / w.square().sum().sqrt())
             continue
+        if isinstance(conv, ScaledWSConv2d):
+            gain = conv.activation_gain * conv.gain[o].item()
+            w = w - w.sum() / n
+            filters.append(gain * w / math.sqrt(w.square().sum() + conv.eps))
+            continue
         gamma = kwargs.get('gamma', 1e-4)
         gamma *= 2 / n if kwargs.get('relative_gamma') else 1
         w = w - w.sum() / n
@@ -78,7 +93,7 @@ def by_the_formula(conv, kwargs):
     return torch.stack(filters)
 
 
-@pytest.mark.parametrize('cls', [PWSConv2d, WNConv2d])
+@pytest.mark.parametrize('cls', CONVOLUTIONS)
 def test_a_layer_convolves_with_the_filters_of_the_formula(cls):
     @given(convolutions(cls), st.integers(0, 99))
     def check(arguments, seed):
@@ -136,10 +151,11 @@ WRONG_OWN = {
         gamma=[*NO_NUMBER, True], relative_gamma=NO_FLAG, scale=NO_FLAG, alpha=NO_MODE
     ),
     WNConv2d: dict(g=NO_MODE),
+    ScaledWSConv2d: dict(eps=[*NO_NUMBER, True], activation_gain=NO_NUMBER),
 }
 
 
-@pytest.mark.parametrize('cls', [PWSConv2d, WNConv2d])
+@pytest.mark.parametrize('cls', CONVOLUTIONS)
 def test_the_error_names_a_wrong_argument_of_a_convolution(cls):
     """The constructor raises it, not the first forward pass."""
     wrong = {**WRONG, **WRONG_OWN[cls]}

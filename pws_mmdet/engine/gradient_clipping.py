@@ -1,9 +1,7 @@
 """Adaptive gradient clipping (AGC) as an optimizer wrapper."""
 
-import math
 from collections.abc import Collection, Iterable, Sequence
 from contextlib import AbstractContextManager
-from numbers import Real
 from typing import Any
 
 import torch
@@ -11,7 +9,7 @@ from mmengine.optim import AmpOptimWrapper, OptimWrapper
 from mmengine.registry import OPTIM_WRAPPERS
 from torch import Tensor, nn
 
-from ..utils.arguments import check_names
+from ..utils.arguments import check_names, check_positive
 
 
 @torch.no_grad()
@@ -79,9 +77,7 @@ class _AdaptiveClipping(OptimWrapper):
         agc = dict(agc or {})
         check_names(clip_grad_adaptively_, set(agc) - {'exclude'})
         exclude = agc.pop('exclude', ())
-        for name, value in agc.items():
-            if not (isinstance(value, Real) and 0 < float(value) < math.inf):
-                raise ValueError(f'{name} of agc must be positive, got {value!r}')
+        check_positive(**{f'agc.{name}': value for name, value in agc.items()})
         self.agc = agc
         self.exclude: Sequence[str] = [exclude] if isinstance(exclude, str) else exclude
         self._excluded: Collection[Tensor] | None = None if self.exclude else ()

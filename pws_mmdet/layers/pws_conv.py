@@ -92,14 +92,8 @@ class PWSConv2d(ReparamConv2d):
             *(groups, bias, padding_mode, device, dtype),
             beta=beta,
         )
+        self.check_has_variance()
         n = self.weight[0].numel()
-        if n < 2:
-            raise ValueError(
-                'kernel_size * in_channels / groups must leave at least 2 weights '
-                'per filter, or it has no variance; got '
-                f'kernel_size={self.kernel_size}, in_channels={self.in_channels}, '
-                f'groups={self.groups}'
-            )
         self.relative_gamma = relative_gamma
         self.gamma = float(gamma) * (2 / n if relative_gamma else 1)
         self.scale = scale

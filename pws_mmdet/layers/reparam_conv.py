@@ -61,7 +61,8 @@ def own_forward(conv: nn.Conv2d) -> str | None:
 class ReparamConv2d(nn.Conv2d):
     """A convolution that computes its filters from its parameters.
 
-    The base class of :class:`PWSConv2d` and :class:`WNConv2d`. A subclass implements
+    The base class of :class:`PWSConv2d`, :class:`WNConv2d` and
+    :class:`ScaledWSConv2d`. A subclass implements
     ``effective_weight()``. It returns the filters of the equivalent plain
     convolution, gain included, in shape and dtype of ``weight``. Nothing is kept
     between forward passes. :func:`shared_filters` is for a layer that one forward
@@ -130,6 +131,20 @@ class ReparamConv2d(nn.Conv2d):
         """Set the bias to 0. A subclass initializes the filters."""
         if self.bias is not None:
             nn.init.zeros_(self.bias)
+
+    def check_has_variance(self) -> None:
+        """Check that filters can be standardized.
+
+        Raises:
+            ValueError: If a filter has a single weight.
+        """
+        if self.weight[0].numel() < 2:
+            raise ValueError(
+                'kernel_size * in_channels / groups must leave at least 2 weights '
+                'per filter, or it has no variance; got '
+                f'kernel_size={self.kernel_size}, in_channels={self.in_channels}, '
+                f'groups={self.groups}'
+            )
 
     def init_weights(self) -> None:
         """Call ``reset_parameters``.

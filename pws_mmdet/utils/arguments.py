@@ -2,8 +2,9 @@
 
 import inspect
 import math
+import sys
 from collections.abc import Callable, Iterable
-from numbers import Integral
+from numbers import Integral, Real
 from typing import Any
 
 
@@ -79,3 +80,16 @@ def check_flags(**values: Any) -> None:
     for name, value in values.items():
         if not isinstance(value, bool):
             raise ValueError(f'{name} must be True or False, got {value!r}')
+
+
+def check_positive(**values: Any) -> None:
+    """Check that values, by the names of their arguments, are positive and finite.
+
+    Raises:
+        ValueError: If one is not.
+    """
+    for name, value in values.items():
+        is_number = isinstance(value, Real) and not isinstance(value, bool)
+        # an integer may exceed any float
+        if not is_number or not 0 < value <= sys.float_info.max:  # type: ignore[operator]
+            raise ValueError(f'{name} must be positive and finite, got {value!r}')

@@ -202,8 +202,12 @@ class TestWrappers:
         'agc, error, message',
         [
             (dict(lambda_=1), TypeError, "no argument 'lambda_'; it has .*clipping"),
-            (dict(clipping=0), ValueError, 'clipping of agc must be positive, got 0'),
-            (dict(eps='a'), ValueError, "eps of agc must be positive, got 'a'"),
+            (
+                dict(clipping=0),
+                ValueError,
+                'agc.clipping must be positive and finite, got 0',
+            ),
+            (dict(eps='a'), ValueError, "agc.eps must be positive and finite, got 'a'"),
         ],
     )
     def test_bad_input(self, wrap, agc, error, message):

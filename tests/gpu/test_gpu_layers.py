@@ -9,7 +9,13 @@ import torch.nn.functional as F
 from torch import nn
 
 from pws_mmdet import PWSConv2d, fuse_pws, share_filters, standardize_weight
-from pws_mmdet.layers import AnySizeInstanceNorm2d, NoNorm, SwitchableNorm2d, WNConv2d
+from pws_mmdet.layers import (
+    AnySizeInstanceNorm2d,
+    NoNorm,
+    ScaledWSConv2d,
+    SwitchableNorm2d,
+    WNConv2d,
+)
 
 pytestmark = pytest.mark.gpu
 
@@ -23,11 +29,12 @@ LAYERS = {
     'PWS, groups': functools.partial(Conv, groups=4),
     'PWS, unscaled': functools.partial(Conv, scale=False),
     'WN': functools.partial(WNConv2d, CHANNELS, CHANNELS, 3, padding=1),
+    'ScaledWS': functools.partial(ScaledWSConv2d, CHANNELS, CHANNELS, 3, padding=1),
     'SN': functools.partial(SwitchableNorm2d, CHANNELS),
     'IN': functools.partial(AnySizeInstanceNorm2d, CHANNELS, affine=True),
     'no norm': functools.partial(NoNorm, CHANNELS, bias=True),
 }
-CONVOLUTIONS = [name for name in LAYERS if name.startswith(('PWS', 'WN'))]
+CONVOLUTIONS = [name for name in LAYERS if name.startswith(('PWS', 'WN', 'Scaled'))]
 HALF = [torch.float16, torch.bfloat16]
 EXACT = 1e-4  # relative error: fp32 is below it, TF32 is above 3e-4
 
@@ -101,7 +108,7 @@ def test_channels_last_computes_the_same(name, device):
 
 
 @pytest.mark.parametrize(
-    'name', ['PWS', 'PWS, alpha of the layer', 'PWS, groups', 'WN']
+    'name', ['PWS', 'PWS, alpha of the layer', 'PWS, groups', 'WN', 'ScaledWS']
 )
 def test_compiled_layers_compute_the_same(name, device):
     torch.compiler.reset()

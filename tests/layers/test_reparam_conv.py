@@ -1,4 +1,4 @@
-"""What PWS and WN convolutions share: how they become plain convolutions."""
+"""What PWS, WN and ScaledWS convolutions share: how they become plain convolutions."""
 
 import copy
 
@@ -10,7 +10,7 @@ from torch.nn.utils import prune
 from torch.nn.utils.parametrizations import weight_norm
 
 from pws_mmdet import PWSConv2d
-from pws_mmdet.layers import WNConv2d
+from pws_mmdet.layers import ScaledWSConv2d, WNConv2d
 
 LAYERS = {
     'PWS': lambda **options: PWSConv2d(4, 6, 3, **options),
@@ -19,6 +19,7 @@ LAYERS = {
     'no scale': lambda **options: PWSConv2d(4, 6, 3, scale=False, **options),
     'WN': lambda **options: WNConv2d(4, 6, 3, **options),
     'WN, trained g': lambda **options: WNConv2d(4, 6, 3, g='trained', **options),
+    'ScaledWS': lambda **options: ScaledWSConv2d(4, 6, 3, **options),
 }
 OPTIONS = [
     dict(),

@@ -8,6 +8,7 @@ from pws_mmdet.utils.arguments import (
     check_flags,
     check_integers,
     check_names,
+    check_positive,
     positive,
 )
 
@@ -56,3 +57,10 @@ def test_check_flags():
     check_flags(a=True, b=False)
     with pytest.raises(ValueError, match='b must be True or False, got 1'):
         check_flags(a=True, b=1)
+
+
+def test_check_positive():
+    check_positive(eps=1e-9, gain=2)
+    for bad in (0, -1.0, float('nan'), float('inf'), True, '1', None, 10**400):
+        with pytest.raises(ValueError, match='eps must be positive and finite, got'):
+            check_positive(gain=1, eps=bad)
