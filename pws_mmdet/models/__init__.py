@@ -1,4 +1,17 @@
-from .backbones import PWSVGG, ConvPoolCNN, PWSCifarResNet, PWSResNet
+from .backbones import (
+    PWSVGG,
+    ConvPoolCNN,
+    NFCifarResNet,
+    PWSCifarResNet,
+    PWSResNet,
+)
 from .dense_heads import PWSSSDHead
 
-__all__ = ['ConvPoolCNN', 'PWSCifarResNet', 'PWSResNet', 'PWSSSDHead', 'PWSVGG']
+__all__ = [
+    'ConvPoolCNN',
+    'NFCifarResNet',
+    'PWSCifarResNet',
+    'PWSResNet',
+    'PWSSSDHead',
+    'PWSVGG',
+]

@@ -18,7 +18,7 @@ NO_NORM = dict(type='NoNorm')
 class _PreActivation:
     """A mixin for blocks: x -> conv(relu(... conv1(relu(x)))) + shortcut.
 
-    No ReLU follows the sum.
+    No ReLU follows the sum. A subclass may override ``activate`` and ``add``.
     """
 
     # set by MMDetection's blocks
@@ -28,10 +28,18 @@ class _PreActivation:
     with_cp: bool
     forward_plugin: Callable
 
+    def activate(self, x: Tensor) -> Tensor:
+        """Return the input of the first convolution and of the downsampling."""
+        # F.relu is not in place: the identity path needs x as it is.
+        return F.relu(x)
+
+    def add(self, branch: Tensor, shortcut: Tensor) -> Tensor:
+        """Return the output of the block."""
+        return branch + shortcut
+
     def forward(self, x: Tensor) -> Tensor:
         def inner(x: Tensor) -> Tensor:
-            # F.relu is not in place: the identity path needs x as it is.
-            relu_x = out = F.relu(x)
+            relu_x = out = self.activate(x)
             for i in range(1, self.num_convs + 1):
                 if i > 1:
                     out = self.relu(out)
@@ -42,7 +50,7 @@ class _PreActivation:
                     out = self.forward_plugin(out, names)
             if self.downsample is not None:
                 x = self.downsample(relu_x)
-            return out + x
+            return self.add(out, x)
 
         if self.with_cp and x.requires_grad:
             return cp.checkpoint(inner, x, use_reentrant=False)
@@ -104,6 +112,7 @@ class PWSResNet(ResNet):
     # Blocks in each stage, by depth; and the smallest depth that has bottlenecks.
     blocks_per_stage = {d: blocks for d, (_, blocks) in ResNet.arch_settings.items()}
     bottlenecks_from: float = 50
+    pre_activation_block: type[PreActBasicBlock] = PreActBasicBlock
 
     def __init__(
         self,
@@ -136,7 +145,7 @@ class PWSResNet(ResNet):
         self.groups = groups
         self.base_width = base_width
         basic, bottleneck = (
-            (PreActBasicBlock, PreActBottleneck)
+            (self.pre_activation_block, PreActBottleneck)
             if pre_activation
             else (BasicBlock, Bottleneck)
         )

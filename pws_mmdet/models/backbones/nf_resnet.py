@@ -1,0 +1,87 @@
+import math
+
+import torch
+import torch.nn.functional as F
+from mmengine.registry import MODELS
+from torch import Tensor, nn
+
+from ...layers import ScaledWSConv2d
+from ...utils.config import registered
+from .cifar import PWSCifarResNet
+from .pws_resnet import PreActBasicBlock
+
+
+class NFBasicBlock(PreActBasicBlock):
+    r"""A block of NF-ResNets: x -> shortcut + skip_scale * skip_gain * branch(x / std).
+
+    Where the shape changes, the shortcut is a convolution of relu(x / std).
+
+    Attributes:
+        std: The expected standard deviation of the input. The network sets it.
+        skip_scale: The branch's share, a constant.
+        skip_gain: SkipInit, a trained scalar of shape (1,), which starts at 0: the
+            block starts as its shortcut.
+
+    Source: Brock et al. 2021, "Characterizing signal propagation to close the
+    performance gap in unnormalized ResNets"; SkipInit: De & Smith 2020.
+    """
+
+    std = 1.0
+    skip_scale = 0.2
+
+    def __init__(self, *args, **kwargs) -> None:
+        super().__init__(*args, **kwargs)
+        self.skip_gain = nn.Parameter(torch.zeros(1))
+
+    def activate(self, x: Tensor) -> Tensor:
+        return F.relu(x / self.std)
+
+    def add(self, branch: Tensor, shortcut: Tensor) -> Tensor:
+        return shortcut + self.skip_scale * self.skip_gain * branch
+
+
+@MODELS.register_module(force=True)
+class NFCifarResNet(PWSCifarResNet):
+    """The NF-ResNet of the shape of :class:`PWSCifarResNet`: nothing normalizes.
+
+    The activation of each block is divided by the standard deviation that its input has
+    at the start, by calculation: each block adds skip_scale^2 to the variance, and a
+    shortcut with a convolution sets it back to 1. The order of layers is that of
+    pre-activation. The gain of ReLU is in the filters (:class:`ScaledWSConv2d`), but
+    not in the stem's, which no activation precedes. The map of the last ReLU is not
+    scaled, because a linear layer follows.
+
+    Args:
+        depth, base_channels: As of :class:`PWSCifarResNet`.
+        conv_cfg: Convolution layers.
+        skip_scale: The share of each branch.
+        **kwargs: As of :class:`PWSCifarResNet`, without ``pre_activation``.
+
+    Raises:
+        ValueError: If the depth is unknown.
+
+    Source: as of :class:`NFBasicBlock`.
+    """
+
+    pre_activation_block = NFBasicBlock
+
+    def __init__(
+        self,
+        depth: int,
+        base_channels: int = 16,
+        conv_cfg: dict = dict(type='ScaledWS'),
+        skip_scale: float = 0.2,
+        **kwargs,
+    ) -> None:
+        if registered(conv_cfg) is ScaledWSConv2d:
+            kwargs.setdefault('stem_conv_cfg', {**conv_cfg, 'activation_gain': 1.0})
+        super().__init__(
+            depth, base_channels, conv_cfg=conv_cfg, pre_activation=True, **kwargs
+        )
+        variance = 1.0
+        for block in self.modules():
+            if isinstance(block, NFBasicBlock):
+                block.std = math.sqrt(variance)
+                block.skip_scale = skip_scale
+                variance = 1.0 if block.downsample is not None else variance
+                variance += skip_scale**2
