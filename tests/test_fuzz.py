@@ -11,6 +11,7 @@ from mmcv.cnn import build_conv_layer
 from pws_mmdet import PWSConv2d
 from pws_mmdet.layers import (
     AnySizeInstanceNorm2d,
+    DynamicTanh,
     NoNorm,
     ScaledWSConv2d,
     SwitchableNorm2d,
@@ -182,6 +183,7 @@ def test_the_error_names_a_wrong_argument_of_a_convolution(cls):
     'cls, wrong',
     [
         (NoNorm, dict(num_features=NO_SIZE, bias=NO_FLAG)),
+        (DynamicTanh, dict(num_features=NO_SIZE, alpha=[*NO_NUMBER, True])),
         (
             SwitchableNorm2d,
             dict(num_features=NO_SIZE, eps=NO_NUMBER[1:], momentum=NO_NUMBER[1:]),

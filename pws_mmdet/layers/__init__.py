@@ -1,4 +1,5 @@
 from .bias_conv import bias_conv2d
+from .dynamic_tanh import DynamicTanh
 from .instance_norm import AnySizeInstanceNorm2d
 from .no_norm import NoNorm
 from .pws_conv import PWSConv2d
@@ -11,6 +12,7 @@ from .wn_conv import WNConv2d, normalize_weight
 
 __all__ = [
     'AnySizeInstanceNorm2d',
+    'DynamicTanh',
     'NoNorm',
     'PWSConv2d',
     'ReparamConv2d',

@@ -11,6 +11,7 @@ from torch import nn
 from pws_mmdet import PWSConv2d, fuse_pws, share_filters, standardize_weight
 from pws_mmdet.layers import (
     AnySizeInstanceNorm2d,
+    DynamicTanh,
     NoNorm,
     ScaledWSConv2d,
     SwitchableNorm2d,
@@ -32,6 +33,7 @@ LAYERS = {
     'ScaledWS': functools.partial(ScaledWSConv2d, CHANNELS, CHANNELS, 3, padding=1),
     'SN': functools.partial(SwitchableNorm2d, CHANNELS),
     'IN': functools.partial(AnySizeInstanceNorm2d, CHANNELS, affine=True),
+    'DyT': functools.partial(DynamicTanh, CHANNELS),
     'no norm': functools.partial(NoNorm, CHANNELS, bias=True),
 }
 CONVOLUTIONS = [name for name in LAYERS if name.startswith(('PWS', 'WN', 'Scaled'))]
