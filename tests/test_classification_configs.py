@@ -16,7 +16,12 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from pws_mmdet import PWSConv2d
 from pws_mmdet.checkpoint import read_checkpoint
 from pws_mmdet.convert import publish_backbone
-from pws_mmdet.layers import AnySizeInstanceNorm2d, SwitchableNorm2d, WNConv2d
+from pws_mmdet.layers import (
+    AnySizeInstanceNorm2d,
+    ScaledWSConv2d,
+    SwitchableNorm2d,
+    WNConv2d,
+)
 
 pytest.importorskip('mmpretrain', reason='the extra `pretrain` is not installed')
 
@@ -26,7 +31,7 @@ CONFIGS = sorted(
     for path in (ROOT / 'configs').glob(pattern)
     if path.stem.startswith(('convpool', 'resnet'))
 )
-ROWS = ('normal', 'bn', 'gn', 'sn', 'wn', 'pws')
+ROWS = ('normal', 'bn', 'gn', 'sn', 'wn', 'nf', 'pws')
 TABLE_4 = [
     f'{folder}/{net}_{row}_{data}'
     for row in ROWS
@@ -41,7 +46,7 @@ TABLE_5 = [
 ]
 NORMS = dict(bn=_BatchNorm, gn=nn.GroupNorm, ln=nn.GroupNorm, sn=SwitchableNorm2d)
 NORMS['in'] = AnySizeInstanceNorm2d
-CONVS = dict(wn=WNConv2d, pws=PWSConv2d)
+CONVS = dict(wn=WNConv2d, nf=ScaledWSConv2d, pws=PWSConv2d)
 NORMALIZING = (*NORMS.values(), nn.LayerNorm, nn.InstanceNorm2d)
 
 
@@ -132,7 +137,7 @@ def test_groups_of_the_gn_rows():
 
 @pytest.mark.parametrize('name', CONFIGS)
 def test_weight_decay(name):
-    """alpha, and nothing else, is exempt."""
+    """alpha is exempt, nothing else; of NF all but the weights, as in its source."""
     cfg = load(name)
     model = build(cfg)
     wrapper = build_optim_wrapper(model, cfg.optim_wrapper)
@@ -144,8 +149,10 @@ def test_weight_decay(name):
     weight_decay = cfg.optim_wrapper.optimizer.weight_decay
     assert weight_decay == (1e-4 if name in TABLE_5 else 5e-4)
     for parameter_name, p in model.named_parameters():
-        is_alpha = parameter_name.endswith('.alpha')
-        assert decay[id(p)] == (0 if is_alpha else weight_decay), parameter_name
+        is_exempt = parameter_name.endswith('.alpha')
+        if row_of(name) == 'nf':
+            is_exempt = p.dim() == 1
+        assert decay[id(p)] == (0 if is_exempt else weight_decay), parameter_name
 
 
 @pytest.mark.parametrize('name', CONFIGS)

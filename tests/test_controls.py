@@ -16,9 +16,9 @@ from test_configs import halve
 from torch import nn
 
 from pws_mmdet import PWSConv2d
-from pws_mmdet.layers import WNConv2d
+from pws_mmdet.layers import ScaledWSConv2d, WNConv2d
 
-KINDS = ('bn', 'gn', 'in', 'ln', 'sn', 'wn', 'normal')
+KINDS = ('bn', 'gn', 'in', 'ln', 'nf', 'sn', 'wn', 'normal')
 PAIRS = [
     (str(path.relative_to(ROOT)), str(control.relative_to(ROOT)))
     for path in sorted((ROOT / 'configs').rglob('*_pws_*.py'))
@@ -35,6 +35,8 @@ EXCEPTIONS = {
     # Each backbone starts from ImageNet weights of its own kind. It has the structure,
     # and the mean and deviation of pixels, that these were trained with.
     r'configs/mask_rcnn_r50': r'model\.(backbone|data_preprocessor)\..+',
+    # NF is a network and an optimizer as well.
+    r'_nf_': r'model\.backbone\.type | optim_wrapper\.(type | agc\..+)',
     # BN, GN and so on have MMDetection's blocks, PWS has the authors'. These have LN
     # after the stem and before the pooling, in the networks of WN and of PWS.
     r'imagenet/': r"""
@@ -151,6 +153,11 @@ def test_filters_start_with_the_same_variance(pws, control):
             std = layer.weight.std().item()
             assert std == pytest.approx(0.05, rel=tolerance), name
             assert ratio == pytest.approx(0.5, rel=tolerance), name
+        elif isinstance(layer, ScaledWSConv2d):
+            # n Var[W] is the square of the gain: it keeps a variance of 1, not of 2.
+            gain = layer.activation_gain
+            unbiased = 1 / layer.weight.numel()
+            assert ratio == pytest.approx(gain**2 / 2, rel=1e-3 + unbiased), name
         else:
             assert ratio == pytest.approx(ours_ratio, rel=2 * tolerance), name
             if isinstance(ours[name], PWSConv2d):
@@ -160,6 +167,6 @@ def test_filters_start_with_the_same_variance(pws, control):
 
 def relative_variance(layer):
     """n Var[W] / 2 of a layer's filters. It is 1 for He's initialization."""
-    is_wn = isinstance(layer, WNConv2d)
-    filters = (layer.effective_weight() if is_wn else layer.weight).detach()
+    is_compared = isinstance(layer, (WNConv2d, ScaledWSConv2d))
+    filters = (layer.effective_weight() if is_compared else layer.weight).detach()
     return (filters.var() * filters[0].numel() / 2).item()

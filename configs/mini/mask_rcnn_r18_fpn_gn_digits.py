@@ -4,7 +4,7 @@ _base_ = '../_base_/mask_rcnn_r18_fpn_digits.py'
 norm_cfg = dict(type='GN', num_groups=8, requires_grad=True)
 
 model = dict(
-    backbone=dict(conv_cfg=None, norm_cfg=norm_cfg),
+    backbone=dict(conv_cfg=dict(type='Conv2d'), norm_cfg=norm_cfg),
     neck=dict(norm_cfg=norm_cfg),
     roi_head=dict(mask_head=dict(norm_cfg=norm_cfg)),
 )

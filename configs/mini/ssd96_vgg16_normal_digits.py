@@ -1,4 +1,4 @@
 # Plain convolutions, without any normalization
 _base_ = '../_base_/ssd96_digits.py'
 
-model = dict(backbone=dict(conv_cfg=None))
+model = dict(backbone=dict(conv_cfg=dict(type='Conv2d')))

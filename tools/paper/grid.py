@@ -122,14 +122,19 @@ class Table:
         self.metrics = [Metric(**metric) for metric in self._scale_spec['metrics']]
         self.decimals: int = spec.get('decimals', 1)
         self.columns: dict[str, dict] = spec.get('columns', {'': dict(label='')})
-        self.rows: dict[str, dict] = {
-            key: row
+        rows = {
+            key: {name: self._part(value) for name, value in row.items()}
             for key, row in spec['rows'].items()
-            if self._part(row.get('config', '')) is not None
+        }
+        self.rows: dict[str, dict] = {
+            key: row for key, row in rows.items() if row.get('config', '') is not None
         }
 
-    def _part(self, config: str | dict[str, str]) -> str | None:
-        return config.get(self.scale) if isinstance(config, dict) else config
+    def _part(self, value: Any) -> Any:
+        """Return what is given for this scale, None if only the other one is."""
+        if isinstance(value, dict) and value and set(value) <= set(SCALES):
+            return value.get(self.scale)
+        return value
 
     def runs(
         self, rows: Sequence[str] | None = None, seeds: Sequence[int] = (0,)
@@ -187,7 +192,7 @@ class Table:
             seed=seed,
             label=', '.join(filter(None, label)),
             config=self._scale_spec['config'].format(
-                row=self._part(row.get('config', '')),
+                row=row.get('config', ''),
                 column=self._part(column.get('config', '')),
             ),
             options=options,
