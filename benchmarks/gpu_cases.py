@@ -25,6 +25,7 @@ KINDS = (
     'WN',
     'ConvWS and GN',
     'ScaledWS',
+    'DyT',
 )
 # How much faster than these PWS should train
 GOALS = (('BN', 1.15), ('GN', 1.8), ('ScaledWS', 1.0))

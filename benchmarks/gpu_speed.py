@@ -125,7 +125,7 @@ def compare(
                 kind, kinds[kind], step.batch_size, case.image_size[0], step.inference
             )
             contender.image_size = case.image_size
-            contenders.append(prepare(contender, kind == 'frozen BN', switches['amp']))
+            contenders.append(prepare(contender, switches['amp']))
     channels_last = switches['channels_last']
     rows = comparison.compare(
         contenders,

@@ -10,6 +10,24 @@ import pws_mmdet  # noqa: F401  registers the layers
 NO_NORM = dict(type='NoNorm')
 
 
+@MODELS.register_module('BenchmarkFrozenBN', force=True)
+class FrozenBN(nn.BatchNorm2d):
+    """BN whose statistics and gains are constant, as in fine-tuned detectors.
+
+    MMDetection has it by ``norm_eval=True`` in its ResNet. The FrozenBN of its registry
+    is another class, which MMDetection's own configs do not use.
+    """
+
+    _abbr_ = 'bn'
+
+    def __init__(self, num_features: int, **kwargs) -> None:
+        super().__init__(num_features, **kwargs)
+        self.requires_grad_(False)
+
+    def train(self, mode: bool = True) -> 'FrozenBN':
+        return super().train(False)
+
+
 def with_bias(name: str, conv: type[nn.Conv2d]) -> dict:
     """Register a convolution that always has a bias, also if a block asks for none.
 
@@ -53,10 +71,15 @@ def make_kinds() -> dict[str, Kind]:
         'PWS, not shared': Kind(pws, predictors=pws, share=False),
         'PWS, fused': Kind(pws, predictors=pws, fuse=True),
         'BN': Kind(dict(type='Conv2d'), dict(type='BN')),
+        'frozen BN': Kind(
+            dict(type='Conv2d'), dict(type='BenchmarkFrozenBN', requires_grad=False)
+        ),
         'GN': Kind(dict(type='Conv2d'), dict(type='GN', num_groups=32)),
         'IN': Kind(dict(type='Conv2d'), dict(type='AnySizeIN')),
         'SN': Kind(dict(type='Conv2d'), dict(type='SN')),
+        'DyT': Kind(dict(type='Conv2d'), dict(type='DyT')),
         'WN': Kind(dict(type='WN')),
+        'ScaledWS': Kind(dict(type='ScaledWS')),
         'ConvWS': Kind(with_bias('BiasConvWS', MODELS.get('ConvWS'))),
         'ConvWS and GN': Kind(dict(type='ConvWS'), dict(type='GN', num_groups=32)),
     }

@@ -10,11 +10,13 @@ import zipfile
 import numpy as np
 import pytest
 import torch
+from gpu_cases import KINDS
 from gpu_images import pack, read_images
-from gpu_kinds import make_kinds
+from gpu_kinds import make_kinds, prepare
 from gpu_report import make_report, read_report
 from gpu_tables import to_markdown
 from mmcv_build import prune_bindings
+from networks import PARTS
 from PIL import Image
 
 
@@ -66,19 +68,22 @@ def test_all_of_it_on_a_cpu(root, images, tmp_path):
     assert len([*out.iterdir()]) <= 8
 
 
-def test_scaled_weight_standardization():
-    from mmengine.registry import MODELS
+def test_all_kinds_are_there():
+    assert set(KINDS) <= set(make_kinds())
 
-    cfg = make_kinds()['ScaledWS'].conv_cfg
-    conv = MODELS.build(dict(cfg, in_channels=6, out_channels=4, kernel_size=3))
-    with torch.no_grad():
-        conv.gain.uniform_(0.5, 2)
-    made = conv.effective_weight().flatten(1)
-    w = conv.weight.flatten(1).double()
-    n = w.shape[1]
-    deviation = w - w.mean(1, keepdim=True)
-    wanted = deviation / (n * w.var(1, correction=0) + 1e-4).sqrt()[:, None]
-    torch.testing.assert_close(made.double(), conv.gain[:, None] * wanted)
+
+@pytest.mark.parametrize(
+    'name, has_kernel', [('PWS', True), ('PWS, group norm', False), ('ScaledWS', False)]
+)
+def test_names_switch_the_kernel(name, has_kernel, monkeypatch):
+    """ScaledWS is measured as the networks of others have it, without the kernel."""
+    switched = []
+    monkeypatch.setattr('gpu_kinds.use_filter_kernel', switched.append)
+    part = PARTS['conv 3x3, 64 channels, H/4']
+    contender = prepare(part.make(name, make_kinds()[name], 1, 32, False), False)
+    contender.build(torch.device('cpu'), 1, False, 0, torch.contiguous_format)
+    contender.prepare()
+    assert switched == [has_kernel]
 
 
 def test_a_part_of_the_images(images, tmp_path):

@@ -9,10 +9,12 @@ import speed
 import torch
 from conftest import ROOT
 from kinds import make_kinds
+from mmcv.cnn import ConvWS2d
 from networks import PARTS
 from torch import nn
 
 from pws_mmdet import PWSConv2d
+from pws_mmdet.layers import DynamicTanh, NoNorm, ScaledWSConv2d
 from pws_mmdet.utils.records import read_records
 
 CPU = torch.device('cpu')
@@ -52,6 +54,7 @@ def test_all_kinds_side_by_side(main, tmp_path, capsys):
     assert compared == [(False, 1), (False, 2), (True, 1), (True, 2)]
     kinds = set(records[-1]['kinds'])
     assert {'plain', 'PWS', 'BN', 'GN', 'IN', 'SN', 'WN', 'ConvWS'} <= kinds
+    assert {'ConvWS and GN', 'ScaledWS', 'frozen BN', 'DyT'} <= kinds
     for record in records:  # nothing is fused in training
         fused = set() if record['inference'] else {'PWS, fused'}
         assert set(record['kinds']) == kinds - fused
@@ -112,6 +115,34 @@ def test_profiles_add_up_to_the_step(main, tmp_path, capsys):
     plain, pws = by_name['aten::native_group_norm']
     assert plain == 0 < pws
     assert '| aten::native_group_norm | 0.0 | ' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    'kind, conv_type, norm_type',
+    [
+        ('ScaledWS', ScaledWSConv2d, NoNorm),
+        ('DyT', nn.Conv2d, DynamicTanh),
+        ('ConvWS and GN', ConvWS2d, nn.GroupNorm),
+    ],
+)
+def test_a_kind_has_its_layers(kind, conv_type, norm_type):
+    model = build('ResNet-50', kind).model
+    convs = [m for m in model.modules() if isinstance(m, nn.Conv2d)]
+    norms = [m for m in model.modules() if isinstance(m, norm_type)]
+    assert {type(conv) for conv in convs} == {conv_type}
+    assert len(convs) == len(norms) == 53
+
+
+@pytest.mark.parametrize('inference', [False, True])
+def test_frozen_bn_stays_as_it_is(inference):
+    contender = build('ResNet-50', 'frozen BN', inference=inference)
+    norms = [m for m in contender.model.modules() if isinstance(m, nn.BatchNorm2d)]
+    assert len(norms) == 53
+    contender.run()
+    for norm in norms:
+        assert not norm.training and norm.running_mean.abs().max() == 0
+        assert not any(p.requires_grad for p in norm.parameters())
+    assert contender.model.conv1.weight.requires_grad
 
 
 @pytest.mark.parametrize('part', ['ResNet-50', 'VGG-16-SSD320', MASK_RCNN])
