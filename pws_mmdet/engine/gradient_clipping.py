@@ -24,8 +24,9 @@ def clip_grad_adaptively_(
         \lVert G_i \rVert > \lambda \max(\lVert W_i \rVert, eps)
 
     A unit is a slice along the first axis: a filter of a convolution, a row of a linear
-    layer. Parameters without a gradient, and those with at most one axis (biases, gains
-    and norm layers), are left as they are. Norms are computed in fp32 at least.
+    layer, an input channel of a transposed convolution. Parameters without a gradient,
+    and those with at most one axis (biases, gains and norm layers), are left as they
+    are. Norms are computed in fp32 at least.
 
     Args:
         parameters: The parameters of any shapes.
@@ -43,11 +44,9 @@ def clip_grad_adaptively_(
         if p.grad is None or p.dim() < 2:
             continue
         most = clipping * unit_norms(p).clamp(min=eps)
-        norms = unit_norms(p.grad)
-        too_large = norms > most
-        scale = torch.where(too_large, most / norms, torch.ones_like(norms))
+        scale = (most / unit_norms(p.grad)).clamp(max=1)
         p.grad.mul_(scale.view(-1, *[1] * (p.dim() - 1)).to(p.grad.dtype))
-        clipped.append(too_large)
+        clipped.append(scale < 1)
     if not clipped:
         return torch.zeros(())
     return torch.cat([c.to(clipped[0].device) for c in clipped]).float().mean()
