@@ -46,6 +46,7 @@ lint = [
     'tomli; python_version < "3.11"',  # with it codespell reads pyproject.toml
 ]
 report = ['plotly']
+cluster = ['submitit>=1.5.1']
 onnx = ['onnx>=1.16', 'onnxruntime>=1.18', 'onnxscript']
 
 setup(
@@ -78,6 +79,7 @@ setup(
         'tqdm',
     ],
     extras_require={
+        'cluster': cluster,
         'demo': demo,
         'lint': lint,
         'mim': [
@@ -91,6 +93,6 @@ setup(
             'torchvision',
         ],  # mmpretrain does not declare it
         'report': report,
-        'tests': [*demo, *onnx, *report, *tests],
+        'tests': [*cluster, *demo, *onnx, *report, *tests],
     },
 )

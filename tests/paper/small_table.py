@@ -16,6 +16,13 @@ TRAIN = """
     if mode == 'hang':
         (work_dir / 'started').touch()
         time.sleep(60)
+    if mode == 'preempt' and not (work_dir / 'epoch_1.pth').exists():
+        (work_dir / 'epoch_1.pth').touch()
+        os.kill(os.getppid(), signal.SIGUSR2)  # what Slurm does to the job
+        time.sleep(60)
+    if mode == 'terminate':
+        os.kill(os.getppid(), signal.SIGTERM)
+        time.sleep(60)
     if mode == 'fail':
         sys.exit('out of memory')
     if mode == 'half':

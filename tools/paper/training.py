@@ -222,13 +222,13 @@ class Trainer:
             data=self.data,
         )
 
-    def stop(self) -> None:
+    def stop(self, signum: int = signal.SIGTERM) -> None:
         """End the trainings that are running. They can be resumed."""
         with self.lock:
             self.stopped = True
             for process in self.processes:
                 with contextlib.suppress(ProcessLookupError):
-                    os.killpg(process.pid, signal.SIGTERM)
+                    os.killpg(process.pid, signum)
 
 
 def find_data(cfg: dict, data: str) -> list[tuple[str, str]]:
