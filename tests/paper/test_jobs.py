@@ -13,7 +13,7 @@ import job
 import pytest
 import run_table as program
 import training
-from cluster import find_cluster, parse_time
+from cluster import choose_devices, find_cluster, parse_time
 from conftest import ROOT
 from records import read_records
 from slurm_programs import write_programs
@@ -149,6 +149,16 @@ def test_default_time_limit(slurm):
     ):
         assert find_cluster(partition, False, limit).minutes == minutes
     assert find_cluster(None, False) is None
+
+
+def test_local_jobs_share_the_gpus(monkeypatch):
+    monkeypatch.delenv('CUDA_VISIBLE_DEVICES', raising=False)
+    monkeypatch.setattr('torch.cuda.device_count', lambda: 4)
+    assert [choose_devices(2, slot) for slot in range(3)] == ['0,1', '2,3', '0,1']
+    monkeypatch.setenv('CUDA_VISIBLE_DEVICES', '5,7')
+    assert [choose_devices(1, slot) for slot in range(3)] == ['5', '7', '5']
+    monkeypatch.setattr('torch.cuda.device_count', lambda: 0)
+    assert choose_devices(2, 0) is None
 
 
 @needs_submitit

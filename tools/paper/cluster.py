@@ -144,7 +144,7 @@ def partition_limit(partition: str) -> float | None:
             f'{", ".join(limits)}.'
         )
     chosen = [limits[name] for name in names]
-    return None if None in chosen else max(filter(None, chosen))
+    return None if None in chosen else max(chosen)
 
 
 def parse_time(text: str) -> float | None:
