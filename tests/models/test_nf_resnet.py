@@ -69,6 +69,16 @@ def test_a_block_starts_as_its_shortcut():
     assert torch.equal(block(x), x)
 
 
+def test_the_last_relu_has_its_gain():
+    net = NFCifarResNet(20, base_channels=2)
+    x = torch.randn(1, 3, 8, 8)
+    y = net.conv1(x)
+    for block in blocks_of(net):
+        y = block(y)
+    gain = math.sqrt(2 / (1 - 1 / math.pi))
+    torch.testing.assert_close(net(x)[0], gain * y.relu())
+
+
 def test_has_the_layers_of_the_other_rows_and_no_norm():
     nf, pws = NFCifarResNet(20, base_channels=2), PWSCifarResNet(20, base_channels=2)
 

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
-from ...layers import ScaledWSConv2d
+from ...layers.scaled_ws_conv import RELU_GAIN, ScaledWSConv2d
 from ...utils.config import registered
 from .cifar import PWSCifarResNet
 from .pws_resnet import PreActBasicBlock
@@ -48,8 +48,8 @@ class NFCifarResNet(PWSCifarResNet):
     at the start, by calculation: each block adds skip_scale^2 to the variance, and a
     shortcut with a convolution sets it back to 1. The order of layers is that of
     pre-activation. The gain of ReLU is in the filters (:class:`ScaledWSConv2d`), but
-    not in the stem's, which no activation precedes. The map of the last ReLU is not
-    scaled, because a linear layer follows.
+    not in the stem's, which no activation precedes. The output is multiplied by it,
+    because a plain layer follows.
 
     Args:
         depth, base_channels: As of :class:`PWSCifarResNet`.
@@ -85,3 +85,6 @@ class NFCifarResNet(PWSCifarResNet):
                 block.skip_scale = skip_scale
                 variance = 1.0 if block.downsample is not None else variance
                 variance += skip_scale**2
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        return tuple(RELU_GAIN * out for out in super().forward(x))
