@@ -11,11 +11,9 @@ from .fuse_checkpoint import fuse_checkpoint
 from .fuse_conv_bn import patch_fuse_conv_bn
 from .fuse_detector import fuse_detector
 from .norm_free_config import make_norm_free, norm_free_model
-from .options import ConversionOptions
 from .pretrained import PWSPretrainedInit
 
 __all__ = [
-    'ConversionOptions',
     'PWSPretrainedInit',
     'convert_authors_checkpoint',
     'convert_checkpoint',

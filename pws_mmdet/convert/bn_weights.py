@@ -4,7 +4,6 @@ import copy
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from mmcv.cnn import ConvAWS2d
@@ -21,7 +20,6 @@ from .convert import check_takes_filters, convert_folded
 from .fold import fold_bn
 from .fuse import convs_read_directly
 from .layer import ConversionReport, Layer
-from .options import ConversionOptions
 from .others import other_convolutions, reason_to_stay
 from .subclasses import only_convolves
 
@@ -37,45 +35,38 @@ def is_pws(weights: Mapping[str, Tensor]) -> bool:
 def load_bn_weights(
     model: nn.Module,
     weights: Mapping[str, Tensor],
-    batches: Sequence[Any] | None = None,
     bn_eps: float = BN_EPS,
     conv_ws: bool = False,
-    **options: Any,
+    seed: int = 0,
 ) -> tuple[ConversionReport, list[str]]:
     """Convert the weights of a network with BN, and load them into a network with PWS.
 
     All random numbers come from ``seed``, and the global random state stays as it is.
 
     Args:
-        model: The network, whose PWS convolutions have an alpha per channel. Layers
-            that are no convolution take their weights as they are. A plain
-            convolution with a bias takes in the BN layer that the network lacks.
+        model: The network, whose PWS convolutions have an alpha per channel and
+            ``keep_mean``. Layers that are no convolution take their weights as they
+            are. A plain convolution with a bias takes in the BN layer that the network
+            lacks.
         weights: Weights of the network with BN, or without any norm. Convolutions have
             the same names, BN layers the names that torchvision, MMDetection and
             mmpretrain give them.
-        batches: Calibration batches; None converts without images.
         bn_eps: eps of the BN layers. A checkpoint does not hold it.
         conv_ws: Where ``model`` has PWS convolutions, the weights are those of MMCV's
             ConvWS, and are standardized first. A checkpoint does not tell.
-        **options: ``forward``, ``max_scale``, ``max_positions``, ``unaligned``,
-            ``sweeps``, ``seed`` and ``progress``, as :class:`ConversionOptions`
-            documents them.
+        seed: As of :func:`convert_to_pws`.
 
     Returns:
-        A record of each convolution, in the order of conversion, and of those that are
-        no PWS convolutions in the network; and the keys of weights that were not used.
+        A record of each convolution, and of those that are no PWS convolutions in the
+        network; and the keys of weights that were not used.
 
     Raises:
-        TypeError: If there is no option of a name.
         ValueError: If the weights do not fit the network, the network cannot be
-            converted to, the weights have norm layers other than BN that the network
-            lacks, or the images reach no layer. Then the network keeps its weights.
+            converted to, or the weights have norm layers other than BN that the network
+            lacks. Then the network keeps its weights.
     """
-    chosen = ConversionOptions(**options)
-    with isolated(chosen.seed):
-        made, report, unused = _convert(
-            model, weights, batches, bn_eps, conv_ws, chosen
-        )
+    with isolated(seed):
+        made, report, unused = _convert(model, weights, bn_eps, conv_ws, seed)
     # Load, instead of copying parameters: PWSAlphaInitHook leaves loaded layers alone.
     model.load_state_dict(made)
     return report, unused
@@ -84,10 +75,9 @@ def load_bn_weights(
 def _convert(
     model: nn.Module,
     weights: Mapping[str, Tensor],
-    batches: Sequence[Any] | None,
     bn_eps: float,
     conv_ws: bool,
-    options: ConversionOptions,
+    seed: int,
 ) -> tuple[dict[str, Tensor], ConversionReport, list[str]]:
     """Do the work of :func:`load_bn_weights` on a copy of the network.
 
@@ -115,9 +105,8 @@ def _convert(
     report = convert_folded(
         folded.network,
         folded.layers,
-        batches,
-        options,
         lambda name, conv: copy.deepcopy(model.get_submodule(name)),
+        seed,
     )
     report += other_convolutions(model, {layer.name for layer in folded.layers})
     return folded.network.state_dict(), report, folded.unused
@@ -211,7 +200,7 @@ def _fold(
             state = {
                 k: weights[f'{bn}.{k}'] for k in BN_STATE if f'{bn}.{k}' in weights
             }
-            weight, bias, layer.mean, layer.std = fold_bn(weight, bias, state, bn_eps)
+            weight, bias = fold_bn(weight, bias, state, bn_eps)
             used |= {f'{bn}.{key}' for key in BN_STATE}
         layers.append(layer)
         new = conv_like(conv)
@@ -281,11 +270,11 @@ def _fold_into_plain(
         state = {
             k: weights.pop(f'{bn}.{k}') for k in BN_STATE if f'{bn}.{k}' in weights
         }
-        weight, bias, mean, std = fold_bn(
+        weight, bias = fold_bn(
             weights[f'{name}.weight'], weights.get(f'{name}.bias'), state, bn_eps
         )
         weights[f'{name}.weight'], weights[f'{name}.bias'] = weight, bias
-        layers.append(Layer(name, mean, std, reason_to_stay(conv), scales=True))
+        layers.append(Layer(name, reason_to_stay(conv)))
     return weights, layers
 
 

@@ -18,14 +18,16 @@ from .first_pass import PassEnded, Run, runs_on
 from .forward import tensors_in
 from .fuse import plain_like
 from .layer import Layer
-from .options import UNALIGNED
 from .others import reason_to_stay
 from .subclasses import only_convolves, plain_equivalent
+
+# Heads behind proposals: a rounding error may give them other proposals.
+UNALIGNED = (r'(^|\.)roi_head\.',)
 
 
 def fold_bn(
     weight: Tensor, bias: Tensor | None, bn: Mapping[str, Tensor], eps: float = 1e-5
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor]:
     """Fold BN into the convolution before it.
 
     Args:
@@ -36,8 +38,7 @@ def fold_bn(
         eps: eps of BN.
 
     Returns:
-        In fp64: filters and bias of the folded convolution; mean and standard
-        deviation of its outputs without the bias, (O,) each.
+        Filters and bias, (O,), of the folded convolution, in fp64.
     """
     std = (bn['running_var'].double() + eps).sqrt()
     gain = 1 / std
@@ -46,13 +47,11 @@ def fold_bn(
     mean = bn['running_mean'].double()
     if bias is not None:
         mean = mean - bias.double()
-    mean = mean * gain
-    folded = -mean
+    folded = -mean * gain
     if bn.get('bias') is not None:
         folded = folded + bn['bias'].double()
-    std = std * gain.abs()
     gain = gain.reshape(-1, *[1] * (weight.dim() - 1))
-    return weight.double() * gain, folded, mean, std
+    return weight.double() * gain, folded
 
 
 def replace_module(model: nn.Module, name: str, new: nn.Module) -> None:
@@ -92,7 +91,8 @@ def fold_batch_norm(
             convolutions and BN layers were called. By default an image of noise is
             used. If the network raises an error on it, what was called until then
             counts.
-        unaligned: As in :class:`ConversionOptions`. The check stops at the first of
+        unaligned: Regular expressions for the names of layers whose inputs in the
+            network and in its copy do not correspond. The check stops at the first of
             these layers.
 
     Returns:
@@ -126,9 +126,8 @@ def fold_batch_norm(
         if bns:
             bn = original.get_submodule(bns[0])
             state = {**dict(bn.named_parameters()), **dict(bn.named_buffers())}
-            weight, bias, layer.mean, layer.std = fold_bn(weight, bias, state, bn.eps)
+            weight, bias = fold_bn(weight, bias, state, bn.eps)
             absorbed.add(bns[0])
-        layer.scales = True
         replace_module(folded, name, _with_filters(conv, weight, bias))
     for name in absorbed:
         replace_module(folded, name, nn.Identity().eval())

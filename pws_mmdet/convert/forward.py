@@ -1,6 +1,6 @@
-"""Run a network on calibration batches."""
+"""Call a network with a batch."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -42,72 +42,6 @@ def tensors_in(value: Any) -> Iterator[Tensor]:
     elif isinstance(value, (list, tuple)):
         for item in value:
             yield from tensors_in(item)
-
-
-def readers_of(model: nn.Module) -> dict[nn.Module, str]:
-    """Find the modules whose output depends on the scale of their input.
-
-    Returns:
-        All 2D convolutions and all other leaf modules with parameters, each with its
-        name.
-    """
-    return {
-        module: name
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Conv2d)
-        or (not any(module.children()) and any(True for _ in module.parameters()))
-    }
-
-
-# --- batches -----------------------------------------------------------------------
-
-
-def _inputs_of(batch: Any) -> Any:
-    return batch.get('inputs', batch) if isinstance(batch, dict) else batch
-
-
-def images_in(batch: Any) -> int | None:
-    """Return the number of images in a batch, or None if it is not clear."""
-    inputs = _inputs_of(batch)
-    if isinstance(batch, dict) and isinstance(inputs, (list, tuple)):
-        return len(inputs)
-    numbers = {len(x) for x in tensors_in(inputs) if x.dim() == 4}
-    return numbers.pop() if len(numbers) == 1 else None
-
-
-def first_image(batch: Any) -> Any:
-    """Return a batch of the first image only, or the whole batch if it has no axis."""
-    if isinstance(batch, Tensor) and batch.dim() == 4:
-        return batch[:1]
-    if isinstance(batch, dict) and 'inputs' in batch:
-        number = images_in(batch)
-        parts = batch.values()
-        if all(
-            isinstance(x, (list, tuple, Tensor)) and len(x) == number for x in parts
-        ):
-            return {key: value[:1] for key, value in batch.items()}
-    return batch
-
-
-def crop(batch: Any, size: int) -> Any:
-    """Return a batch whose images are cut to ``size`` rows and columns at most."""
-    if isinstance(batch, Tensor):
-        return batch[..., :size, :size] if batch.dim() in (3, 4) else batch
-    if type(batch) in (list, tuple):
-        return type(batch)(crop(x, size) for x in batch)
-    if isinstance(batch, dict) and 'inputs' in batch:
-        return {**batch, 'inputs': crop(batch['inputs'], size)}
-    return batch
-
-
-def check_images(batches: Sequence[Any]) -> None:
-    """Raise a ValueError if the images of a batch hold NaN or infinity."""
-    for batch in batches:
-        for x in tensors_in(_inputs_of(batch)):
-            if not x.isfinite().all():
-                raise ValueError(
-                    'The calibration images have values that are not finite'
-                )
 
 
 def noise_for(model: nn.Module) -> Tensor:

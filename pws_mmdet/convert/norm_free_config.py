@@ -28,14 +28,17 @@ from ..utils.config import (
 from ..utils.files import check_new_path, write_whole
 from .bn_weights import BN_EPS
 
-CONV_CFG = dict(type='PWS', gamma=1e-4)  # the paper's for ResNet
-HEAD_CONV_CFG = dict(type='PWS', gamma=0.1, relative_gamma=True)  # the authors' code
+CONV_CFG = dict(type='PWS', gamma=1e-4, keep_mean=True)  # gamma: the paper's for ResNet
+HEAD_CONV_CFG = dict(  # gamma: that of the authors' code
+    type='PWS', gamma=0.1, relative_gamma=True, keep_mean=True
+)
 HOOKS = [dict(type='PWSAlphaInitHook')]
 CLIP_GRAD = dict(max_norm=10, norm_type=2)  # see PWSAlphaInitHook for the reason
 COMMENT = (
     "# The norm-free variant. gamma is the paper's for ResNet in the backbone,\n"
     "# and that of the authors' code elsewhere. Gradients are clipped because no norm\n"
-    '# layer keeps the steps small.\n'
+    '# layer keeps the steps small. With keep_mean, the network can take over weights\n'
+    '# that were trained with BN.\n'
 )
 NO_NORM = dict(type='NoNorm')
 RESNETS = ('ResNet', 'ResNeXt')

@@ -23,7 +23,7 @@ def other_convolutions(
         Records with the reason.
     """
     return [
-        ConvertedLayer(name, 'kept', reason=reason_to_stay(module))
+        ConvertedLayer(name, reason_to_stay(module))
         for name, module in model.named_modules()
         if name not in known and _is_conv(module) and not isinstance(module, PWSConv2d)
     ]

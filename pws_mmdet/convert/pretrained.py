@@ -11,19 +11,14 @@ from ..checkpoint import load_strictly, read_checkpoint
 from ..utils.names import first_names
 from .bn_weights import BN_EPS, is_pws, load_bn_weights
 
-CALIBRATE = (
-    'python tools/model_converters/bn_to_pws.py CONFIG CHECKPOINT OUT.pth '
-    '--calibrate FOLDER'
-)
-
 
 @WEIGHT_INITIALIZERS.register_module('PWSPretrained', force=True)
 class PWSPretrainedInit:
     """``init_cfg=dict(type='PWSPretrained', checkpoint=...)``: load weights.
 
     A checkpoint of a network with PWS is loaded. A checkpoint of the same network with
-    BN is converted without images. That loses accuracy, which training must bring back.
-    tools/model_converters/bn_to_pws.py converts with a few images, and loses far less.
+    BN is converted; the network then computes what it computed with BN. For that its
+    PWS convolutions need ``keep_mean``.
 
     Args:
         checkpoint: A path, a URL, or a name that MMEngine knows, such as
@@ -73,16 +68,13 @@ class PWSPretrainedInit:
 
     def _convert(self, module: nn.Module, weights: dict[str, Tensor]) -> list[str]:
         report, unused = load_bn_weights(
-            module, weights, bn_eps=self.bn_eps, conv_ws=self.conv_ws, progress=False
+            module, weights, bn_eps=self.bn_eps, conv_ws=self.conv_ws
         )
-        number = sum(line.method != 'kept' for line in report)
         has_bn = any(key.endswith('.running_mean') for key in weights)
         print_log(
-            f'{self.checkpoint} is of a network with{"" if has_bn else "out"} BN: its '
-            f'{number} convolutions were converted without images, which changes '
-            f'what they compute. With a few images it loses far less: {CALIBRATE}',
+            f'{self.checkpoint} is of a network with{"" if has_bn else "out"} BN: '
+            f'{report.summary()}',
             logger='current',
-            level=30,
         )
         return unused
 

@@ -27,6 +27,13 @@ class PWSConv2d(ReparamConv2d):
     The filters are computed from the parameters in every forward pass. Nothing is
     kept between passes, so that the parameters may change in any way at any time.
 
+    With ``keep_mean``, a converted network computes what it computed with BN:
+
+    .. math:: Y_o = X \otimes (\alpha_o \hat W_o + \mu_o) + \beta_o
+
+    The buffer ``mean`` holds mu, the mean of each filter in the network with BN. It is
+    not trained, so that the gradient of each filter has zero mean, as without it.
+
     The parameters start as in the paper: W He normal (fan_in), alpha 1, beta 0.
     alpha should not be decayed: ``optim_wrapper =
     dict(constructor='PWSOptimWrapperConstructor')``.
@@ -50,6 +57,8 @@ class PWSConv2d(ReparamConv2d):
             one beta of shape (1,), as in SSD's predictors; 'fixed' for no alpha,
             which is alpha = 1 (a row of Table 2).
         beta: False drops the bias.
+        keep_mean: Add a constant of each filter to its weights, which a conversion
+            sets. It is 0 at first. This is not in the paper.
 
     Raises:
         TypeError: If an argument has an unknown name.
@@ -57,7 +66,8 @@ class PWSConv2d(ReparamConv2d):
             single weight, the alpha mode is unknown, or another argument is wrong
             (see :class:`ReparamConv2d`).
 
-    Source: equation (12); "Parameter gamma"; Tables 1 and 2.
+    Source: equation (12); "Parameter gamma"; Tables 1 and 2. ``keep_mean``: not from a
+    paper; docs/convert.md has the measurements.
     """
 
     def __init__(
@@ -79,8 +89,9 @@ class PWSConv2d(ReparamConv2d):
         scale: bool = True,
         alpha: str = 'channel',
         beta: bool = True,
+        keep_mean: bool = False,
     ) -> None:
-        check_flags(relative_gamma=relative_gamma, scale=scale)
+        check_flags(relative_gamma=relative_gamma, scale=scale, keep_mean=keep_mean)
         if alpha not in ALPHA_MODES:
             raise ValueError(f'alpha must be one of {ALPHA_MODES}, got {alpha!r}')
         if isinstance(gamma, bool) or not isinstance(gamma, Real):
@@ -106,32 +117,39 @@ class PWSConv2d(ReparamConv2d):
         else:
             size = 1 if per_layer else self.out_channels
             self.alpha = nn.Parameter(self.weight.new_ones(size))
+        mean = self.weight.new_zeros(self.out_channels) if keep_mean else None
+        self.register_buffer('mean', mean)
 
     def reset_parameters(self) -> None:
-        """Set W to He normal (fan_in), alpha to 1 and beta to 0."""
+        """Set W to He normal (fan_in), alpha to 1, beta and the mean to 0."""
         super().reset_parameters()
         nn.init.kaiming_normal_(self.weight, mode='fan_in', nonlinearity='relu')
         # nn.Conv2d.__init__ calls this method before alpha exists.
         if getattr(self, 'alpha', None) is not None:
             nn.init.ones_(self.alpha)
+        if getattr(self, 'mean', None) is not None:
+            nn.init.zeros_(self.mean)
 
     def effective_weight(self) -> Tensor:
-        """The filters of the equivalent plain convolution, alpha included.
+        """The filters of the equivalent plain convolution, alpha and mean included.
 
         Returns:
             Shape and dtype of ``weight``.
         """
         if self.deployed:
             return self.weight
-        return standardize_weight(self.weight, self.alpha, self.gamma, self.scale)
+        return self._standardized()
 
     def filters_to_convolve_with(self) -> Tensor:
         # Filters of its own are left as they are; so is what a convolution of its own
         # gets.
         if (dtype := conv_dtype(self.weight)) is None or not self._is_usual():
             return self.effective_weight()
+        return self._standardized(dtype)
+
+    def _standardized(self, dtype: torch.dtype | None = None) -> Tensor:
         return standardize_weight(
-            self.weight, self.alpha, self.gamma, self.scale, dtype
+            self.weight, self.alpha, self.gamma, self.scale, dtype, self.mean
         )
 
     def _is_usual(self) -> bool:
@@ -167,9 +185,23 @@ class PWSConv2d(ReparamConv2d):
                         f'PWS in {prefix[:-1]}. tools/model_converters/bn_to_pws.py '
                         'converts them'
                     )
+        self._check_mean(state_dict, prefix)
         super()._load_from_state_dict(
             state_dict, prefix, metadata, strict, missing, unexpected, errors
         )
+
+    def _check_mean(self, state_dict, prefix) -> None:
+        """Refuse weights with a mean that this layer lacks; else it may be missing."""
+        key = f'{prefix}mean'
+        if self.mean is not None and f'{prefix}alpha' in state_dict:
+            # Weights of the same network from scratch, whose filters have zero mean
+            state_dict.setdefault(key, torch.zeros_like(self.mean))
+        elif self.mean is None and not self.deployed and key in state_dict:
+            # Without this check MMEngine would only warn, and compute something else.
+            raise ValueError(
+                f'the filters of {prefix[:-1]} keep the mean that they had with BN. '
+                "Set conv_cfg=dict(type='PWS', keep_mean=True) for this layer"
+            )
 
     def extra_options(self) -> str:
         he_variance = 2 / self.weight[0].numel()
@@ -181,4 +213,6 @@ class PWSConv2d(ReparamConv2d):
             options += ', scale=False'
         if self.alpha_mode != 'channel':
             options += f", alpha='{self.alpha_mode}'"
+        if self.mean is not None:
+            options += ', keep_mean=True'
         return options

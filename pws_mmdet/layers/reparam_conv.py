@@ -154,7 +154,7 @@ class ReparamConv2d(nn.Conv2d):
         self.reset_parameters()
 
     def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
-        others = self._parameters.keys() - {'weight', 'bias'}
+        others = {*self._parameters, *self._buffers} - {'weight', 'bias'}
         if self.deployed and any(prefix + name in state_dict for name in others):
             raise ValueError(
                 f'{prefix[:-1] or "the layer"} has become a plain convolution '
@@ -212,7 +212,7 @@ class ReparamConv2d(nn.Conv2d):
         """Become a plain convolution in place, as MMYOLO's deployment expects.
 
         ``weight`` and ``bias`` become those of :meth:`fuse`, and all other parameters
-        are removed. The state dict is then that of an ``nn.Conv2d``, and functions
+        and buffers are removed. The state dict is then that of an ``nn.Conv2d``, and functions
         that fold BN into ``weight`` give the right result. The layer keeps its class
         and its hooks. It cannot be switched back, and weights that were saved before
         do not load any more.
@@ -230,8 +230,9 @@ class ReparamConv2d(nn.Conv2d):
                 'torch.nn.utils.prune.remove, parametrize.remove_parametrizations'
             )
         plain = self.fuse()
-        for name in self._parameters:
-            self._parameters[name] = None
+        for kind in (self._parameters, self._buffers):
+            for name in kind:
+                kind[name] = None
         self.weight, self.bias = plain.weight, plain.bias
         self.deployed = True
 

@@ -65,7 +65,11 @@ def filters_of(conv: nn.Conv2d, compute: Callable[[], Tensor]) -> Tensor:
     if torch._C._current_graph_task_id() != -1:
         return compute()
     # A parametrization is a submodule of the layer: include its parameters.
-    parameters = [p for m in conv.modules() for p in m._parameters.values()]
+    parameters = [
+        p
+        for m in conv.modules()
+        for p in (*m._parameters.values(), *m._buffers.values())
+    ]
     # Every change of a parameter in place raises its version.
     versions = [
         None if p is None or p.is_inference() else p._version for p in parameters

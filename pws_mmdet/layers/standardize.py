@@ -15,12 +15,13 @@ def standardize_weight(
     gamma: float = 1e-4,
     scale: bool = True,
     dtype: torch.dtype | None = None,
+    mean: Tensor | None = None,
 ) -> Tensor:
     r"""Standardize every filter of a convolution.
 
     .. math::
-        \alpha_o \hat W_o = \alpha_o \sqrt{2 / n}\,
-        \frac{W_o - E[W_o]}{\sqrt{Var[W_o] + \gamma}}
+        \alpha_o \hat W_o + \mu_o = \alpha_o \sqrt{2 / n}\,
+        \frac{W_o - E[W_o]}{\sqrt{Var[W_o] + \gamma}} + \mu_o
 
     with the biased variance and n the number of weights in one filter. The
     arithmetic is done in fp32 (fp64 for fp64 weights), also under autocast and
@@ -33,6 +34,8 @@ def standardize_weight(
         gamma: Added to the variance of each filter, inside the root; > 0.
         scale: Multiply by sqrt(2 / n), which gives the filters He variance.
         dtype: Of the result; by default that of ``weight``.
+        mean: Added to all weights of a filter, shape (O,). None is a mean of 0, as in
+            the paper.
 
     Returns:
         The standardized filters, in the shape of ``weight``.
@@ -49,15 +52,22 @@ def standardize_weight(
             f'got the shape {tuple(weight.shape)}'
         )
     if can_use_kernel(weight, alpha):
-        return standardize_by_kernel(
+        filters = standardize_by_kernel(
             weight, alpha, gamma, scale, dtype or weight.dtype, _by_group_norm
         )
-    filters = _by_group_norm(weight, alpha, gamma, scale)
+        if mean is None:
+            return filters
+        return filters + mean.to(filters.dtype).reshape(-1, *[1] * (weight.dim() - 1))
+    filters = _by_group_norm(weight, alpha, gamma, scale, mean)
     return filters if dtype is None else filters.to(dtype)
 
 
 def _by_group_norm(
-    weight: Tensor, alpha: Tensor | None, gamma: float, scale: bool
+    weight: Tensor,
+    alpha: Tensor | None,
+    gamma: float,
+    scale: bool,
+    mean: Tensor | None = None,
 ) -> Tensor:
     out_channels = weight.shape[0]
     n = math.prod(weight.shape[1:])
@@ -73,6 +83,7 @@ def _by_group_norm(
         w.reshape(1, out_channels, n),
         out_channels,
         gain.expand(out_channels),
+        None if mean is None else mean.to(w.dtype),
         eps=gamma,
     )
     return w.view(weight.shape).to(weight.dtype)

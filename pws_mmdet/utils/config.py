@@ -236,3 +236,10 @@ def _is_pretrained(cfg: Any) -> bool:
 def describe(error: Exception) -> str:
     """Return the type and text of an error in one line of at most 400 characters."""
     return shorten(f'{type(error).__name__}: {error}', 400)
+
+
+def dict_at(cfg: Any, *keys: str) -> dict | None:
+    """Return the dict that a config has below some keys, or None."""
+    for key in keys:
+        cfg = cfg.get(key) if isinstance(cfg, (Config, dict)) else None
+    return cfg if isinstance(cfg, dict) else None

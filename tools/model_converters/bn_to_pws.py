@@ -3,16 +3,15 @@
 CONFIG is that of the norm-free network. CHECKPOINT is that of a network that differs
 from it only by BN layers (weights with GN or LN cannot be converted). It may be a
 detector, or only its backbone, such as a classifier of torchvision or mmpretrain. If it
-is a backbone, OUT is for init_cfg=dict(type='Pretrained', checkpoint=OUT). Each
-convolution is fitted to the outputs of the original one on some images. Nothing is
-trained.
+is a backbone, OUT is for init_cfg=dict(type='Pretrained', checkpoint=OUT). The PWS
+convolutions of CONFIG need keep_mean=True. The network computes what it computed with
+BN, apart from rounding. Nothing is trained, and no images are needed.
 """
 
 import argparse
 
 from pws_mmdet.convert import convert_checkpoint
 from pws_mmdet.convert.bn_weights import BN_EPS
-from pws_mmdet.convert.options import MAX_SCALE, UNALIGNED
 from pws_mmdet.utils.config import ConfigOptions
 
 
@@ -24,23 +23,6 @@ def main() -> None:
     add('config', help='of the norm-free network, for MMDetection or mmpretrain')
     add('checkpoint', help='a path, torchvision://resnet50, or a URL')
     add('out', help='the checkpoint to write, such as checkpoints/x.pth')
-    add(
-        '--calibrate',
-        metavar='FOLDER_OR_CONFIG',
-        help='a folder of images, or a config with a training set. Without images the '
-        'conversion loses more',
-    )
-    add('--num-images', type=int, default=32, metavar='N')
-    add('--batch-size', type=int, default=4, metavar='N')
-    add('--seed', type=int, default=0, help='of the choice of images')
-    add(
-        '--max-scale',
-        type=float,
-        default=MAX_SCALE,
-        metavar='S',
-        help='bound of the scales of channels; 10 loses less if no training follows '
-        f'(default: {MAX_SCALE:g})',
-    )
     add(
         '--bn-eps',
         type=float,
@@ -56,17 +38,6 @@ def main() -> None:
         help="BN in CHECKPOINT follows MMCV's ConvWS, whose filters are standardized "
         "first (default: conv_ws of the backbone's init_cfg in CONFIG)",
     )
-    add(
-        '--unaligned',
-        nargs='+',
-        default=UNALIGNED,
-        metavar='REGEX',
-        help='names of layers whose inputs in the two networks do not correspond, as '
-        'behind proposals. They are fitted to the outputs of their own original '
-        f'filters (default: {" ".join(UNALIGNED)})',
-    )
-    add('--force', action='store_true', help='write OUT even if it is useless')
-    add('--device', default='cpu', help='such as cuda')
     add('--cfg-options', nargs='+', action=ConfigOptions, metavar='K=V')
     args = parser.parse_args()
     try:
