@@ -1,8 +1,6 @@
-"""Convert a network with BN to PWS in several ways, and test and train the results."""
+"""Convert a network with BN to PWS, and test and train the result."""
 
 import copy
-import re
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,20 +12,8 @@ from pws_mmdet.checkpoint.write import write_checkpoint
 from pws_mmdet.convert import fold_batch_norm
 from pws_mmdet.engine import DivergenceError, PWSRunner
 
-WITHOUT_DATA = {
-    'no-data-plain': dict(max_scale=1.0),
-    'no-data': {},
-    'no-data-stem': {},
-}
-FITS = {
-    'local': dict(max_scale=1.0, unaligned=('',)),
-    'fit-plain': dict(max_scale=1.0),
-    'fit': {},
-    'stem': {},
-    'sweeps': dict(sweeps=2),
-}
-KEEP_STEM = ('no-data-stem', 'stem', 'sweeps')
-LEVELS = ['BN', 'mean', *WITHOUT_DATA, *FITS]
+KINDS = ['BN', 'plain', 'PWS']
+WARM_UP = dict(type='LinearLR', start_factor=0.001, by_epoch=False, begin=0, end=50)
 METRICS = {
     'coco/bbox_mAP': ('box AP', 100),
     'coco/segm_mAP': ('mask AP', 100),
@@ -35,36 +21,19 @@ METRICS = {
 }
 
 
-def drop_means(model: nn.Module) -> nn.Module:
-    """Fold BN into the convolutions, and subtract its mean from every filter."""
-    plain, layers = fold_batch_norm(model)
-    for layer in layers:
-        weight = plain.get_submodule(layer.name).weight
-        weight.data -= weight.data.mean((1, 2, 3), keepdim=True)
-    # The means are 0, so the conversion changes the filters no more.
-    return pws_mmdet.convert_to_pws(plain, None, (), max_scale=1.0, progress=False)[0]
-
-
-def convert(level: str, model: nn.Module, batches: Sequence[Any]) -> nn.Module:
-    """Convert a network in one of the ways.
+def convert(kind: str, model: nn.Module) -> nn.Module:
+    """Convert a network with BN.
 
     Args:
-        level: The way, one of LEVELS.
-        model: The network with BN.
-        batches: Batches of images. The ways without data do not use them.
+        kind: 'BN' for the network itself, 'plain' for plain convolutions into which BN
+            is folded, 'PWS' for PWS convolutions.
+        model: The network.
     """
-    if level == 'BN':
+    if kind == 'BN':
         return model
-    if level == 'mean':
-        return drop_means(model)
-    options: dict[str, Any] = dict(
-        {**WITHOUT_DATA, **FITS}[level], exclude=(), progress=False
-    )
-    data = batches if level in FITS else None
-    if level in KEEP_STEM:
-        first = fold_batch_norm(model)[1][0].name
-        options['exclude'] = (f'^{re.escape(first)}$',)
-    return pws_mmdet.convert_to_pws(model, data, **options)[0]
+    if kind == 'plain':
+        return fold_batch_norm(model)[0]
+    return pws_mmdet.convert_to_pws(model)[0]
 
 
 class Laboratory:
@@ -114,7 +83,7 @@ class Laboratory:
         changes = {
             'randomness.seed': seed,
             'optim_wrapper.optimizer.lr': lr,
-            'param_scheduler': [],
+            'param_scheduler': [WARM_UP],
             'train_cfg.max_epochs': epochs,
             'train_cfg.val_begin': epochs + 1,
             'default_hooks.checkpoint': None,

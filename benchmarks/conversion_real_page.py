@@ -1,22 +1,23 @@
-"""The tables of conversion_real.py."""
+"""The tables of conversion_real.py, and the plot of its trainings."""
 
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from statistics import mean
 from typing import Any
 
+import matplotlib
+
 Record = dict[str, Any]
-MIB = 2**20
+KINDS = {'BN': 'tab:gray', 'plain': 'tab:red', 'PWS': 'tab:blue'}
 
 COLUMNS: dict[str, Callable[[Record], str]] = {
     'BN': lambda r: score(r['tests'].get('BN')),
     'PWS': lambda r: score(r['tests'].get('PWS')),
     'same class': lambda r: score(r['tests']['agreement']),
-    'error of the scores': lambda r: f'{r["tests"]["error"]:.2f}',
+    'largest error': lambda r: f'{r["tests"]["error"]:.0e}',
     'layers converted': lambda r: str(r['converted']),
     'kept': lambda r: str(r['kept']),
-    'median error of a layer': lambda r: f'{r["median_error"] or 0:.2f}',
-    'seconds': lambda r: f'{r["seconds"]:.0f}',
-    'MiB': lambda r: f'{r["memory"]["during"] / MIB:.0f}',
-    'of it before': lambda r: f'{r["memory"]["before"] / MIB:.0f}',
+    'seconds': lambda r: f'{r["seconds"]:.1f}',
 }
 
 
@@ -26,47 +27,71 @@ def to_markdown(records: Sequence[Record]) -> str:
     Args:
         records: In the order in which they were measured; not empty.
     """
-    groups: dict[str, list[Record]] = {}
-    for record in records:
-        groups.setdefault(title(record), []).append(record)
-    for group in groups.values():
-        group.sort(key=lambda r: r['seed'])
-    lines = table(
-        ['', *COLUMNS],
-        (
-            [name, *(join(map(column, group)) for column in COLUMNS.values())]
-            for name, group in groups.items()
-        ),
-    )
-    trained = {name: g for name, g in groups.items() if any(r['trained'] for r in g)}
-    if trained:
-        lines += [
-            '',
-            *table(['trained', 'epochs', 'from', 'BN', 'PWS'], after(trained)),
-        ]
+    networks = {r['network']: r for r in records}
+    rows = [
+        [name, *(column(r) for column in COLUMNS.values())]
+        for name, r in networks.items()
+    ]
+    lines = table(['', *COLUMNS], rows)
+    if trained := [r for r in records if r['trained']]:
+        head = ['trained', 'steps', 'from', *KINDS]
+        lines += ['', *table(head, (row for r in trained for row in after(r)))]
     return '\n'.join([*lines, '', *notes(records), ''])
 
 
-def title(record: Record) -> str:
-    """Return the name of a row: the network, and what differs from the defaults."""
-    exclude = record['exclude']
-    name = f'{record["network"]}, {record["images"]} images'
-    if exclude is None:
-        return name
-    return f'{name}, `exclude=({", ".join(map(repr, exclude))})`'.replace('|', r'\|')
-
-
-def after(groups: dict[str, list[Record]]) -> Iterable[list[str]]:
+def after(record: Record) -> Iterable[list[str]]:
     """Yield the rows of the table of trainings."""
-    for name, group in groups.items():
-        rows = [(r['epochs'], row) for r in group for row in r['trained']]
-        for epochs, lr in dict.fromkeys((epochs, row['lr']) for epochs, row in rows):
-            same = [row for n, row in rows if (n, row['lr']) == (epochs, lr)]
-            results = [
-                join(score(r[kind], 'diverged') for r in same)
-                for kind in 'BN PWS'.split()
-            ]
-            yield [name, str(epochs), f'{lr:g}', *results]
+    for lr in dict.fromkeys(row['lr'] for row in record['trained']):
+        results = [
+            join(score(row['accuracy'], 'diverged') for row in same(record, kind, lr))
+            for kind in KINDS
+        ]
+        yield [record['network'], str(record['steps']), f'{lr:g}', *results]
+
+
+def same(record: Record, kind: str, lr: float) -> list[Record]:
+    """Return the trainings of a network at a learning rate, of all seeds."""
+    return [r for r in record['trained'] if (r['kind'], r['lr']) == (kind, lr)]
+
+
+def plot(records: Sequence[Record], path: Path) -> None:
+    """Draw the losses of all trainings: a panel for each network and learning rate.
+
+    Raises:
+        ValueError: If nothing was trained.
+    """
+    matplotlib.use('agg')
+    from matplotlib import pyplot
+
+    panels = [
+        (r, lr)
+        for r in records
+        for lr in dict.fromkeys(row['lr'] for row in r['trained'])
+    ]
+    if not panels:
+        raise ValueError('nothing was trained, so there is nothing to plot')
+    figure, axes = pyplot.subplots(
+        1, len(panels), figsize=(3 * len(panels), 3), sharey=True, squeeze=False
+    )
+    for ax, (record, lr) in zip(axes[0], panels, strict=True):
+        ax.set_title(f'{record["network"]}, {lr:g}', fontsize=10)
+        ax.set_xlabel('step')
+        for kind, color in KINDS.items():
+            for i, row in enumerate(same(record, kind, lr)):
+                losses = row['losses']
+                size = record['steps'] / max(len(losses), 1)
+                if row['accuracy'] is None:
+                    size = 1.0
+                steps = [size * (k + 0.5) for k in range(len(losses))]
+                label = kind if i == 0 else None
+                ax.plot(steps, losses, color=color, linewidth=1, label=label)
+    first = [v for r, _ in panels for row in r['trained'] for v in row['losses'][:1]]
+    axes[0][0].set_ylim(0, 3 * mean(sorted(first)[: max(1, len(first) // 2)]))
+    axes[0][0].set_ylabel('training loss')
+    axes[0][0].legend(fontsize=8)
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+    pyplot.close(figure)
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
@@ -95,7 +120,8 @@ def notes(records: Sequence[Record]) -> Iterable[str]:
         versions = ', '.join(f'{k} {v}' for k, v in r['versions'].items())
         machines.setdefault(f'{r["cpu"]}, {threads}; {versions}', []).append(r)
     for machine, own in machines.items():
-        seeds = ', '.join(map(str, sorted({r['seed'] for r in own})))
+        seeds = sorted({row['seed'] for r in own for row in r['trained']})
+        text = f'seeds of the trainings {", ".join(map(str, seeds))}; ' if seeds else ''
         dates = sorted({r['date'][:10] for r in own})
         date = dates[0] if len(dates) == 1 else f'{dates[0]} to {dates[-1]}'
-        yield f'* {machine}; seeds {seeds}; {date}.'
+        yield f'* {machine}; {text}{date}.'

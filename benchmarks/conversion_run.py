@@ -1,4 +1,4 @@
-"""Run conversion_loss.py's measurements, write their records and make their table."""
+"""Run conversion_mmdet.py's measurements, write their records and make their table."""
 
 import argparse
 import contextlib
@@ -6,20 +6,19 @@ import shlex
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from conversion import FITS, METRICS, Laboratory, convert
+from conversion import METRICS, Laboratory, convert
 from device import describe_machine
 from mmengine.config import Config
 from torch import nn
 
 from pws_mmdet.checkpoint.read import read_checkpoint
 from pws_mmdet.checkpoint.weights import load_strictly
-from pws_mmdet.convert.images import dict_at, find_images, load_images
-from pws_mmdet.utils.config import build_model, read_config
+from pws_mmdet.utils.config import build_model, dict_at, read_config
 from pws_mmdet.utils.files import put_in_page
 from pws_mmdet.utils.records import put_record
 
@@ -28,7 +27,7 @@ def run(args: argparse.Namespace, argv: Sequence[str]) -> None:
     """Measure, and write or print the table.
 
     Args:
-        args: The options of conversion_loss.py.
+        args: The options of conversion_mmdet.py.
         argv: Its command line, for the records.
 
     Raises:
@@ -54,37 +53,33 @@ def measure(args: argparse.Namespace, command: str) -> list[dict[str, Any]]:
             data = dict_at(one, f'{loop}_dataloader', 'dataset')
             if 'pipeline' not in (data or {}):
                 raise ValueError(f'{name} has no data with a pipeline to {loop} on')
-    find_images(args.calibrate, max(args.num_images), 0)
     model = load_model(args.bn_config, bn_cfg, args.checkpoint)
     common = dict(
         command=command,
         **describe_machine(torch.device('cpu')),
         config=args.config,
         epochs=args.epochs,
-        lrs=args.lrs,
+        seeds=args.seeds,
     )
     records = []
     with tempfile.TemporaryDirectory() as folder:
         laboratory = Laboratory(cfg, bn_cfg, Path(folder))
-        for level, number, seed in cases(args.levels, args.num_images, args.seeds):
-            has_bn = level == 'BN'
-            batches = []
-            if number is not None:
-                paths = find_images(args.calibrate, number, seed)
-                batches = load_images(cfg, paths, args.batch_size)
+        for kind in args.kinds:
+            has_bn = kind == 'BN'
             start = time.perf_counter()
-            converted = convert(level, model, batches)
+            converted = convert(kind, model)
             seconds = time.perf_counter() - start
             row = dict(
-                level=level,
-                images=number,
-                seed=seed,
+                kind=kind,
                 seconds=round(seconds, 1),
                 converted=laboratory.test(converted, has_bn),
-                trained=[
-                    laboratory.train(converted, has_bn, lr, args.epochs, seed)
+                trained={
+                    str(lr): [
+                        laboratory.train(converted, has_bn, lr, args.epochs, seed)
+                        for seed in args.seeds
+                    ]
                     for lr in args.lrs
-                ],
+                },
             )
             records.append({**common, **row})
             put_record(args.out, records[-1])
@@ -106,48 +101,22 @@ def load_model(name: str, cfg: Config, checkpoint: str) -> nn.Module:
     return model.eval()
 
 
-def cases(
-    levels: Sequence[str], numbers: Sequence[int], seeds: Sequence[int]
-) -> Iterator[tuple[str, int | None, int]]:
-    """Yield each level with a number of images and a seed.
-
-    Only 'fit' and 'stem' are measured with all numbers. The other fits have the first
-    number, which is enough to compare them.
-
-    Args:
-        levels: The ways of conversion.
-        numbers: Numbers of images.
-        seeds: Seeds of the choice of images and of the trainings.
-    """
-    for level in levels:
-        fits = level in FITS
-        more = level in ('fit', 'stem')
-        chosen = numbers if more else numbers[:1] if fits else [None]
-        for number in chosen:
-            for seed in seeds:
-                yield level, number, seed
-
-
 def to_markdown(records: Sequence[dict[str, Any]]) -> str:
     """Return the table of records, and how they were measured."""
     first = records[0]
     epochs = first['epochs']
     after = f'{epochs} epoch{"s" if epochs > 1 else ""} at'
-    head = ['', 'images', 'converted', *(f'{after} {lr:g}' for lr in first['lrs'])]
+    head = ['', 'converted', *(f'{after} {float(lr):g}' for lr in first['trained'])]
     lines = [f'| {" | ".join(head)} |', '|---' * len(head) + '|']
-    for level, number in dict.fromkeys((r['level'], r['images']) for r in records):
-        same = [r for r in records if (r['level'], r['images']) == (level, number)]
-        columns = [[r['converted'] for r in same]]
-        if level == 'BN':
-            columns = [columns[0][:1]]  # the same for every seed
-        columns += [[r['trained'][i] for r in same] for i in range(len(first['lrs']))]
-        cells = [', '.join(map(format_metrics, column)) for column in columns]
-        lines.append(f'| {level} | {number or ""} | {" | ".join(cells)} |')
+    for r in records:
+        results = [[r['converted']], *r['trained'].values()]
+        cells = [', '.join(map(format_metrics, metrics)) for metrics in results]
+        lines.append(f'| {r["kind"]} | {" | ".join(cells)} |')
     names = ', '.join(METRICS[key][0] for key in first['converted'])
     threads = first['threads']
     threads = f'{threads} thread' + 's' * (threads > 1)
     versions = ', '.join(f'{k} {v}' for k, v in first['versions'].items())
-    seeds = ', '.join(dict.fromkeys(str(r['seed']) for r in records))
+    seeds = ', '.join(map(str, first['seeds']))
     return '\n'.join(
         [
             f'**{Path(first["config"]).stem}: {names}**',

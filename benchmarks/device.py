@@ -1,23 +1,15 @@
 """The device and the machine of a measurement."""
 
 import platform
-import re
-import resource
-import sys
-from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
 from datetime import datetime, timezone
 from importlib import import_module
-from multiprocessing import get_context
-from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 
 from pws_mmdet.utils.machine import cpu_name
 
 PACKAGES = ('torch', 'mmcv', 'mmengine', 'mmdet', 'pws_mmdet')
-T = TypeVar('T')
 
 
 def describe_machine(device: torch.device) -> dict[str, Any]:
@@ -33,28 +25,6 @@ def describe_machine(device: torch.device) -> dict[str, Any]:
         threads=torch.get_num_threads(),
         device=str(device),
     )
-
-
-def peak_memory() -> int:
-    """Return the most memory that this process has held so far, in bytes."""
-    try:
-        status = Path('/proc/self/status').read_text(encoding='utf-8')
-        # getrusage also counts what the parent held when it started this process.
-        return int(re.findall(r'VmHWM:\s*(\d+) kB', status)[0]) * 1024
-    except (OSError, IndexError):  # not Linux
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return peak if sys.platform == 'darwin' else peak * 1024
-
-
-def in_new_process(function: Callable[..., T], *args: Any) -> T:
-    """Call a function in a new process, whose peak of memory is that of the call.
-
-    Raises:
-        RuntimeError: If the process was killed, as when memory runs out.
-        Exception: What the function raises.
-    """
-    with ProcessPoolExecutor(1, mp_context=get_context('spawn')) as pool:
-        return pool.submit(function, *args).result()
 
 
 def check_device(name: str, amp: bool = False) -> torch.device:

@@ -1,13 +1,13 @@
-"""Tests of benchmarks/conversion_loss.py."""
+"""Tests of benchmarks/conversion_mmdet.py."""
 
 import sys
 
-import conversion_loss
+import conversion_mmdet
 import pytest
 import torch
 from conftest import ROOT, load_config
-from conversion import KEEP_STEM, LEVELS, Laboratory, convert
-from conversion_run import cases, format_metrics, to_markdown
+from conversion import KINDS, Laboratory, convert
+from conversion_run import format_metrics, to_markdown
 from mmengine.registry import MODELS
 from torch import nn
 
@@ -33,31 +33,20 @@ def settle(model):
     return model.eval()
 
 
-def test_levels():
+def test_kinds():
     layers = []
     for c_in, c_out in ((3, 12), (12, 12), (12, 6)):
         layers += [nn.Conv2d(c_in, c_out, 3), nn.BatchNorm2d(c_out), nn.ReLU()]
     model = settle(nn.Sequential(*layers[:-1]))
-    x = torch.randn(24, 3, 16, 16) + torch.randn(24, 3, 1, 1)
-    expected = model(x)
-    errors = {}
-    for level in LEVELS[1:]:
-        new = convert(level, model, [x[:8], x[8:16]])
-        convs = {n: m for n, m in new.named_modules() if isinstance(m, nn.Conv2d)}
-        plain = {n for n, m in convs.items() if type(m) is not PWSConv2d}
-        assert plain == ({'0'} if level in KEEP_STEM else set()), level
-        assert not any(isinstance(m, nn.BatchNorm2d) for m in new.modules())
-        errors[level] = ((new(x) - expected).norm() / expected.norm()).item()
-    assert errors['stem'] < errors['fit'] < errors['mean'], errors
-    assert errors['no-data-stem'] < errors['no-data'] < errors['mean'], errors
-
-
-def test_cases():
-    assert list(cases(['BN', 'local', 'fit'], [64, 256], [0, 1])) == [
-        *(('BN', None, seed) for seed in (0, 1)),
-        *(('local', 64, seed) for seed in (0, 1)),
-        *(('fit', number, seed) for number in (64, 256) for seed in (0, 1)),
-    ]
+    x = torch.randn(2, 3, 16, 16)
+    types = {'BN': nn.Conv2d, 'plain': nn.Conv2d, 'PWS': PWSConv2d}
+    assert [*types] == KINDS
+    for kind, expected in types.items():
+        new = convert(kind, model)
+        convs = [type(m) for m in new.modules() if isinstance(m, nn.Conv2d)]
+        assert convs == [expected] * 3
+        assert (new is model) == (kind == 'BN')
+        torch.testing.assert_close(new(x), model(x), rtol=1e-4, atol=1e-4)
 
 
 @pytest.fixture
@@ -74,7 +63,7 @@ def data(digits, tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_a_training_starts_from_what_was_converted(model, data, tmp_path):
-    new = convert('mean', model, [])
+    new = convert('PWS', model)
     configs = [read_config(ROOT / name) for name in CONFIGS]
     laboratory = Laboratory(*configs, tmp_path / 'laboratory')
     rate = {'optim_wrapper.optimizer.lr': 1e-12, 'train_cfg.max_epochs': 1}
@@ -89,9 +78,9 @@ def test_a_training_starts_from_what_was_converted(model, data, tmp_path):
 def measure(data, tmp_path, monkeypatch):
     def run(checkpoint, *options):
         paths = [*(ROOT / name for name in CONFIGS), checkpoint, 'out.jsonl']
-        args = [*paths, '--calibrate', 'data/digits/train2017', *options]
-        monkeypatch.setattr(sys, 'argv', ['conversion_loss.py', *map(str, args)])
-        conversion_loss.main()
+        args = [*paths, *options]
+        monkeypatch.setattr(sys, 'argv', ['conversion_mmdet.py', *map(str, args)])
+        conversion_mmdet.main()
 
     return run
 
@@ -99,21 +88,17 @@ def measure(data, tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_a_table(model, measure, tmp_path, capsys):
     torch.save(dict(state_dict=model.state_dict()), 'bn.pth')
-    measure('bn.pth', '--levels', 'BN', 'mean', '--seeds', 0, 1, '--lrs', 1e-4)
+    measure('bn.pth', '--kinds', 'BN', 'PWS', '--seeds', 0, 1, '--lrs', 1e-4)
     records = read_records(tmp_path / 'out.jsonl')
-    assert [(r['level'], r['seed']) for r in records] == [
-        ('BN', 0),
-        ('BN', 1),
-        ('mean', 0),
-        ('mean', 1),
-    ]
+    assert [r['kind'] for r in records] == ['BN', 'PWS']
     for row in records:
-        for metrics in (row['converted'], *row['trained']):
+        for metrics in (row['converted'], *row['trained']['0.0001']):
             assert metrics.keys() == {'coco/bbox_mAP'}
+    assert records[0]['converted'] == pytest.approx(records[1]['converted'], abs=0.1)
     table = capsys.readouterr().out
     assert table == to_markdown(records)
-    lines = [line for line in table.splitlines() if line.startswith('| mean |')]
-    assert len(lines) == 1 and lines[0].count(',') == 2, 'two seeds in each cell'
+    lines = [line for line in table.splitlines() if line.startswith('| PWS |')]
+    assert len(lines) == 1 and lines[0].count(',') == 1, 'two seeds in a cell'
     with pytest.raises(SystemExit):
         measure('bn.pth')
     assert 'out.jsonl exists; name a new file' in capsys.readouterr().err
@@ -128,10 +113,10 @@ def test_weights_of_another_network(measure, capsys):
 
 def test_a_config_without_data(data, tmp_path, monkeypatch, capsys):
     (tmp_path / 'model.py').write_text("model = dict(type='PWSConv2d')")
-    args = ['model.py', 'model.py', 'bn.pth', 'out.jsonl', '--calibrate', 'data']
-    monkeypatch.setattr(sys, 'argv', ['conversion_loss.py', *args])
+    args = ['model.py', 'model.py', 'bn.pth', 'out.jsonl']
+    monkeypatch.setattr(sys, 'argv', ['conversion_mmdet.py', *args])
     with pytest.raises(SystemExit):
-        conversion_loss.main()
+        conversion_mmdet.main()
     assert 'model.py has no data with a pipeline to train on' in capsys.readouterr().err
 
 
