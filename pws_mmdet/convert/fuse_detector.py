@@ -23,7 +23,7 @@ NO_NORM = dict(type='NoNorm')
 # bias, which is beta.
 BIAS_AS_NORM = dict(type='BN', requires_grad=False)
 # Arguments that PWSResNet has and ResNet has not
-OWN_ARGUMENTS = ('pre_activation', 'stem_norm_cfg', 'stem_conv_cfg', 'out_norm_cfg')
+OWN_ARGUMENTS = ('pre_activation', 'stem_norm_cfg', 'out_norm_cfg')
 GROUP_ARGUMENTS = ('groups', 'base_width')
 # Keys for the training, and keys that hold paths of the user's own runs
 DROPPED = (

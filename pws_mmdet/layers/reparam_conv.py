@@ -212,10 +212,10 @@ class ReparamConv2d(nn.Conv2d):
         """Become a plain convolution in place, as MMYOLO's deployment expects.
 
         ``weight`` and ``bias`` become those of :meth:`fuse`, and all other parameters
-        and buffers are removed. The state dict is then that of an ``nn.Conv2d``, and functions
-        that fold BN into ``weight`` give the right result. The layer keeps its class
-        and its hooks. It cannot be switched back, and weights that were saved before
-        do not load any more.
+        and buffers are removed. The state dict is then that of an ``nn.Conv2d``, and
+        functions that fold BN into ``weight`` give the right result. The layer keeps
+        its class and its hooks. It cannot be switched back, and weights that were saved
+        before do not load any more.
 
         Raises:
             ValueError: If a parameter is pruned, or parametrized by

@@ -21,9 +21,6 @@ SMALL = dict(
 )
 
 
-PLAIN_STEM = dict(stem_conv_cfg=dict(type='BiasConv2d'))
-
-
 def make_bn_net():
     """Return a ResNet whose BN has statistics, gains and biases as after a training."""
     net = ResNet(norm_eval=False, **SMALL)
@@ -40,14 +37,21 @@ def make_bn_net():
 
 
 def pws_net(checkpoint=None, **kwargs):
+    """Return the network with PWS, whose filters keep their means.
+
+    Args:
+        checkpoint: Where its ``init_weights()`` takes weights from.
+        **kwargs: Other arguments of PWSResNet.
+    """
     init_cfg = checkpoint and dict(type='PWSPretrained', checkpoint=str(checkpoint))
     options = dict(pre_activation=False, stem_norm_cfg=None, init_cfg=init_cfg)
+    options['conv_cfg'] = dict(type='PWS', keep_mean=True)
     return PWSResNet(**{**SMALL, **options, **kwargs})
 
 
 def refuse(net, weights, message, **options):
     before = copy.deepcopy(net.state_dict())
     with pytest.raises(ValueError, match=message):
-        load_bn_weights(net, weights, progress=False, **options)
+        load_bn_weights(net, weights, **options)
     for key, value in net.state_dict().items():
         assert torch.equal(value, before[key])

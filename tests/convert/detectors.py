@@ -35,6 +35,8 @@ def randomized(model):
         elif name.endswith('.bias'):
             nn.init.normal_(p, std=0.2)
     for layer in model.modules():
+        if getattr(layer, 'mean', None) is not None:  # PWS with keep_mean
+            nn.init.normal_(layer.mean, std=0.02)
         if isinstance(layer, nn.BatchNorm2d):
             nn.init.uniform_(layer.weight, 0.5, 1.5)
             nn.init.normal_(layer.running_mean, std=0.2)

@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
-from bn_networks import Net, images, settle
+from bn_networks import Net, check_same, images, settle
 from conftest import FLOAT16
 from mmdet.registry import MODELS
 from torch import nn
@@ -19,13 +19,6 @@ def net():
     return settle(Net(), images())
 
 
-def check_same(new, net, x, tolerance=1e-4):
-    with torch.no_grad():
-        y, expected = new(x).double(), net(x).double()
-    bound = tolerance * expected.abs().max().item()
-    torch.testing.assert_close(y, expected, rtol=0, atol=bound)
-
-
 @pytest.mark.parametrize('batches', [None, [images(8)]])
 def test_the_network_computes_the_same_without_bn(net, batches):
     before = copy.deepcopy(net.state_dict())
@@ -36,7 +29,8 @@ def test_the_network_computes_the_same_without_bn(net, batches):
     check_same(new, net, images(4))
     check_same(fuse_pws(new), net, images(4))
     assert sorted(map(str, report)) == [
-        f'{name}: converted' for name in ('conv1', 'last', 'left.0', 'right.0', 'shared')
+        f'{name}: converted'
+        for name in ('conv1', 'last', 'left.0', 'right.0', 'shared')
     ]
     assert str(report).endswith('\n5 convolutions were converted')
     assert not any(m.training for m in new.modules())

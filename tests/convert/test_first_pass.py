@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from bn_networks import settle
+from bn_networks import check_same, settle
 from torch import nn
 
 from pws_mmdet import PWSConv2d, convert_to_pws
@@ -67,8 +67,8 @@ def test_what_a_network_calls_before_an_error_on_noise(ends, keeps, plain, messa
     assert [layer.name for layer in layers if layer.kept] == plain
     assert len(messages) == bool(plain)
 
-    new, report = convert_to_pws(net, exclude=(), progress=False)
-    reasons = {line.name: line.reason for line in report if line.method == 'kept'}
+    new, report = convert_to_pws(net)
+    reasons = {line.name: line.kept for line in report if line.kept}
     assert list(reasons) == plain
     for name in ('a', 'b', 'c'):
         conv, bn = new.get_submodule(name)
@@ -79,18 +79,20 @@ def test_what_a_network_calls_before_an_error_on_noise(ends, keeps, plain, messa
             assert type(conv) is PWSConv2d
             folds = name == 'a' and not keeps
             assert type(bn) is (nn.Identity if folds else nn.BatchNorm2d)
+    check_same(lambda x: with_size(new, x), lambda x: with_size(net, x), X)
     for text in messages:
         assert 'ended with ValueError: it needs a size' in text
 
     messages.clear()
-    new, report = convert_to_pws(net, None, (), forward=with_size, progress=False)
-    assert {line.reason for line in report} == {''} and not messages
+    new, report = convert_to_pws(net, forward=with_size)
+    assert {line.kept + line.reason for line in report} == {''} and not messages
+    check_same(lambda x: with_size(new, x), lambda x: with_size(net, x), X)
 
 
 def test_a_convolution_that_was_not_called_is_named(messages):
     """The last convolution has no BN, so it is converted."""
-    _, report = convert_to_pws(settle(Steps(0), X), exclude=(), progress=False)
-    assert str(report[-1]) == 'last: mean (no forward pass called it)'
+    _, report = convert_to_pws(settle(Steps(0), X))
+    assert str(report[-1]) == 'last: converted (no forward pass called it)'
     assert 'No forward pass called a.0, b.0, c.0 and 1 more' in messages[0]
 
 
@@ -98,7 +100,7 @@ def test_nothing_is_left_to_convert():
     net = settle(Steps(0), X)
     net.last = nn.Identity()
     with pytest.raises(ValueError, match='no forward pass called it, and BN may foll'):
-        convert_to_pws(net, exclude=(), progress=False)
+        convert_to_pws(net)
 
 
 class WithHead(nn.Module):
@@ -127,8 +129,10 @@ def test_layers_that_a_successful_forward_pass_does_not_call(messages):
         ([dark, bright], ['aux.0']),
     ):
         messages.clear()
-        new, report = convert_to_pws(net, batches, (), progress=False)
-        assert [line.name for line in report if line.method == 'kept'] == plain
+        new, report = convert_to_pws(net, batches)
+        assert [line.name for line in report if line.kept] == plain
+        check_same(new, net, dark)
+        check_same(new, net, bright)
         assert type(new.stem[0]) is PWSConv2d
         aux = F.relu(new.aux[0](torch.ones(1, 6, 4, 4)))
         expected = F.relu(net.aux[0](torch.ones(1, 6, 4, 4)))

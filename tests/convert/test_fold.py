@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from bn_networks import Net, images, relative_error, settle
+from bn_networks import Net, check_same, images, settle
 from mmcv.cnn import ConvModule
 from torch import nn
 from torch.nn.utils import spectral_norm
@@ -24,23 +24,6 @@ def test_folding_is_exact(net):
     assert names == {'conv1', 'left.0', 'right.0', 'shared', 'last'}
     assert not any(isinstance(m, nn.BatchNorm2d) for m in plain.modules())
     torch.testing.assert_close(plain(x), net(x), rtol=1e-5, atol=1e-5)
-
-
-def test_statistics_tell_the_mean_of_the_outputs():
-    x = images()
-    plain, layers = fold_batch_norm(settle(Net(), x))
-    seen = {}
-    for name in ('conv1', 'left.0', 'right.0'):
-        plain.get_submodule(name).register_forward_hook(
-            lambda m, x, y, n=name: seen.update({n: y.mean((0, 2, 3)) - m.bias})
-        )
-    plain(x)
-    for layer in layers:
-        if layer.name in seen:
-            # Later layers were trained on outputs of BN in training mode.
-            atol = 1e-5 if layer.name == 'conv1' else 0.2
-            mean = seen[layer.name].double()
-            torch.testing.assert_close(mean, layer.mean, rtol=0, atol=atol)
 
 
 class Ordered(nn.Module):
@@ -166,15 +149,12 @@ ODD = [
 def test_bn_is_folded_if_it_alone_reads_a_convolution(make, left):
     x = torch.randn(32, 3, 16, 16)
     net = settle(make(), x)
-    expected = net(x)
     plain, _ = fold_batch_norm(net, runs=[lambda net: net(x)])
-    torch.testing.assert_close(plain(x), expected, rtol=1e-4, atol=1e-4)
-    fitted, _ = convert_to_pws(net, [x], progress=False)
-    without, _ = convert_to_pws(net, progress=False)
-    for new in (plain, fitted, without):
+    with_images, _ = convert_to_pws(net, [x])
+    without, _ = convert_to_pws(net)
+    for new in (plain, with_images, without):
         assert sum(isinstance(m, nn.BatchNorm2d) for m in new.modules()) == left
-    if isinstance(expected, torch.Tensor):
-        assert relative_error(fitted(x), expected) < 0.6
+        check_same(new, net, x)
 
 
 def test_folding_that_changes_the_outputs_is_refused(net):
@@ -183,7 +163,7 @@ def test_folding_that_changes_the_outputs_is_refused(net):
 
     net.left.register_forward_hook(by_type)
     with pytest.raises(ValueError, match='changes the values at shared'):
-        convert_to_pws(net, [images(4)], progress=False)
+        convert_to_pws(net, [images(4)])
     with pytest.raises(ValueError, match='changes the values at shared'):
-        convert_to_pws(net, progress=False)
-    convert_to_pws(net, [images(4)], unaligned=['shared'], progress=False)
+        convert_to_pws(net)
+    fold_batch_norm(net, unaligned=['shared'])

@@ -1,35 +1,38 @@
-"""Tests of batches and forward passes."""
+"""Tests of how a conversion calls a network with a batch."""
 
+import pytest
 import torch
+from torch import nn
 
-from pws_mmdet.convert.forward import crop, first_image, images_in
-
-
-def test_the_first_image_of_a_batch():
-    x = torch.randn(3, 3, 8, 8)
-    for batch, number in [
-        (x, 3),
-        (dict(inputs=x), 3),
-        (dict(inputs=list(x), data_samples=[1, 2, 3]), 3),
-        (dict(inputs=[x[0], x[0, :, :4]], data_samples=[1, 2]), 2),
-    ]:
-        assert images_in(batch) == number
-        one = first_image(batch)
-        assert images_in(one) == 1
-        if isinstance(batch, dict):
-            assert {len(value) for value in one.values()} == {1}
-    for batch in ((x, x[0]), dict(inputs=x, rescale=True), 'anything'):
-        assert first_image(batch) is batch
-    assert images_in((x, 2)) == 3 and images_in('anything') is None
+from pws_mmdet.convert.forward import noise_for, run_model, tensors_in
 
 
-def test_a_crop_of_a_batch():
-    x = torch.randn(2, 3, 10, 6)
-    assert torch.equal(crop(x, 8), x[:, :, :8])
-    assert torch.equal(crop(x[0], 4), x[0, :, :4, :4])
-    made = crop(dict(inputs=[x[0], x[1, :, :2]], data_samples=['a', 'b']), 4)
-    assert [y.shape for y in made['inputs']] == [(3, 4, 4), (3, 2, 4)]
-    assert made['data_samples'] == ['a', 'b']
-    assert (
-        crop((x, 5), 4)[0].shape == (2, 3, 4, 4) and crop('anything', 4) == 'anything'
-    )
+class Sum(nn.Module):
+    def forward(self, x, y=0):
+        return x + y
+
+
+@pytest.mark.parametrize(
+    'batch, result',
+    [
+        (torch.tensor(1), 1),
+        ((torch.tensor(1), 2), 3),
+        ([torch.tensor(1), 2], 3),
+        (dict(x=torch.tensor(1), y=3), 4),
+    ],
+)
+def test_a_batch_holds_the_arguments(batch, result):
+    assert run_model(Sum(), batch) == result
+
+
+def test_tensors_at_any_depth():
+    one, two, three = map(torch.tensor, (1, 2, 3))
+    assert list(tensors_in(dict(a=[one, (two, 'b')], c=three, d=None))) == [1, 2, 3]
+
+
+def test_noise_has_the_channels_and_dtype_of_the_network():
+    net = nn.Sequential(nn.ReLU(), nn.Conv2d(5, 2, 3)).double()
+    noise = noise_for(net)
+    assert noise.shape == (1, 5, 64, 64) and noise.dtype == torch.float64
+    assert torch.equal(noise, noise_for(net))
+    assert noise_for(nn.Linear(2, 2)).shape == (1, 3, 64, 64)

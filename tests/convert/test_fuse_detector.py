@@ -55,10 +55,6 @@ BACKBONES = {
     'authors order': (dict(), 'PWSResNet'),
     'stem norm': (dict(pre_activation=False, stem_norm_cfg=GN), 'PWSResNet'),
     'stock order': (dict(pre_activation=False), 'mmdet.ResNet'),
-    'plain stem': (
-        dict(pre_activation=False, stem_conv_cfg=dict(type='BiasConv2d')),
-        'mmdet.ResNet',
-    ),
     'deep stem': (
         dict(pre_activation=False, deep_stem=True, avg_down=True),
         'mmdet.ResNet',
@@ -77,6 +73,10 @@ BACKBONES = {
     'WN': (dict(pre_activation=False, conv_cfg=dict(type='WN')), 'mmdet.ResNet'),
     'no beta': (
         dict(pre_activation=False, conv_cfg=dict(type='PWS', beta=False)),
+        'mmdet.ResNet',
+    ),
+    'kept means': (
+        dict(pre_activation=False, conv_cfg=dict(type='PWS', keep_mean=True)),
         'mmdet.ResNet',
     ),
     'default': (dict(pre_activation=False, conv_cfg=...), 'mmdet.ResNet'),

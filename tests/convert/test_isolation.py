@@ -64,22 +64,21 @@ def test_convert_to_pws_and_global_random_numbers(batches):
     for seed in (1, 2):
         set_states(seed)
         before = states()
-        made.append(convert_to_pws(net, batches, (), progress=False)[0])
+        made.append(convert_to_pws(net, batches)[0])
         assert states() == before
     check_same(*made)
     assert made[0].net.last.weight[1].std() > 0
-    other, _ = convert_to_pws(net, batches, (), seed=1, progress=False)
+    other, _ = convert_to_pws(net, batches, seed=1)
     assert not torch.equal(other.net.last.weight[1], made[0].net.last.weight[1])
 
 
-@pytest.mark.parametrize('batches', [None, [torch.rand(4, 3, 32, 32)]])
-def test_load_bn_weights_and_global_random_numbers(batches):
+def test_load_bn_weights_and_global_random_numbers():
     weights, made = weights_with_a_dead_filter(), []
     for seed in (1, 2):
         set_states(seed)
         net = pws_net()  # with other random weights for each seed
         before = states()
-        load_bn_weights(net, weights, batches, progress=False)
+        load_bn_weights(net, weights)
         assert states() == before
         made.append(net)
     check_same(*made)
@@ -96,7 +95,7 @@ def test_fold_batch_norm_and_global_random_numbers():
 def test_the_random_state_survives_an_error():
     net, before = Drawing(), states()
     with pytest.raises(RuntimeError):
-        convert_to_pws(net, [torch.ones(1, 7, 32, 32)], progress=False)
+        convert_to_pws(net, [torch.ones(1, 7, 32, 32)])
     assert states() == before
 
 
@@ -113,27 +112,24 @@ def check_trains(net):
 def test_convert_to_pws_in_inference_mode(with_images):
     net, x = Drawing(), torch.rand(4, 3, 32, 32)
     batches = [x] if with_images else None
-    expected, _ = convert_to_pws(net, batches, (), progress=False)
+    expected, _ = convert_to_pws(net, batches)
     with torch.inference_mode():
-        made = [convert_to_pws(net, batches, (), progress=False)[0]]
+        made = [convert_to_pws(net, batches)[0]]
         # A network and images that were made in inference mode
         net, batches = copy.deepcopy(net), [x.clone()] if with_images else None
         assert next(net.parameters()).is_inference()
-        made.append(convert_to_pws(net, batches, (), progress=False)[0])
+        made.append(convert_to_pws(net, batches)[0])
     for new in made:
         check_same(new, expected)
         check_trains(new)
 
 
-@pytest.mark.parametrize('with_images', [False, True])
-def test_load_bn_weights_in_inference_mode(with_images):
+def test_load_bn_weights_in_inference_mode():
     expected, net = pws_net(), pws_net()
-    x = torch.rand(4, 3, 32, 32)
     weights = weights_with_a_dead_filter()
-    load_bn_weights(expected, weights, [x] if with_images else None, progress=False)
+    load_bn_weights(expected, weights)
     with torch.inference_mode():
         weights = {key: value.clone() for key, value in weights.items()}
-        batches = [x.clone()] if with_images else None
-        load_bn_weights(net, weights, batches, progress=False)
+        load_bn_weights(net, weights)
     check_same(net, expected)
     check_trains(net)

@@ -9,7 +9,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from pws_mmdet import PWSConv2d
 from pws_mmdet.layers import NoNorm
-from pws_mmdet.models import PWSVGG, PWSCifarResNet, PWSResNet
+from pws_mmdet.models import PWSResNet
 
 BN = dict(type='BN')
 NORMALIZING = (_BatchNorm, nn.GroupNorm, nn.LayerNorm, nn.InstanceNorm2d)
@@ -40,31 +40,6 @@ def test_no_norm_may_be_a_class_or_have_a_scope(type_):
     init_default_scope('mmdet')
     net = PWSResNet(18, base_channels=8, norm_cfg=dict(type=type_))
     assert [type(m) for m in types(net, *NORMALIZING)] == [nn.GroupNorm]
-
-
-@pytest.mark.parametrize(
-    'make',
-    [
-        lambda **kw: PWSResNet(18, base_channels=8, stem_channels=8, **kw),
-        lambda **kw: PWSResNet(18, base_channels=8, deep_stem=True, **kw),
-        lambda **kw: PWSCifarResNet(20, base_channels=8, **kw),
-        lambda **kw: PWSVGG(width=0.125, **kw),
-    ],
-    ids=['resnet', 'deep stem', 'cifar', 'vgg'],
-)
-def test_stem_conv_cfg(make):
-    net = make(stem_conv_cfg=dict(type='BiasConv2d'))
-    stem = {
-        name
-        for name, module in make().named_modules()
-        if isinstance(module, PWSConv2d)
-        and name.startswith(('conv1', 'stem.', 'stages.0.0.'))
-    }
-    assert len(stem) == (3 if hasattr(net, 'stem') else 1)
-    for name, module in net.named_modules():
-        if isinstance(module, nn.Conv2d):
-            assert (type(module) is PWSConv2d) == (name not in stem), name
-            assert module.bias is not None
 
 
 def test_no_norm_after_the_stem():

@@ -136,4 +136,3 @@ def _train(cfg: Config, config: str | None = None) -> str:
 
 def _words(options: Mapping[str, Any]) -> str:
     return shlex.join(f'{key}={value}' for key, value in options.items())
-

@@ -33,7 +33,7 @@ class PWSCifarResNet(PWSResNet):
         conv_cfg: Convolution layers; None or ``dict(type='Conv2d')`` for plain ones.
         norm_cfg: Norm layer after each convolution. None is ``NoNorm``, with a bias
             if the convolutions are plain: the blocks build these without one.
-        stem_norm_cfg, stem_conv_cfg, pre_activation: As of :class:`PWSResNet`.
+        stem_norm_cfg, pre_activation: As of :class:`PWSResNet`.
         norm_eval, zero_init_residual: As of ``ResNet``; False, as in the original.
         **kwargs: As of :class:`PWSResNet`. The number, strides and dilations of the
             stages, the outputs and ``deep_stem`` are fixed.
@@ -54,7 +54,6 @@ class PWSCifarResNet(PWSResNet):
         conv_cfg: dict | None = dict(type='PWS', gamma=1e-3),
         norm_cfg: dict | None = None,
         stem_norm_cfg: dict | None = None,
-        stem_conv_cfg: dict | None = None,
         pre_activation: bool = False,
         norm_eval: bool = False,
         zero_init_residual: bool = False,
@@ -71,7 +70,6 @@ class PWSCifarResNet(PWSResNet):
             conv_cfg=conv_cfg,
             norm_cfg=norm_cfg or dict(type='NoNorm', bias=is_plain),
             stem_norm_cfg=stem_norm_cfg,
-            stem_conv_cfg=stem_conv_cfg,
             pre_activation=pre_activation,
             norm_eval=norm_eval,
             zero_init_residual=zero_init_residual,
@@ -86,7 +84,7 @@ class PWSCifarResNet(PWSResNet):
     def _make_stem_layer(self, in_channels: int, stem_channels: int) -> None:
         super()._make_stem_layer(in_channels, stem_channels)
         self.conv1 = build_conv_layer(
-            self.stem_conv_cfg, in_channels, stem_channels, 3, padding=1, bias=False
+            self.conv_cfg, in_channels, stem_channels, 3, padding=1, bias=False
         )
         self.maxpool = nn.Identity()
 

@@ -87,10 +87,6 @@ class PWSResNet(ResNet):
             none. The default is the authors' GN with one group; None makes a network
             without any norm layer. If the blocks have one, ``norm_cfg`` holds for the
             stem, too.
-        stem_conv_cfg: Convolution of the stem; None for ``conv_cfg``. A trained
-            network with BN loses most of its accuracy in the stem when it is
-            converted; ``dict(type='BiasConv2d')`` is a plain convolution, into which
-            the stem's BN can be folded.
         pre_activation: True makes the authors' blocks: the identity path carries the
             sum before the ReLU, so that its mean stays near zero, and each output
             map passes a ReLU at the end. False makes MMDetection's blocks.
@@ -120,7 +116,6 @@ class PWSResNet(ResNet):
         conv_cfg: dict | None = dict(type='PWS'),
         norm_cfg: dict | None = None,
         stem_norm_cfg: dict | None = dict(type='GN', num_groups=1),
-        stem_conv_cfg: dict | None = None,
         pre_activation: bool = True,
         out_norm_cfg: dict | None = None,
         groups: int = 1,
@@ -140,7 +135,6 @@ class PWSResNet(ResNet):
         norm_cfg = norm_cfg or NO_NORM
         no_norm = registered(norm_cfg) is NoNorm
         self.stem_norm_cfg = stem_norm_cfg if stem_norm_cfg and no_norm else norm_cfg
-        self.stem_conv_cfg = stem_conv_cfg or conv_cfg
         self.pre_activation = pre_activation
         self.groups = groups
         self.base_width = base_width
@@ -181,9 +175,7 @@ class PWSResNet(ResNet):
         return ResLayer(**kwargs)
 
     def _make_stem_layer(self, in_channels: int, stem_channels: int) -> None:
-        conv_cfg, self.conv_cfg = self.conv_cfg, self.stem_conv_cfg
         super()._make_stem_layer(in_channels, stem_channels)
-        self.conv_cfg = conv_cfg
         norm_name, norm = build_norm_layer(self.stem_norm_cfg, stem_channels, postfix=1)
         if self.deep_stem:
             # The stem is conv norm relu conv norm relu conv norm relu.

@@ -18,8 +18,6 @@ class PWSVGG(BaseModule):
         width: Multiplier of all channels, for small networks.
         conv_cfg: Convolution layers, PWS by default; None for plain ones.
         norm_cfg: Norm layers after each convolution; None for none.
-        stem_conv_cfg: The first convolution; None for ``conv_cfg``. See
-            :class:`PWSResNet`.
         in_channels: Channels of the images.
         init_cfg: Initialization. The default is Kaiming normal (fan_in) for
             plain convolutions. It does not change PWS convolutions.
@@ -49,7 +47,6 @@ class PWSVGG(BaseModule):
         width: float = 1.0,
         conv_cfg: dict | None = dict(type='PWS'),
         norm_cfg: dict | None = None,
-        stem_conv_cfg: dict | None = None,
         in_channels: int = 3,
         init_cfg: OptMultiConfig = (
             dict(
@@ -70,23 +67,20 @@ class PWSVGG(BaseModule):
         if int(64 * width) < 1:
             raise ValueError(f'width must leave at least one channel, got {width}')
 
-        next_conv_cfg = stem_conv_cfg or conv_cfg
-
         def conv(out_channels: int, kernel_size: int) -> ConvModule:
-            nonlocal in_channels, next_conv_cfg
+            nonlocal in_channels
             module = ConvModule(
                 in_channels,
                 out_channels,
                 kernel_size,
                 padding=kernel_size // 2,
-                conv_cfg=next_conv_cfg,
+                conv_cfg=conv_cfg,
                 norm_cfg=norm_cfg,
             )
             # Else MMEngine would call the init_weights of the direct children after
             # init_cfg was applied, and undo it.
             module.is_init = True
             in_channels = out_channels
-            next_conv_cfg = conv_cfg
             return module
 
         self.stages = nn.ModuleList()
