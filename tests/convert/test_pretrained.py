@@ -2,12 +2,13 @@
 
 import pytest
 import torch
-from bn_resnet import PLAIN_STEM, SMALL, make_bn_net, pws_net, refuse
+from bn_networks import check_same
+from bn_resnet import SMALL, make_bn_net, pws_net, refuse
 from mmdet.models.backbones import ResNet
 from mmengine.model import BaseModule
 from torch import nn
 
-from pws_mmdet import PWSConv2d, convert_to_pws
+from pws_mmdet import PWSConv2d
 from pws_mmdet.convert import load_bn_weights
 
 
@@ -26,7 +27,7 @@ def save(tmp_path):
 
 
 @pytest.mark.parametrize('prefix', [None, 'backbone.'])
-def test_weights_with_bn_are_converted(bn_net, save, messages, prefix):
+def test_weights_with_bn_are_converted(bn_net, save, prefix):
     weights = {(prefix or '') + k: v for k, v in bn_net.state_dict().items()}
     weights['head.fc.weight'] = torch.zeros(10, 64)
     net = pws_net(save(dict(state_dict=weights)))
@@ -34,11 +35,7 @@ def test_weights_with_bn_are_converted(bn_net, save, messages, prefix):
         net.init_cfg['prefix'] = prefix
     net.init_weights()
     net.eval()
-    expected, _ = convert_to_pws(bn_net, exclude=(), progress=False)
-    x = torch.randn(2, 3, 64, 64)
-    for y, e in zip(net(x), expected(x), strict=True):
-        torch.testing.assert_close(y, e, rtol=1e-3, atol=1e-3)
-    assert any('bn_to_pws.py' in text for text in messages)
+    check_same(net, bn_net, torch.randn(2, 3, 64, 64))
 
 
 def test_the_detector_is_not_copied_with_each_layer(bn_net, save, monkeypatch):
@@ -64,20 +61,31 @@ def test_the_detector_is_not_copied_with_each_layer(bn_net, save, monkeypatch):
     assert len(copied) < 8 * len(list(detector.backbone.parameters()))
 
 
-def test_a_plain_stem_does_not_count_as_converted(bn_net, save, messages):
-    pws_net(save(bn_net.state_dict()), **PLAIN_STEM).init_weights()
-    assert any('9 convolutions were converted' in text for text in messages)
+FROM_SCRATCH = dict(conv_cfg=dict(type='PWS'))
 
 
-def test_weights_with_pws_are_loaded(save):
-    source = pws_net()
+@pytest.mark.parametrize('options', [{}, FROM_SCRATCH])
+def test_weights_with_pws_are_loaded(save, options):
+    """Also those of a network from scratch, which have no means."""
+    source = pws_net(**options)
     for module in source.modules():
         if isinstance(module, PWSConv2d):
             nn.init.uniform_(module.alpha)
-    net = pws_net(save(source.state_dict()))
+            if module.mean is not None:
+                nn.init.normal_(module.mean)
+    weights = source.state_dict()
+    net = pws_net(save(weights))
+    nn.init.ones_(net.conv1.mean)
     net.init_weights()
     for key, value in net.state_dict().items():
-        assert torch.equal(value, source.state_dict()[key]), key
+        expected = weights.get(key, torch.zeros_like(value))
+        assert torch.equal(value, expected), key
+
+
+def test_means_are_not_dropped(save):
+    net = pws_net(save(pws_net().state_dict()), **FROM_SCRATCH)
+    with pytest.raises(ValueError, match='bn.pth: the filters of conv1 keep .*=True'):
+        net.init_weights()
 
 
 def test_a_detector_does_not_initialize_its_backbone_again(bn_net, save):
@@ -100,18 +108,17 @@ def test_the_eps_of_bn_is_used(bn_net, save):
     for module in bn_net.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.eps = 0.1
-    expected, _ = convert_to_pws(bn_net, exclude=(), progress=False)
     net = pws_net(save(bn_net.state_dict()))
     net.init_cfg['bn_eps'] = 0.1
     net.init_weights()
     net.eval()
     x = torch.randn(2, 3, 64, 64)
-    for y, e in zip(net(x), expected(x), strict=True):
-        torch.testing.assert_close(y, e, rtol=1e-3, atol=1e-3)
+    check_same(net, bn_net, x)
     weights = bn_net.state_dict()
     other = pws_net()
-    load_bn_weights(other, weights, progress=False)
+    load_bn_weights(other, weights)
     other.eval()
+    y = bn_net(x)[-1]
     assert (other(x)[-1] - y).abs().max() > 0.01 * y.abs().max()
     for eps in (-1, float('nan')):
         refuse(pws_net(), weights, 'the eps of BN must be finite', bn_eps=eps)
