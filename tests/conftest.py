@@ -22,6 +22,7 @@ if workers := int(os.environ.get('PYTEST_XDIST_WORKER_COUNT', 0)):
 import torch
 import torch.distributed as dist
 from mmengine.config import Config
+from mmengine.config import utils as config_utils
 from mmengine.logging import MMLogger
 from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
@@ -32,6 +33,9 @@ ROOT = Path(__file__).parents[1]
 pytest_plugins = ['detection_data']
 
 torch.set_num_threads(min(torch.get_num_threads(), 4))
+
+# For each config of MMDetection that it reads, MMEngine reads 100 YAML files.
+config_utils.load = functools.cache(config_utils.load)
 
 # float16 as a parameter of tests
 FLOAT16 = pytest.param(
