@@ -76,6 +76,8 @@ def _train_from_bn(
         'conv_cfg.keep_mean': True,
         **(STOCK_BLOCKS if module.pre_activation else {}),
     }
+    if dict_at(cfg, *option.split('.'), 'conv_cfg') is None:  # it is the default
+        changes['conv_cfg.type'] = 'PWS'
     options = {f'{option}.{key}': value for key, value in changes.items()}
     depth = source.rpartition('resnet')[2]
     text = f"It downloads torchvision's ResNet-{depth} with BN, and converts it. "

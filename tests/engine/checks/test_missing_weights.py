@@ -7,9 +7,12 @@ from pathlib import Path
 
 import mmdet
 import pytest
+import torch
 from conftest import ROOT
+from mmdet.models.backbones import ResNet
 from mmengine.config import Config
 from mmengine.registry import MODELS
+from torch import nn
 
 from pws_mmdet.engine.checks import check_pretrained
 
@@ -67,24 +70,6 @@ def parse_train(monkeypatch):
     return parse
 
 
-@pytest.fixture
-def converted(load_program, monkeypatch):
-    """Return a function that tells what bn_to_pws.py makes of its words."""
-    program = load_program('tools/model_converters/bn_to_pws.py')
-
-    def run(path, *words):
-        assert path == 'tools/model_converters/bn_to_pws.py'
-        calls = []
-        monkeypatch.setattr(
-            program, 'convert_checkpoint', lambda **kw: calls.append(kw)
-        )
-        monkeypatch.setattr(sys, 'argv', [path, *words])
-        program.main()
-        return calls[0]
-
-    return run
-
-
 def with_options(config, options):
     cfg = Config.fromfile(config)
     cfg.merge_from_dict(options)
@@ -99,43 +84,76 @@ def test_the_configs_that_need_the_papers_weights():
         )
 
 
+def config_of(line, parse):
+    """The config that the training command of a message trains."""
+    program, *words = command_in(line)
+    assert program == 'tools/train.py'
+    args = parse(*words)
+    return with_options(args.config, args.cfg_options)
+
+
 @pytest.mark.parametrize('config', CONFIGS)
-def test_the_papers_blocks_lead_to_a_training_with_stock_blocks(
-    config, parse_train, converted
-):
-    """Its command makes of the config what the config that starts from BN is."""
-    lines = message_of(Config.fromfile(config))
+def test_the_papers_blocks_lead_to_a_training_with_stock_blocks(config, parse_train):
+    """The backbone is that of the config that starts from BN, and nothing else changes."""
+    old = Config.fromfile(config)
+    lines = message_of(old)
     assert lines[0] == (
         f'{PAPERS_WEIGHTS}, the pretrained weights of model.backbone, does not exist. '
         'This command trains without it:'
     )
-    program, *words = command_in(lines[1])
-    assert program == 'tools/train.py'
-    args = parse_train(*words)
-    assert args.config == config
-    cfg = with_options(config, args.cfg_options)
-    from_bn = Config.fromfile(FROM_BN)
-    assert cfg.model.backbone == from_bn.model.backbone
-    lr = Config.fromfile(config).optim_wrapper.optimizer.lr
-    assert cfg.optim_wrapper.optimizer.lr == pytest.approx(lr / 10)
-    if config == HEADLINE:
-        assert cfg.model == from_bn.model
-        assert cfg.optim_wrapper == from_bn.optim_wrapper
+    cfg = config_of(lines[1], parse_train)
+    assert cfg.model.backbone == Config.fromfile(FROM_BN).model.backbone
     check_pretrained(MODELS.build(cfg.model), cfg, resumes=False)
+    assert 'pre_activation' in lines[2]
+    cfg.model.backbone = old.model.backbone
+    assert cfg.to_dict() == old.to_dict()
 
-    ways = [line for line in lines[2:] if line.startswith('    ')]
-    made = converted(*command_in(ways[0]))
-    args = parse_train(*command_in(ways[1])[1:])
-    cfg = with_options(config, args.cfg_options)
-    checkpoint = cfg.model.backbone.init_cfg.pop('checkpoint')
-    assert checkpoint == made['out'] and made['checkpoint'] == 'torchvision://resnet50'
-    from_bn.model.backbone.init_cfg.pop('checkpoint')
-    assert cfg.model.backbone == from_bn.model.backbone
-    assert made['calibrate'] == 'data/coco/train2017/'
-    network = with_options(config, made['cfg_options']).model
-    network.backbone.pop('init_cfg')
-    cfg.model.backbone.pop('init_cfg')
-    assert network == cfg.model
+
+@pytest.mark.parametrize('conv_cfg', [dict(type='PWS', gamma=1e-3), None])
+def test_the_network_of_the_command_starts_from_bn_and_trains(
+    conv_cfg, parse_train, tmp_path, monkeypatch
+):
+    """Without a conv_cfg in the config, the network has PWS by default.
+
+    The paths are those of the user, with their blanks.
+    """
+    config = tmp_path / 'my config.py'
+    conv_cfg = f'conv_cfg={conv_cfg!r}, ' if conv_cfg else ''
+    config.write_text(
+        "model = dict(type='RetinaNet', backbone=dict(\n"
+        "    type='PWSResNet', depth=18, pre_activation=False, stem_norm_cfg=None,\n"
+        f"    {conv_cfg}init_cfg=dict(type='Pretrained', checkpoint='my/b.pth')))\n"
+    )
+    cfg = Config.fromfile(str(config))
+    with pytest.raises(FileNotFoundError) as error:
+        check_pretrained(nn.ModuleDict(dict(backbone=build_backbone(cfg))), cfg, False)
+    lines = str(error.value).splitlines()
+    assert lines[0].startswith('my/b.pth, the pretrained weights of model.backbone')
+    assert 'pre_activation' not in '\n'.join(lines)
+
+    bn = ResNet(18)
+    bn.eval()
+    urls = []
+
+    def load_url(url, **options):
+        urls.append(url.rpartition('/')[2])
+        return {**bn.state_dict(), 'fc.weight': torch.zeros(2, 512)}
+
+    monkeypatch.setattr('mmengine.runner.checkpoint.load_url', load_url)
+    net = build_backbone(config_of(lines[1], parse_train))
+    net.init_weights()
+    assert urls == ['resnet18-f37072fd.pth']
+    net.eval()
+    x = torch.randn(1, 3, 64, 64)
+    for made, wanted in zip(net(x), bn(x), strict=True):
+        assert (made - wanted).abs().max() <= 1e-4 * wanted.abs().max()
+    sum(y.square().mean() for y in net(x)).backward()
+    trained = [p.grad for p in net.parameters() if p.requires_grad]
+    assert all(grad.isfinite().all() and grad.any() for grad in trained)
+
+
+def build_backbone(cfg):
+    return MODELS.build(cfg.model.backbone)
 
 
 def test_ways_without_torchvision_follow():
@@ -156,63 +174,6 @@ def test_the_launcher_of_the_training_is_in_the_command():
     lines = message_of(cfg)
     assert command_in(lines[1])[:3] == ['tools/dist_train.sh', HEADLINE, '1']
     assert 'runs/a/mask_rcnn_r50_fpn_pws_1x.py' in lines[2]
-
-
-def test_stock_blocks_lead_to_the_conversion_that_makes_the_file(converted, tmp_path):
-    """The paths are those of the user, with their blanks."""
-    config = tmp_path / 'my config.py'
-    images = f'{tmp_path}/my data'
-    config.write_text(
-        f'_base_ = {str(ROOT / FROM_BN)!r}\n'
-        'model = dict(backbone=dict(init_cfg=dict('
-        "checkpoint='my weights/b.pth')))\n"
-        f'train_dataloader = dict(dataset=dict(data_root={images!r}))\n'
-    )
-    lines = message_of(Config.fromfile(str(config)))
-    assert lines[0] == (
-        'my weights/b.pth, the pretrained weights of model.backbone, does not exist. '
-        'This command makes it:'
-    )
-    made = converted(*command_in(lines[1]))
-    assert made['config'] == str(config)
-    assert made['checkpoint'] == 'torchvision://resnet50'
-    assert made['out'] == 'my weights/b.pth'
-    assert made['calibrate'] == f'{images}/train2017/'
-    assert made['cfg_options'] is None
-    assert 'pre_activation' not in '\n'.join(lines)
-
-
-def test_the_conversion_gets_the_options_of_the_training(converted):
-    options = {
-        'pre_activation': False,
-        'stem_norm_cfg': None,
-        'stem_conv_cfg.type': 'BiasConv2d',
-        'depth': 18,
-        'init_cfg.checkpoint': 'none.pth',
-    }
-    options = {f'model.backbone.{key}': value for key, value in options.items()}
-    options['model.neck.in_channels'] = [64, 128, 256, 512]
-    cfg = with_options(HEADLINE, options)
-    made = converted(*command_in(message_of(cfg)[1]))
-    assert made['checkpoint'] == 'torchvision://resnet18'
-    network = with_options(HEADLINE, made['cfg_options']).model.backbone
-    for part in (network, cfg.model.backbone):
-        part.pop('init_cfg')
-    assert network == cfg.model.backbone
-
-
-def test_images_of_other_training_sets(converted):
-    cfg = with_options(FROM_BN, {'model.backbone.init_cfg.checkpoint': 'none.pth'})
-    dataset = cfg.train_dataloader.dataset
-    for changed, calibrate in (
-        (dict(type='RepeatDataset', dataset=dataset), 'data/coco/train2017/'),
-        (dict(type='ConcatDataset', datasets=[dataset]), 'data/coco/train2017/'),
-        (dict(type='ConcatDataset', datasets=[]), FROM_BN),
-        (dict(type='Other'), FROM_BN),
-    ):
-        cfg.train_dataloader.dataset = changed
-        made = converted(*command_in(message_of(cfg)[1]))
-        assert made['calibrate'] == calibrate
 
 
 @pytest.mark.parametrize(
