@@ -36,7 +36,7 @@ def describe_pws(
     trained: Mapping[str, nn.Parameter],
     decayed: Collection[str] | None,
 ) -> Iterator[str]:
-    """Describe gamma and alpha of the PWS convolutions, if there are any.
+    """Describe gamma, alpha and means of the PWS convolutions, if there are any.
 
     Args:
         layers: The layers of a model, by name.
@@ -55,6 +55,11 @@ def describe_pws(
         yield f'alpha: {count_values(alphas)} values, {text} trained{end}'
     if frozen:
         yield f'Not trained: {first_names(frozen)}'
+    if kept := [name for name, conv in pws.items() if conv.mean is not None]:
+        yield (
+            f'Filters keep a constant mean in {len(kept)} of {len(pws)} PWS layers: '
+            + first_names(kept)
+        )
     if decayed:
         yield (
             f'Weight decay pulls {len(decayed)} of {len(alphas)} alphas towards 0, '

@@ -237,7 +237,9 @@ def test_eval_mode_of_norm_layers():
 def make_detector():
     net = nn.Module()
     net.backbone = nn.Sequential(
-        nn.Conv2d(3, 4, 3), PWSConv2d(4, 4, 3, gamma=1e-3), PWSConv2d(4, 4, 3)
+        nn.Conv2d(3, 4, 3),
+        PWSConv2d(4, 4, 3, gamma=1e-3),
+        PWSConv2d(4, 4, 3, keep_mean=True),
     )
     net.backbone[1].alpha.requires_grad_(False)
     net.head = PWSConv2d(4, 6, 3, gamma=0.1, relative_gamma=True, alpha='layer')
@@ -251,6 +253,7 @@ def test_findings_about_pws():
         'gamma: 0.0001 to 0.001 in backbone; 0.00556 in head',  # 0.1 * 2 / 36
         'alpha: 9 values, 5 of them trained',
         'Not trained: backbone.1.alpha',
+        'Filters keep a constant mean in 1 of 3 PWS layers: backbone.2',
         'Plain convolutions in a backbone with PWS: backbone.0',
     ]
 

@@ -72,7 +72,7 @@ FAMILIES = {
 
 @torch.no_grad()
 def settle(net, x):
-    """Give BN statistics, gains and biases. Filters are small, so that its eps matters."""
+    """Give BN statistics, gains and biases. Filters are small: eps of BN matters."""
     for module in net.modules():
         if type(module) is nn.Conv2d and module.bias is None:
             module.weight *= 0.03

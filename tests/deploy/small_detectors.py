@@ -86,6 +86,7 @@ def ssd_config():
     """The SSD of digits with three levels. A high score_thr leaves few detections."""
     cfg = load_config('configs/mini/ssd96_vgg16_pws_digits.py')
     cfg.model.backbone.update(depth=11, width=0.125)
+    cfg.model.backbone.conv_cfg.keep_mean = True
     cfg.model.neck.update(
         in_channels=(64, 128),
         out_channels=(64, 128, 32),
@@ -139,6 +140,9 @@ def random_model(cfg):
             nn.init.normal_(p, std=0.1)
         elif name.endswith('conv3.alpha'):  # else the sums grow with every block
             nn.init.constant_(p, 0.1)
+    for name, mean in model.named_buffers():
+        if name.endswith('conv.mean'):  # of PWS with keep_mean
+            nn.init.normal_(mean, std=0.01)
     return model
 
 

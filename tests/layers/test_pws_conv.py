@@ -7,6 +7,7 @@ import pickle
 import subprocess
 import sys
 from fractions import Fraction
+from itertools import product
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from hypothesis import strategies as st
 from mmcv.cnn import ConvModule, build_conv_layer
 from mmengine.model import BaseModule, ExponentialMovingAverage
 from mmengine.registry import init_default_scope
+from mmengine.runner import load_checkpoint
 from mmengine.runner.checkpoint import load_state_dict as mmengine_load
 from torch import nn
 
@@ -28,13 +30,13 @@ from pws_mmdet.layers import WNConv2d
 def randomize(conv):
     """Set parameters to values at which each of them matters."""
     with torch.no_grad():
-        for p in conv.parameters():
+        for p in conv.state_dict().values():  # with the mean, a buffer
             p.copy_(torch.randn_like(p) + 0.5)
     return conv
 
 
 def reference(conv, x):
-    """Y_o = alpha_o X * W_o + beta_o, written without the layer's forward."""
+    """Y_o = X * (alpha_o W_o + mean_o) + beta_o, without the layer's forward."""
     w = conv.weight.double()
     n = w[0].numel()
     mean = w.mean(dim=(1, 2, 3), keepdim=True)
@@ -42,12 +44,14 @@ def reference(conv, x):
     w = (w - mean) / (variance + conv.gamma).sqrt()
     if conv.scale:
         w = w * math.sqrt(2 / n)
+    if conv.alpha is not None:
+        w = w * conv.alpha.double().view(-1, 1, 1, 1)
+    if conv.mean is not None:
+        w = w + conv.mean.double().view(-1, 1, 1, 1)
     padding_mode = 'constant' if conv.padding_mode == 'zeros' else conv.padding_mode
     pad = (conv.padding[1],) * 2 + (conv.padding[0],) * 2
     x = F.pad(x.double(), pad, mode=padding_mode)
     y = F.conv2d(x, w, None, conv.stride, 0, conv.dilation, conv.groups)
-    if conv.alpha is not None:
-        y = y * conv.alpha.double().view(-1, 1, 1)
     if conv.bias is not None:
         y = y + conv.bias.double().view(-1, 1, 1)
     return y
@@ -65,6 +69,7 @@ def reference(conv, x):
     beta=st.booleans(),
     scale=st.booleans(),
     relative_gamma=st.booleans(),
+    keep_mean=st.booleans(),
 )
 @settings(deadline=None, max_examples=150)
 def test_forward(groups, channels, kernel_size, **kwargs):
@@ -127,6 +132,10 @@ def test_state_dict_keys():
     assert fixed.alpha is None and fixed.bias is None
     layer = PWSConv2d(4, 6, 3, alpha='layer')
     assert layer.alpha.shape == layer.bias.shape == (1,)
+    kept = PWSConv2d(4, 6, 3, keep_mean=True)
+    assert list(kept.state_dict()) == ['weight', 'bias', 'alpha', 'mean']
+    assert 'mean' not in dict(kept.named_parameters())
+    assert torch.equal(kept.mean, torch.zeros(6))
 
 
 def test_beta_exists_even_if_blocks_pass_bias_false():
@@ -158,6 +167,38 @@ def test_checkpoints_with_either_shape_of_alpha_load(shape):
     state['alpha'] = alpha.reshape(shape)
     nn.Sequential(conv).load_state_dict({'0.' + k: v for k, v in state.items()})
     assert torch.equal(conv.alpha, alpha)
+
+
+@pytest.mark.parametrize('load', [mmengine_load, nn.Module.load_state_dict])
+def test_weights_without_means_load_as_zeros(load):
+    """Those of a network from scratch: the mean of its filters is zero."""
+    source = randomize(PWSConv2d(4, 6, 3))
+    weights = source.state_dict()
+    net = nn.Sequential(randomize(PWSConv2d(4, 6, 3, keep_mean=True)))
+    load(net, {f'0.{key}': value for key, value in weights.items()}, strict=True)
+    assert torch.equal(net[0].mean, torch.zeros(6)) and 'mean' not in weights
+    assert torch.equal(net[0].effective_weight(), source.effective_weight())
+
+
+@pytest.mark.parametrize('strict', [False, True])
+@pytest.mark.parametrize('load', [mmengine_load, nn.Module.load_state_dict])
+def test_means_are_refused_by_a_layer_without_them(load, strict):
+    """Even with strict=False, which MMEngine's runner and load_checkpoint have."""
+    net = nn.Sequential(PWSConv2d(4, 6, 3, keep_mean=True))
+    weights = net.state_dict()
+    message = r"filters of 0 keep .*conv_cfg=dict\(type='PWS', keep_mean=True\)"
+    with pytest.raises(ValueError, match=message):
+        load(nn.Sequential(PWSConv2d(4, 6, 3)), weights, strict=strict)
+    load(nn.Sequential(PWSConv2d(4, 6, 3, keep_mean=True)), weights, strict=strict)
+
+
+def test_load_checkpoint_of_mmengine_refuses_means(tmp_path):
+    path = str(tmp_path / 'kept.pth')
+    kept = ConvModule(4, 6, 3, conv_cfg=dict(type='PWS', keep_mean=True))
+    torch.save(kept.state_dict(), path)
+    with pytest.raises(ValueError, match='filters of conv keep the mean'):
+        load_checkpoint(ConvModule(4, 6, 3, conv_cfg=dict(type='PWS')), path)
+    load_checkpoint(kept, path)
 
 
 def test_an_alpha_of_another_size_is_refused():
@@ -208,13 +249,17 @@ def test_he_initialization_survives_init_cfg(init_cfg, inside):
 
 @pytest.mark.parametrize(
     'make, gain',
-    [(PWSConv2d, 'alpha'), (functools.partial(WNConv2d, g='trained'), 'g')],
+    [
+        (PWSConv2d, 'alpha'),
+        (functools.partial(PWSConv2d, keep_mean=True), 'mean'),
+        (functools.partial(WNConv2d, g='trained'), 'g'),
+    ],
 )
 @pytest.mark.parametrize('load', [mmengine_load, nn.Module.load_state_dict])
 def test_the_gain_of_filters_of_another_shape_does_not_load(make, gain, load):
-    """Loading with strict=False skips filters of another shape, so alpha must stay."""
+    """Loading with strict=False skips filters of another shape: alpha and mean stay."""
     source, conv = make(3, 4, 5), make(3, 4, 3)
-    for p in source.parameters():
+    for p in source.state_dict().values():
         nn.init.constant_(p, 7)
     weights = source.state_dict()
     before = copy.deepcopy(conv.state_dict())
@@ -275,6 +320,7 @@ assert type(build_conv_layer(dict(type='PWS'), 4, 6, 3)) is pws_mmdet.PWSConv2d
         (dict(gamma=math.nan), 'gamma must be positive and finite, got nan'),
         (dict(gamma=math.inf), 'gamma must be positive and finite, got inf'),
         (dict(gamma='1e-4'), "gamma must be a positive number, got '1e-4'"),
+        (dict(keep_mean='yes'), 'keep_mean must be'),
         (dict(alpha='pixel'), "alpha must be one of .*'layer'.* got 'pixel'"),
         (dict(groups=3), 'divisible by groups, got in_channels=4.*groups=3'),
         (dict(groups=0), 'divisible by groups'),
@@ -290,9 +336,9 @@ def test_bad_input(kwargs, message):
 class TestNoStateOutsideTheParameters:
     """The next output is right after every way to change the parameters."""
 
-    @pytest.fixture
-    def conv(self):
-        conv = randomize(PWSConv2d(4, 6, 3)).eval()
+    @pytest.fixture(params=[False, True], ids=['', 'keep_mean'])
+    def conv(self, request):
+        conv = randomize(PWSConv2d(4, 6, 3, keep_mean=request.param)).eval()
         conv(torch.randn(1, 4, 5, 5))  # fill any cache
         return conv
 
@@ -302,12 +348,11 @@ class TestNoStateOutsideTheParameters:
         torch.testing.assert_close(y, reference(conv, x), **tolerance)
 
     def test_load_state_dict_after_eval(self, conv):
-        state = randomize(PWSConv2d(4, 6, 3)).state_dict()
-        conv.load_state_dict(state)
+        conv.load_state_dict(randomize(copy.deepcopy(conv)).state_dict())
         self.check(conv, rtol=1e-4, atol=1e-5)
 
     def test_in_place_edit_through_data(self, conv):
-        for p in conv.parameters():
+        for p in conv.state_dict(keep_vars=True).values():
             p.data.copy_(torch.randn_like(p))
         self.check(conv, rtol=1e-4, atol=1e-5)
 
@@ -345,11 +390,15 @@ class TestNoStateOutsideTheParameters:
         ema.update_parameters(conv)
         average = (before + conv.weight) / 2
         torch.testing.assert_close(ema.module.weight, average)
+        if conv.mean is not None:  # a constant is no average
+            assert torch.equal(ema.module.mean, conv.mean)
         self.check(ema.module, rtol=1e-4, atol=1e-5)
 
 
-def test_gradcheck():
-    conv = randomize(PWSConv2d(4, 4, 3, groups=2, gamma=0.1, dtype=torch.float64))
+@pytest.mark.parametrize('keep_mean', [False, True])
+def test_gradcheck(keep_mean):
+    options = dict(groups=2, gamma=0.1, dtype=torch.float64, keep_mean=keep_mean)
+    conv = randomize(PWSConv2d(4, 4, 3, **options))
     x = torch.randn(1, 4, 4, 4, dtype=torch.float64, requires_grad=True)
     params = dict(conv.named_parameters())
 
@@ -360,8 +409,9 @@ def test_gradcheck():
     assert torch.autograd.gradcheck(forward, (x, *params.values()))
 
 
-def test_autocast_bf16():
-    conv = randomize(PWSConv2d(4, 6, 3, gamma=1e-5))
+@pytest.mark.parametrize('keep_mean', [False, True])
+def test_autocast_bf16(keep_mean):
+    conv = randomize(PWSConv2d(4, 6, 3, gamma=1e-5, keep_mean=keep_mean))
     x = torch.randn(1, 4, 5, 5)
     with torch.autocast('cpu', dtype=torch.bfloat16):
         y = conv(x)
@@ -370,8 +420,8 @@ def test_autocast_bf16():
 
 
 def test_effective_weight_is_that_of_the_equivalent_convolution():
-    for alpha in ('channel', 'layer', 'fixed'):
-        conv = randomize(PWSConv2d(4, 6, 3, alpha=alpha))
+    for alpha, keep_mean in product(('channel', 'layer', 'fixed'), (False, True)):
+        conv = randomize(PWSConv2d(4, 6, 3, alpha=alpha, keep_mean=keep_mean))
         plain = nn.Conv2d(4, 6, 3)
         plain.weight.data.copy_(conv.effective_weight())
         plain.bias.data.copy_(conv.expanded_bias())
@@ -412,4 +462,5 @@ def test_repr_names_what_differs():
     assert 'gamma=0.1, relative_gamma=True' in text
     text = repr(PWSConv2d(4, 6, 3, scale=False, alpha='layer', beta=False))
     assert "scale=False, alpha='layer', beta=False" in text
-    assert 'bias' not in text
+    assert 'bias' not in text and 'mean' not in text
+    assert repr(PWSConv2d(4, 6, 3, keep_mean=True)).endswith(', keep_mean=True)')

@@ -17,6 +17,7 @@ LAYERS = {
     'one alpha': lambda **options: PWSConv2d(4, 6, 3, alpha='layer', **options),
     'no alpha': lambda **options: PWSConv2d(4, 6, 3, alpha='fixed', **options),
     'no scale': lambda **options: PWSConv2d(4, 6, 3, scale=False, **options),
+    'kept mean': lambda **options: PWSConv2d(4, 6, 3, keep_mean=True, **options),
     'WN': lambda **options: WNConv2d(4, 6, 3, **options),
     'WN, trained g': lambda **options: WNConv2d(4, 6, 3, g='trained', **options),
     'ScaledWS': lambda **options: ScaledWSConv2d(4, 6, 3, **options),
@@ -37,7 +38,7 @@ def x():
 def randomized(conv):
     """The layer with parameters that all matter to its output."""
     with torch.no_grad():
-        for p in conv.parameters():
+        for p in conv.state_dict().values():  # also buffers
             p.copy_(torch.randn_like(p) + 0.5)
     return conv
 
@@ -77,12 +78,17 @@ def test_switch_to_deploy_gives_the_layer_the_weights_of_fuse(name, options, x):
     assert torch.equal(conv.effective_weight(), conv.weight)
 
 
-def test_deployed_layers_refuse_the_weights_of_before():
-    conv = PWSConv2d(4, 6, 3)
+@pytest.mark.parametrize('keep_mean', [False, True])
+def test_deployed_layers_refuse_the_weights_of_before(keep_mean):
+    conv = PWSConv2d(4, 6, 3, keep_mean=keep_mean)
     weights = conv.state_dict()
     conv.switch_to_deploy()
-    with pytest.raises(ValueError, match='has become a plain convolution'):
-        conv.load_state_dict(weights)
+    assert conv.mean is None and list(conv.state_dict()) == ['weight', 'bias']
+    for some in (weights, {k: v for k, v in weights.items() if k != 'alpha'}):
+        if len(some) > 2:
+            with pytest.raises(ValueError, match='has become a plain convolution'):
+                conv.load_state_dict(some)
+    conv.load_state_dict(conv.state_dict())
 
 
 @pytest.mark.parametrize(
@@ -91,7 +97,7 @@ def test_deployed_layers_refuse_the_weights_of_before():
     ids=['pruned', 'parametrized'],
 )
 def test_a_changed_parameter_can_be_fused_but_not_switched(change, x):
-    conv = randomized(PWSConv2d(4, 6, 3))
+    conv = randomized(PWSConv2d(4, 6, 3, keep_mean=True))
     change(conv)
     expected = conv(x)
     torch.testing.assert_close(conv.fuse()(x), expected)

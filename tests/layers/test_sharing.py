@@ -25,7 +25,9 @@ class Head(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.convs = nn.Sequential(PWSConv2d(3, 4, 3), nn.ReLU(), WNConv2d(4, 3, 1))
+        pws = PWSConv2d(3, 4, 3, keep_mean=True)
+        nn.init.normal_(pws.mean)
+        self.convs = nn.Sequential(pws, nn.ReLU(), WNConv2d(4, 3, 1))
         self.region = lambda function, x: function(x)
 
     def forward(self, maps):
@@ -166,8 +168,8 @@ def test_replicas_of_data_parallel(counted, monkeypatch):
     )
     head, x = Head(), maps()
     singles = [copy.deepcopy(head) for _ in range(2)]
-    for p in singles[1].parameters():
-        p.data.add_(1)
+    for p in singles[1].state_dict().values():  # also the mean, a buffer
+        p.add_(1)
     replicas = replicate(share_filters(head), [0, 1])
     both_are_in = threading.Barrier(2)
 
@@ -235,11 +237,11 @@ def test_filters_of_other_parameters_are_computed_again(reparametrize):
 
 
 @pytest.mark.parametrize('grad', [True, False])
-@pytest.mark.parametrize('name', ['weight', 'alpha'])
+@pytest.mark.parametrize('name', ['weight', 'alpha', 'mean'])
 def test_filters_of_parameters_that_changed_in_place_are_computed_again(
     counted, name, grad
 ):
-    conv, x = PWSConv2d(3, 4, 3), maps()[0]
+    conv, x = PWSConv2d(3, 4, 3, keep_mean=True), maps()[0]
     new = torch.randn_like(getattr(conv, name))
     wanted = functional_call(conv, {name: new}, x)
     counted.clear()

@@ -8,18 +8,20 @@ from hypothesis import strategies as st
 from pws_mmdet import standardize_weight
 
 
-def formula(weight, alpha=None, gamma=1e-4, scale=True):
+def formula(weight, alpha=None, gamma=1e-4, scale=True, mean=None):
     """Equation (12), one filter after the other, in fp64."""
     filters = []
     for o, w in enumerate(weight.double()):
         n = w.numel()
-        mean = w.sum() / n
-        variance = ((w - mean) ** 2).sum() / n
-        w_hat = (w - mean) / (variance + gamma) ** 0.5
+        own_mean = w.sum() / n
+        variance = ((w - own_mean) ** 2).sum() / n
+        w_hat = (w - own_mean) / (variance + gamma) ** 0.5
         if scale:
             w_hat = w_hat * (2 / n) ** 0.5
         if alpha is not None:
             w_hat = w_hat * alpha[o if len(alpha) > 1 else 0].double()
+        if mean is not None:
+            w_hat = w_hat + mean[o].double()
         filters.append(w_hat)
     return torch.stack(filters)
 
@@ -33,25 +35,32 @@ def fan_in(weight):
     gamma=st.floats(1e-6, 1.0),
     scale=st.booleans(),
     alpha_mode=st.sampled_from(['channel', 'layer', None]),
+    keep_mean=st.booleans(),
     seed=st.integers(0, 2**16),
 )
 @settings(deadline=None, max_examples=200)
-def test_agrees_with_the_formula(shape, gamma, scale, alpha_mode, seed):
+def test_agrees_with_the_formula(shape, gamma, scale, alpha_mode, keep_mean, seed):
     generator = torch.Generator().manual_seed(seed)
     weight = torch.randn(shape, generator=generator, dtype=torch.float64) + 0.3
     alpha = None
     if alpha_mode:
         size = shape[0] if alpha_mode == 'channel' else 1
         alpha = torch.randn(size, generator=generator, dtype=torch.float64)
-    expected = formula(weight, alpha, gamma, scale)
+    mean = None
+    if keep_mean:
+        mean = torch.randn(shape[0], generator=generator, dtype=torch.float64)
+    expected = formula(weight, alpha, gamma, scale, mean)
     torch.testing.assert_close(
-        standardize_weight(weight, alpha, gamma, scale), expected
+        standardize_weight(weight, alpha, gamma, scale, mean=mean), expected
     )
     alpha32 = None if alpha is None else alpha.float()
+    mean32 = None if mean is None else mean.float()
     # In fp32 digits are lost if the variance is far below or far above gamma.
     torch.testing.assert_close(
-        standardize_weight(weight.float(), alpha32, gamma, scale).double(),
-        formula(weight.float(), alpha32, gamma, scale),
+        standardize_weight(
+            weight.float(), alpha32, gamma, scale, None, mean32
+        ).double(),
+        formula(weight.float(), alpha32, gamma, scale, mean32),
         rtol=1e-4,
         atol=1e-5,
     )
@@ -100,10 +109,15 @@ def test_invariant_to_scale_and_shift_up_to_gamma(factor, shift):
         assert not torch.allclose(different, standardize_weight(weight, gamma=1.0))
 
 
-def test_average_gradient_is_zero():
-    """Equation (13): E[grad W_o] = 0 for any gradient of the filters."""
+@pytest.mark.parametrize('mean', [None, torch.arange(8.0)])
+def test_average_gradient_is_zero(mean):
+    """Equation (13): E[grad W_o] = 0 for any gradient of the filters.
+
+    Also if they keep a mean, because it is a constant.
+    """
     weight = torch.randn(8, 4, 3, 3, dtype=torch.float64, requires_grad=True)
-    (standardize_weight(weight) * torch.randn(8, 4, 3, 3)).sum().backward()
+    filters = standardize_weight(weight, mean=mean)
+    (filters * torch.randn(8, 4, 3, 3)).sum().backward()
     assert weight.grad.abs().mean() > 1e-3
     assert weight.grad.mean(dim=(1, 2, 3)).abs().max() < 1e-12
 
@@ -125,10 +139,12 @@ def test_gradcheck(scale):
 def test_half_weights_are_computed_in_fp32(dtype):
     weight = (torch.randn(8, 4, 3, 3) * 1e-3).to(dtype)
     alpha = torch.rand(8).to(dtype)
-    result = standardize_weight(weight, alpha, gamma=1e-8)  # 1e-8 is 0 in fp16
-    assert result.dtype == dtype
-    expected = formula(weight, alpha, 1e-8).to(dtype)
-    torch.testing.assert_close(result, expected)
+    for mean in (None, torch.randn(8).to(dtype)):
+        # 1e-8 is 0 in fp16.
+        result = standardize_weight(weight, alpha, gamma=1e-8, mean=mean)
+        assert result.dtype == dtype
+        expected = formula(weight, alpha, 1e-8, mean=mean).to(dtype)
+        torch.testing.assert_close(result, expected)
 
 
 def test_autocast_does_not_lower_the_precision():

@@ -94,7 +94,7 @@ def config_of(line, parse):
 
 @pytest.mark.parametrize('config', CONFIGS)
 def test_the_papers_blocks_lead_to_a_training_with_stock_blocks(config, parse_train):
-    """The backbone is that of the config that starts from BN, and nothing else changes."""
+    """The backbone becomes that of the config that starts from BN; all else stays."""
     old = Config.fromfile(config)
     lines = message_of(old)
     assert lines[0] == (
