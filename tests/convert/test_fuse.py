@@ -382,7 +382,7 @@ def test_a_weight_that_the_network_reads_itself_is_kept():
         feat_channels=8,
         stacked_convs=2,
         anchor_type='anchor_free',
-        conv_cfg=dict(type='PWS'),
+        conv_cfg=dict(type='PWS', keep_mean=True),
         norm_cfg=dict(type='NoNorm'),
         anchor_generator=dict(
             type='AnchorGenerator',

@@ -142,7 +142,7 @@ def random_model(cfg):
             nn.init.constant_(p, 0.1)
     for name, mean in model.named_buffers():
         if name.endswith('conv.mean'):  # of PWS with keep_mean
-            nn.init.normal_(mean, std=0.01)
+            nn.init.normal_(mean, std=0.001)
     return model
 
 

@@ -26,7 +26,7 @@ class Head(nn.Module):
     def __init__(self):
         super().__init__()
         pws = PWSConv2d(3, 4, 3, keep_mean=True)
-        nn.init.normal_(pws.mean)
+        nn.init.normal_(pws.mean, std=0.1)
         self.convs = nn.Sequential(pws, nn.ReLU(), WNConv2d(4, 3, 1))
         self.region = lambda function, x: function(x)
 

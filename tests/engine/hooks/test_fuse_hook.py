@@ -107,12 +107,18 @@ def test_a_second_test_uses_the_new_weights(runner):
 
 def test_averaged_weights_are_fused(runner, tmp_path):
     ema = dict(type='EMAHook', ema_type='ExpMomentumEMA', momentum=0.1, gamma=1)
-    runner(Net(), custom_hooks=[ema], batch_size=1).train()
+    kept = functools.partial(PWSConv2d, keep_mean=True)
+    model = Net(kept)
+    nn.init.normal_(model.conv.mean)
+    runner(model, custom_hooks=[ema], batch_size=1).train()
     path = tmp_path / 'work_dir/epoch_1.pth'
     checkpoint = torch.load(path, weights_only=False)
-    averaged = Net()
+    for key in ('state_dict', 'ema_state_dict'):  # a constant stays as it is
+        name = 'module.conv.mean' if 'ema' in key else 'conv.mean'
+        assert torch.equal(checkpoint[key][name], model.conv.mean)
+    averaged = Net(kept)
     averaged.load_state_dict(checkpoint['state_dict'])
-    trained = Net()
+    trained = Net(kept)
     keys = checkpoint['ema_state_dict']
     trained.load_state_dict(
         {k.removeprefix('module.'): v for k, v in keys.items() if 'module.' in k}
@@ -120,7 +126,7 @@ def test_averaged_weights_are_fused(runner, tmp_path):
     expected, other = (torch.stack(m(inputs())) for m in (averaged, trained))
     assert (expected - other).abs().max() > 1e-3, 'or this tests nothing'
 
-    model = Net()
+    model = Net(kept)
     # Resuming gives the network the weights before averaging.
     tester = runner(model, custom_hooks=[ema], resume=True, load_from=str(path))
     outputs = tester.test()['test/outputs']
