@@ -35,15 +35,14 @@ HAS_ALLOW_LIST = Version(torch.__version__).release >= (2, 6)
 PRIVATE_NAMES = {
     'torch 2.13': (
         *('_BatchNorm', '_C', '_ConvNd', '_are_functorch_transforms_active'),
-        *('_backward_hooks', '_backward_pre_hooks', '_conv_forward'),
+        *('_backward_hooks', '_backward_pre_hooks', '_buffers', '_conv_forward'),
         *('_cuda_getCurrentRawStream', '_cuda_getDevice', '_current_graph_task_id'),
         *('_current_level', '_foreach_norm', '_forward_hooks'),
         *('_forward_pre_hooks', '_functorch', '_get_allowed_globals'),
         *('_get_tracing_state', '_iterator', '_len_torch_dispatch_stack'),
         *('_load_from_state_dict', '_modules', '_parameters', '_python_dispatch'),
         *('_pytree', '_register_load_state_dict_pre_hook'),
-        *('_reversed_padding_repeated_twice', '_schema', '_tensor_name'),
-        *('_torchdynamo_orig_callable', '_utils', '_version'),
+        *('_tensor_name', '_torchdynamo_orig_callable', '_utils', '_version'),
         '_weights_only_unpickler',
     ),
     'mmengine 0.10.7': (

@@ -111,7 +111,10 @@ def convert_folded(
         set_filters(pws, conv.weight, conv.bias, generator)
         trained = conv.weight.requires_grad
         replace_module(plain, layer.name, pws.eval().requires_grad_(trained))
-    return ConversionReport(ConvertedLayer(x.name, x.kept) for x in layers)
+    return ConversionReport(
+        ConvertedLayer(x.name, x.kept, '' if x.called else 'no forward pass called it')
+        for x in layers
+    )
 
 
 def convert_to_pws(
@@ -180,10 +183,6 @@ def convert_to_pws(
         if all(layer.kept for layer in layers):
             raise ValueError(_nothing_to_convert(model, layers))
         report = convert_folded(plain, layers, make_pws, seed)
-    uncalled = {layer.name for layer in layers if not layer.called}
-    for line in report:
-        if line.name in uncalled:
-            line.reason = line.reason or 'no forward pass called it'
     report += other_convolutions(plain, {layer.name for layer in layers})
     return plain[0] if alone else plain, report
 

@@ -73,8 +73,6 @@ class NFCifarResNet(PWSCifarResNet):
         skip_scale: float = 0.2,
         **kwargs,
     ) -> None:
-        if registered(conv_cfg) is ScaledWSConv2d:
-            kwargs.setdefault('stem_conv_cfg', {**conv_cfg, 'activation_gain': 1.0})
         super().__init__(
             depth, base_channels, conv_cfg=conv_cfg, pre_activation=True, **kwargs
         )
@@ -85,6 +83,13 @@ class NFCifarResNet(PWSCifarResNet):
                 block.skip_scale = skip_scale
                 variance = 1.0 if block.downsample is not None else variance
                 variance += skip_scale**2
+
+    def _make_stem_layer(self, in_channels: int, stem_channels: int) -> None:
+        conv_cfg = self.conv_cfg
+        if registered(conv_cfg) is ScaledWSConv2d:
+            self.conv_cfg = {**conv_cfg, 'activation_gain': 1.0}
+        super()._make_stem_layer(in_channels, stem_channels)
+        self.conv_cfg = conv_cfg
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         return tuple(RELU_GAIN * out for out in super().forward(x))
