@@ -40,6 +40,7 @@ OWN = {
         relative_gamma=st.booleans(),
         scale=st.booleans(),
         alpha=st.sampled_from(['channel', 'layer', 'fixed']),
+        keep_mean=st.booleans(),
     ),
     WNConv2d: dict(g=st.sampled_from(['fixed', 'trained'])),
     ScaledWSConv2d: dict(
@@ -149,7 +150,11 @@ WRONG = dict(
 )
 WRONG_OWN = {
     PWSConv2d: dict(
-        gamma=[*NO_NUMBER, True], relative_gamma=NO_FLAG, scale=NO_FLAG, alpha=NO_MODE
+        gamma=[*NO_NUMBER, True],
+        relative_gamma=NO_FLAG,
+        scale=NO_FLAG,
+        alpha=NO_MODE,
+        keep_mean=NO_FLAG,
     ),
     WNConv2d: dict(g=NO_MODE),
     ScaledWSConv2d: dict(eps=[*NO_NUMBER, True], activation_gain=NO_NUMBER),

@@ -17,7 +17,7 @@ NAMES = ('zero', 'one', 'two', 'three', 'four', 'five', 'six', 'seven', 'eight',
 
 STOCK_ORDER = """
 model = dict(
-    backbone=dict(pre_activation=False),
+    backbone=dict(pre_activation=False, conv_cfg=dict(keep_mean=True)),
     test_cfg=dict(rcnn=dict(score_thr=0.0, max_per_img=20)),
 )
 """

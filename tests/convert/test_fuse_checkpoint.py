@@ -76,7 +76,12 @@ def test_mmdetection_alone_loads_a_stock_network(detector, digits, run, tmp_path
 
 @pytest.mark.parametrize('base, header', [(SSD, 'Needs pws_mmdet')], ids=['SSD'])
 def test_inference(detector, digits, tmp_path, base, header):
-    changes = 'model = dict(test_cfg=dict(score_thr=0.0, max_per_img=20))'
+    changes = """
+model = dict(
+    backbone=dict(conv_cfg=dict(keep_mean=True)),
+    test_cfg=dict(score_thr=0.0, max_per_img=20),
+)
+"""
     config, checkpoint, model = detector(base, changes=changes)
     paths = fuse_checkpoint(config, checkpoint, tmp_path / 'new/folder')
     assert paths == tuple(tmp_path / f'new/folder/mine.{end}' for end in ('py', 'pth'))

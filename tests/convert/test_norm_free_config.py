@@ -44,8 +44,12 @@ def test_a_config_that_inherits(tmp_path):
     assert backbone.init_cfg.checkpoint == base.model.backbone.init_cfg.checkpoint
     assert cfg.model.bbox_head.loss_cls == base.model.bbox_head.loss_cls
     model = MODELS.build(cfg.model)
-    assert isinstance(model.neck.fpn_convs[0].conv, PWSConv2d)
-    assert isinstance(model.bbox_head.cls_convs[0].conv, PWSConv2d)
+    for conv in (model.neck.fpn_convs[0].conv, model.bbox_head.cls_convs[0].conv):
+        assert isinstance(conv, PWSConv2d)
+    # so that it can take over weights that were trained with BN
+    convs = [m for m in model.modules() if isinstance(m, PWSConv2d)]
+    assert all(conv.mean is not None for conv in convs)
+    assert 'keep_mean' in out.read_text()
     assert not any(layer.kind == NORM for layer in summarize_model(model).layers)
 
 

@@ -206,12 +206,38 @@ def test_transforms_of_functions(device):
     torch.testing.assert_close(traced(weights[1]), wanted[1])
 
 
+@pytest.mark.parametrize('dtype', [torch.float32, *HALF], ids=str)
+@pytest.mark.parametrize('gains', ['filter', 'layer', 'none'])
+def test_means_are_added_to_the_filters(gains, dtype, device):
+    weight, alpha = make((4, 16, 3, 3), gains, device)
+    mean = torch.randn(4, device=device)
+    made = standardize_weight(weight, alpha, 1e-3, dtype=dtype, mean=mean)
+    assert 'Standardize' in type(made.grad_fn.next_functions[0][0]).__name__
+    shift = mean.double().view(-1, 1, 1, 1)
+    wanted = formula(weight, alpha, 1e-3, True) + shift
+    assert made.dtype == dtype
+    error = (made.double() - wanted).norm() / wanted.norm()
+    assert error < max(2 * torch.finfo(dtype).eps, 2e-5)
+    grad = torch.randn_like(weight).to(dtype)
+    inputs = [p for p in (weight, alpha) if p is not None]
+    without = standardize_weight(weight, alpha, 1e-3, dtype=dtype)
+    for a, b in zip(
+        torch.autograd.grad(made, inputs, grad),
+        torch.autograd.grad(without, inputs, grad),
+        strict=True,
+    ):
+        assert torch.equal(a, b)  # the mean is a constant
+
+
+@pytest.mark.parametrize('keep_mean', [False, True])
 @pytest.mark.parametrize('dtype', HALF, ids=str)
-def test_autocast(dtype, device):
+def test_autocast(dtype, keep_mean, device):
     """The kernel writes the filters in the dtype of the convolution."""
     if device.type == 'cpu':
         pytest.skip('the kernel supports the autocast of GPUs only')
-    conv = PWSConv2d(8, 8, 3).to(device)
+    conv = PWSConv2d(8, 8, 3, keep_mean=keep_mean).to(device)
+    if keep_mean:
+        nn.init.normal_(conv.mean, std=0.1)
     x = torch.randn(2, 8, 6, 6, device=device)
 
     def results():

@@ -29,6 +29,7 @@ LAYERS = {
     'PWS, relative gamma': functools.partial(Conv, gamma=0.1, relative_gamma=True),
     'PWS, groups': functools.partial(Conv, groups=4),
     'PWS, unscaled': functools.partial(Conv, scale=False),
+    'PWS, kept mean': functools.partial(Conv, keep_mean=True),
     'WN': functools.partial(WNConv2d, CHANNELS, CHANNELS, 3, padding=1),
     'ScaledWS': functools.partial(ScaledWSConv2d, CHANNELS, CHANNELS, 3, padding=1),
     'SN': functools.partial(SwitchableNorm2d, CHANNELS),
@@ -48,6 +49,8 @@ def make(name, device):
     for key, p in layer.named_parameters():
         if key != 'weight' or p.dim() == 1:
             nn.init.uniform_(p, 0.5, 1.5)
+    if getattr(layer, 'mean', None) is not None:
+        nn.init.normal_(layer.mean, std=0.05)
     x = torch.randn(4, CHANNELS, 12, 12)
     return layer.to(device), x.to(device)
 

@@ -14,6 +14,7 @@ from pws_mmdet.convert import PWSPretrainedInit
 from pws_mmdet.layers import NoNorm
 from pws_mmdet.utils.config import (
     build_model,
+    dict_at,
     drop_pretrained,
     registered,
     type_name,
@@ -32,6 +33,13 @@ def test_types_are_found_by_name(scope):
 def test_types_may_be_classes():
     assert registered(dict(type=NoNorm)) is NoNorm
     assert type_name(ConfigDict(type=NoNorm)) == 'NoNorm'
+
+
+def test_a_dict_below_keys():
+    cfg = Config(dict(a=dict(b=dict(c=1)), d=[dict(e=2)], f=None))
+    assert dict_at(cfg, 'a', 'b') == dict(c=1)
+    for keys in (('a', 'b', 'c'), ('d', 'e'), ('f', 'g'), ('x', 'y')):
+        assert dict_at(cfg, *keys) is None
 
 
 def test_a_part_without_a_type_has_no_class():
