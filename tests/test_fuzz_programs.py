@@ -33,7 +33,7 @@ PROGRAMS = sorted(
     for path in folder.glob('*.py')
     if "if __name__ == '__main__':" in path.read_text()
 )
-PROGRAMS += ['benchmarks/conversion_loss.py', 'benchmarks/train_speed.py']
+PROGRAMS += ['benchmarks/conversion_mmdet.py', 'benchmarks/train_speed.py']
 # Options that keep a run short if no argument is wrong
 CHEAP = {
     'run_table.py': ['--dry-run'],
