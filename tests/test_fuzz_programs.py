@@ -320,14 +320,7 @@ def test_a_full_disk_keeps_the_old_file(path, arguments, try_program, monkeypatc
 # A command line of each program that is right, or that fails late and quickly
 RIGHT = {
     'summarize': ['conv.py', '--no-macs'],
-    'conversion_loss': [
-        DETECTOR,
-        DETECTOR,
-        'none.pth',
-        'out.jsonl',
-        '--calibrate',
-        'images',
-    ],
+    'conversion_mmdet': [DETECTOR, DETECTOR, 'none.pth', 'out.jsonl'],
     'make_table': ['table1', '--scale', 'mini'],
     'plot_curves': ['record.json', '-o', 'out.png'],
     'plot_variance': ['work', '--figure', 'layers', '--table', 'out.csv'],

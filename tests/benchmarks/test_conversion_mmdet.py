@@ -19,7 +19,7 @@ CONFIGS = [f'configs/mini/ssd96_vgg16_{norm}_digits.py' for norm in ('pws', 'bn'
 RECORDS = [
     path
     for path in sorted((ROOT / 'docs/results/conversion').glob('*.jsonl'))
-    if path.stem != 'real'  # of conversion_real.py, on a page of its own
+    if path.stem != 'real'  # of conversion_real.py
 ]
 
 

@@ -368,7 +368,7 @@ def test_seeds_share_a_cell():
 
 
 def test_published_tables_are_those_of_the_records():
-    page = (ROOT / 'docs/results/conversion-real.md').read_text()
+    page = (ROOT / 'docs/results/conversion.md').read_text()
     table = to_markdown(read_records(RECORDS))
     assert f'<!-- real -->\n{table}<!-- /real -->' in page
 

@@ -20,11 +20,7 @@ from pws_mmdet.utils.records import read_records
 CPU = torch.device('cpu')
 LAYER = 'conv 3x3, 64 channels, H/4'
 MASK_RCNN = 'Mask R-CNN R-50-FPN'
-RECORDS = [
-    path
-    for path in sorted((ROOT / 'docs/benchmarks').glob('*.jsonl'))
-    if path.stem != 'conversion-time'  # of conversion_time.py
-]
+RECORDS = sorted((ROOT / 'docs/benchmarks').glob('*.jsonl'))
 
 
 @pytest.fixture
