@@ -36,7 +36,7 @@ EXCEPTIONS = {
     # and the mean and deviation of pixels, that these were trained with.
     r'configs/mask_rcnn_r50': r'model\.(backbone|data_preprocessor)\..+',
     # NF is a network and an optimizer as well.
-    r'_nf_': r'model\.backbone\.type | optim_wrapper\.(type | agc\..+)',
+    r'_nf_': r'model\.backbone\.(type | skip_init) | optim_wrapper\.(type | agc\..+)',
     # BN, GN and so on have MMDetection's blocks, PWS has the authors'. These have LN
     # after the stem and before the pooling, in the networks of WN and of PWS.
     r'imagenet/': r"""

@@ -1,7 +1,11 @@
-# NF-ResNet: scaled weight standardization, SkipInit, calculated variances, AGC
+# NF-ResNet: scaled weight standardization, calculated variances, AGC
 _base_ = 'resnet20_normal_digits.py'
 
-model = dict(backbone=dict(type='NFCifarResNet', conv_cfg=dict(type='ScaledWS')))
+# All branches learn from the first step. With SkipInit, which starts them at 0, most of
+# the 660 steps pass before they learn.
+model = dict(
+    backbone=dict(type='NFCifarResNet', conv_cfg=dict(type='ScaledWS'), skip_init=1.0)
+)
 
 # As in the source: no weight decay for biases and gains, no clipping of the last layer
 optim_wrapper = dict(

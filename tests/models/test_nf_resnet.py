@@ -62,11 +62,14 @@ def test_blocks_compute_the_formula():
     assert blocks_of(net)[3].downsample is not None
 
 
-def test_a_block_starts_as_its_shortcut():
-    net = NFCifarResNet(20, base_channels=2)
+@pytest.mark.parametrize('options', [dict(), dict(skip_init=1.0)])
+def test_a_block_starts_as_its_shortcut_or_not(options):
+    net = NFCifarResNet(20, base_channels=2, **options)
     net.init_weights()
+    gain = options.get('skip_init', 0.0)
+    assert {block.skip_gain.item() for block in blocks_of(net)} == {gain}
     block, x = blocks_of(net)[1], torch.randn(1, 2, 6, 6)
-    assert torch.equal(block(x), x)
+    assert torch.equal(block(x), x) == (gain == 0)
 
 
 def test_the_last_relu_has_its_gain():

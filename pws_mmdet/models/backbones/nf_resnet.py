@@ -19,8 +19,8 @@ class NFBasicBlock(PreActBasicBlock):
     Attributes:
         std: The expected standard deviation of the input. The network sets it.
         skip_scale: The branch's share, a constant.
-        skip_gain: SkipInit, a trained scalar of shape (1,), which starts at 0: the
-            block starts as its shortcut.
+        skip_gain: SkipInit, a trained scalar of shape (1,). It starts at 0, unless
+            the network sets it: the block starts as its shortcut.
 
     Source: Brock et al. 2021, "Characterizing signal propagation to close the
     performance gap in unnormalized ResNets"; SkipInit: De & Smith 2020.
@@ -55,6 +55,8 @@ class NFCifarResNet(PWSCifarResNet):
         depth, base_channels: As of :class:`PWSCifarResNet`.
         conv_cfg: Convolution layers.
         skip_scale: The share of each branch.
+        skip_init: What ``skip_gain`` starts from. 0 is SkipInit; at 1 all branches
+            learn from the first step.
         **kwargs: As of :class:`PWSCifarResNet`, without ``pre_activation``.
 
     Raises:
@@ -71,6 +73,7 @@ class NFCifarResNet(PWSCifarResNet):
         base_channels: int = 16,
         conv_cfg: dict = dict(type='ScaledWS'),
         skip_scale: float = 0.2,
+        skip_init: float = 0.0,
         **kwargs,
     ) -> None:
         super().__init__(
@@ -81,6 +84,7 @@ class NFCifarResNet(PWSCifarResNet):
             if isinstance(block, NFBasicBlock):
                 block.std = math.sqrt(variance)
                 block.skip_scale = skip_scale
+                nn.init.constant_(block.skip_gain, skip_init)
                 variance = 1.0 if block.downsample is not None else variance
                 variance += skip_scale**2
 
