@@ -11,9 +11,10 @@ PRETRAIN := --pretrain
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 endif
 
-# Processes of the quick tests. Each slow test uses several cores by itself.
+# Processes of the quick tests. Most slow tests use several cores by themselves.
 JOBS := auto
 PARALLEL := -n $(JOBS) --maxprocesses 8 --dist loadfile
+PARALLEL_SLOW := -n $(JOBS) --maxprocesses 2 --dist worksteal
 
 .PHONY: help install demo test test-quick test-stacks lint clean
 
@@ -27,7 +28,7 @@ demo: install ## train and test a small norm-free detector
 	PYTHON=python tools/demo.sh
 
 test: test-quick ## all tests: the quick ones first, then the programs from end to end
-	$(PY) -m pytest tests -m slow --durations 25
+	$(PY) -m pytest tests -m slow $(PARALLEL_SLOW) --durations 25
 
 test-quick: ## the quick tests only
 	@tools/install.sh $(PRETRAIN)
