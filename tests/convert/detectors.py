@@ -6,6 +6,8 @@ from mmengine.config import Config, ConfigDict
 from mmengine.registry import MODELS
 from torch import nn
 
+from pws_mmdet import PWSConv2d
+
 MASK_RCNN = 'configs/mini/mask_rcnn_r18_fpn_pws_digits.py'
 
 
@@ -35,8 +37,8 @@ def randomized(model):
         elif name.endswith('.bias'):
             nn.init.normal_(p, std=0.2)
     for layer in model.modules():
-        if getattr(layer, 'mean', None) is not None:  # PWS with keep_mean
-            nn.init.normal_(layer.mean, std=0.02)
+        if isinstance(layer, PWSConv2d) and layer.mean is not None:
+            nn.init.normal_(layer.mean, std=0.3 / layer.weight[0].numel())
         if isinstance(layer, nn.BatchNorm2d):
             nn.init.uniform_(layer.weight, 0.5, 1.5)
             nn.init.normal_(layer.running_mean, std=0.2)
