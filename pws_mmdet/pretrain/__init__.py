@@ -1,4 +1,4 @@
-"""Import mmpretrain for the classification configs.
+"""Import mmpretrain for the classification configs, and register ``AnyCIFAR10``.
 
     custom_imports = dict(imports=['pws_mmdet.pretrain'])
 
@@ -9,9 +9,12 @@ Raises:
         because MMEngine replaces the text of those in ``custom_imports``.
 """
 
-from .compat import import_mmpretrain
+from ..compat import import_mmpretrain
 
 try:
     import_mmpretrain()
+    from .cifar10 import AnyCIFAR10
 except ImportError as e:
     raise RuntimeError(str(e)) from e
+
+__all__ = ['AnyCIFAR10']
