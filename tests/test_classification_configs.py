@@ -44,6 +44,8 @@ TABLE_4 = [
 TABLE_5 = [
     f'imagenet/resnet50_{row}_in1k' for row in ('bn', 'gn', 'ln', 'in', 'wn', 'pws')
 ]
+# the classifier of the authors' repository
+RESNET34 = [f'cifar10/resnet34_{row}_cifar10' for row in ('bn', 'gn', 'pws')]
 NORMS = dict(bn=_BatchNorm, gn=nn.GroupNorm, ln=nn.GroupNorm, sn=SwitchableNorm2d)
 NORMS['in'] = AnySizeInstanceNorm2d
 CONVS = dict(wn=WNConv2d, nf=ScaledWSConv2d, pws=PWSConv2d)
@@ -68,7 +70,7 @@ def row_of(name):
 
 
 def test_all_rows_of_the_tables_are_there():
-    assert set(CONFIGS) == {*TABLE_4, *TABLE_5}
+    assert set(CONFIGS) == {*TABLE_4, *TABLE_5, *RESNET34}
 
 
 @pytest.mark.parametrize('name', CONFIGS)
@@ -105,7 +107,7 @@ def test_rows_differ_in_convolution_and_norm_alone(name):
     if row in NORMS:
         assert norms == names_of(model, NORMS[row])
         assert len(norms) == len(convs)
-    elif name in TABLE_5:  # "LN to normalize the input and the output"
+    elif name in (*TABLE_5, *RESNET34):  # "LN to normalize the input and the output"
         assert norms == ['backbone.gn1', 'backbone.out_norm']
         groups = [model.get_submodule(norm).num_groups for norm in norms]
         assert groups == [1, 1]
@@ -125,6 +127,7 @@ def test_groups_of_the_gn_rows():
     for name, expected in (
         ('cifar10/resnet56_gn_cifar10', 8),
         ('cifar10/convpool_gn_cifar10', 32),
+        ('cifar10/resnet34_gn_cifar10', 32),
         ('imagenet/resnet50_gn_in1k', 32),
         ('imagenet/resnet50_ln_in1k', 1),
     ):
@@ -170,7 +173,8 @@ def test_settings_of_the_paper(name):
         assert cfg.auto_scale_lr.base_batch_size == 64
     else:
         assert optimizer.lr == 0.1
-        assert [m / epochs for m in steps.milestones] == [0.5, 0.75, 0.9]
+        last = [] if name in RESNET34 else [0.9]
+        assert [m / epochs for m in steps.milestones] == [0.5, 0.75, *last]
         assert epochs == 200 or name.startswith('mini/')
         batch_size = cfg.train_dataloader.batch_size
         assert batch_size == cfg.auto_scale_lr.base_batch_size == 128
@@ -190,12 +194,28 @@ def test_what_goes_with_the_training(name):
     assert cfg.default_hooks.sampler_seed.type == 'EpochSeedHook'
     hooks = {hook.type: hook for hook in cfg.get('custom_hooks', [])}
     has_shortcuts = 'resnet' in name and row_of(name) == 'pws'
+    has_shortcuts = has_shortcuts and name not in RESNET34  # alpha starts at 1
     assert ('PWSAlphaInitHook' in hooks) == has_shortcuts
     if name.startswith('mini/'):
         assert hooks['DivergenceHook'].interval == 1
         assert cfg.randomness.seed == 0
     assert cfg.train_cfg.max_epochs % cfg.train_cfg.val_interval == 0
     assert cfg.train_cfg.max_epochs % cfg.default_hooks.checkpoint.interval == 0
+
+
+def test_resnet34_is_the_one_of_the_authors():
+    """Pre-activation, 64 to 512 channels, last BN of a block 0, no pooling."""
+    for name in RESNET34:
+        net = build(load(name)).backbone
+        convs = [m for m in net.modules() if isinstance(m, nn.Conv2d)]
+        assert len([c for c in convs if c.kernel_size == (3, 3)]) == 33
+        assert [convs[0].out_channels, convs[-1].out_channels] == [64, 512]
+        assert net.pre_activation and isinstance(net.maxpool, nn.Identity)
+        net.init_weights()
+        lasts = [m.norm2 for m in net.modules() if hasattr(m, 'norm2')]
+        assert len(lasts) == 16
+        if row_of(name) != 'pws':
+            assert not any(norm.weight.any() for norm in lasts)
 
 
 def test_augmentation_of_cifar10():

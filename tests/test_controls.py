@@ -38,8 +38,9 @@ EXCEPTIONS = {
     # NF is a network and an optimizer as well.
     r'_nf_': r'model\.backbone\.(type | skip_init) | optim_wrapper\.(type | agc\..+)',
     # BN, GN and so on have MMDetection's blocks, PWS has the authors'. These have LN
-    # after the stem and before the pooling, in the networks of WN and of PWS.
-    r'imagenet/': r"""
+    # after the stem and before the pooling, in the networks of WN and of PWS. So does
+    # the ResNet-34, with the authors' blocks in all rows.
+    r'imagenet/|resnet34': r"""
         ln(\..+)? | model\.backbone\.(pre_activation | (stem|out)_norm_cfg(\..+)?)
     """,
 }
@@ -93,6 +94,8 @@ def starting_layers_of(name):
         cfg.model.backbone.base_channels = 32
         if 'neck' in cfg.model and 'in_channels' in cfg.model.neck:
             cfg.model.neck.in_channels = [128, 256, 512, 1024]
+    elif 'resnet34' in name:
+        cfg.model.backbone.base_channels = 32
     model = model_of(cfg)
     model.init_weights()
     return layers_of(model)

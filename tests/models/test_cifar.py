@@ -33,6 +33,19 @@ def test_residual_network_has_its_depth(depth):
     assert strides == [(2, 2)] * 2, 'and none in the stem'
 
 
+@pytest.mark.parametrize('depth, millions', [(18, 11.2), (34, 21.3)])
+def test_four_stages(depth, millions):
+    """The convolutions of ResNet-18 and ResNet-34 for ImageNet, with another stem."""
+    with torch.device('meta'):
+        net = PWSCifarResNet(depth, base_channels=64, pre_activation=True)
+        assert num_weights(net) / 1e6 == pytest.approx(millions, abs=0.1)
+    convs = [m for m in types(net, nn.Conv2d) if m.kernel_size == (3, 3)]
+    assert len(convs) + 1 == depth, 'with the linear layer'
+    net = PWSCifarResNet(depth, base_channels=2)
+    (y,) = net(torch.randn(2, 3, 30, 33))
+    assert y.shape == (2, 16, 4, 5)
+
+
 def test_residual_network_has_the_papers_size():
     """Table 6 of He et al. 2016: 0.27 M and 0.85 M weights."""
     for depth, millions in ((20, 0.27), (56, 0.85)):

@@ -23,12 +23,15 @@ class PWSCifarResNet(PWSResNet):
     shortcut is a 1x1 convolution, as in every ResNet of MMDetection; the original
     shortcut has no parameters.
 
+    Depth 18 and 34 are the ResNets for ImageNet with this stem: four stages, whose
+    output is (N, 8 base_channels, H / 8, W / 8). ``base_channels`` is usually 64.
+
     With the defaults every convolution is a PWS one and nothing normalizes. All
     rows of Table 4 have the original order of layers (convolution, norm, ReLU), so
     that they differ in the norm alone.
 
     Args:
-        depth: 20, 32, 44, 56 or 110.
+        depth: 20, 32, 44, 56 or 110; 18 or 34 for four stages.
         base_channels: Channels of the first stage.
         conv_cfg: Convolution layers; None or ``dict(type='Conv2d')`` for plain ones.
         norm_cfg: Norm layer after each convolution. None is ``NoNorm``, with a bias
@@ -44,7 +47,9 @@ class PWSCifarResNet(PWSResNet):
     Source: He et al. 2016 ("Deep Residual Learning", section 4.2); Table 4.
     """
 
-    blocks_per_stage = {6 * m + 2: (m, m, m) for m in (3, 5, 7, 9, 18)}
+    blocks_per_stage = {6 * m + 2: (m, m, m) for m in (3, 5, 7, 9, 18)} | {
+        depth: PWSResNet.blocks_per_stage[depth] for depth in (18, 34)
+    }
     bottlenecks_from = math.inf
 
     def __init__(
@@ -64,6 +69,7 @@ class PWSCifarResNet(PWSResNet):
                 f'depth must be one of {tuple(self.blocks_per_stage)}, got {depth}'
             )
         is_plain = conv_cfg is None or registered(conv_cfg) in PLAIN
+        num_stages = len(self.blocks_per_stage[depth])
         super().__init__(
             depth,
             base_channels=base_channels,
@@ -73,10 +79,10 @@ class PWSCifarResNet(PWSResNet):
             pre_activation=pre_activation,
             norm_eval=norm_eval,
             zero_init_residual=zero_init_residual,
-            num_stages=3,
-            strides=(1, 2, 2),
-            dilations=(1, 1, 1),
-            out_indices=(2,),
+            num_stages=num_stages,
+            strides=(1, 2, 2, 2)[:num_stages],
+            dilations=(1,) * num_stages,
+            out_indices=(num_stages - 1,),
             deep_stem=False,
             **kwargs,
         )
