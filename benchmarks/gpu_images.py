@@ -1,29 +1,11 @@
 """The images of CIFAR-10 in a zip file."""
 
 import zipfile
-from collections.abc import Callable
 from pathlib import Path
 
+from pws_mmdet.utils.image_zip import read_images
 
-def read_images(path: Path, split: str, decode: Callable) -> tuple[list, list[int]]:
-    """Return the images and labels of a zip file with SPLIT/CLASS/NUMBER.jpg.
-
-    Args:
-        path: The file.
-        split: 'train' or 'test'.
-        decode: Makes an image of the bytes of a JPEG file.
-
-    Raises:
-        ValueError: If the file has no such images.
-    """
-    with zipfile.ZipFile(path) as archive:
-        names = [n for n in archive.namelist() if n.startswith(f'{split}/')]
-        names = sorted(n for n in names if not n.endswith('/'))
-        if not names:
-            raise ValueError(f'{path} has no {split}/CLASS/NUMBER.jpg')
-        classes = sorted({n.split('/')[1] for n in names})
-        labels = [classes.index(n.split('/')[1]) for n in names]
-        return [decode(archive.read(n)) for n in names], labels
+__all__ = ['pack', 'read_images']
 
 
 def pack(source: Path, target: Path, images: int) -> None:

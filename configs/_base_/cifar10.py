@@ -1,4 +1,5 @@
-# CIFAR-10 as in the paper, one process
+# CIFAR-10 as in the paper, one process. data_root is the folder of its files, or a zip
+# file with train/CLASS/NUMBER.jpg and test/CLASS/NUMBER.jpg.
 _base_ = 'classification.py'
 
 model = dict(
@@ -6,7 +7,7 @@ model = dict(
         num_classes=10,
         mean=[125.307, 122.961, 113.8575],
         std=[51.5865, 50.847, 51.255],
-        to_rgb=False,  # the files hold RGB
+        to_rgb=False,  # the dataset has RGB
     ),
     head=dict(num_classes=10),
 )
@@ -23,7 +24,7 @@ train_dataloader = dict(
     persistent_workers=True,
     sampler=dict(type='DefaultSampler', shuffle=True),
     dataset=dict(
-        type='CIFAR10',
+        type='AnyCIFAR10',
         data_root='data/cifar10',
         split='train',
         pipeline=train_pipeline,
@@ -35,7 +36,7 @@ val_dataloader = dict(
     persistent_workers=True,
     sampler=dict(type='DefaultSampler', shuffle=False),
     dataset=dict(
-        type='CIFAR10',
+        type='AnyCIFAR10',
         data_root='data/cifar10',
         split='test',
         pipeline=[dict(type='PackInputs')],

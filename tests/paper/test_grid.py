@@ -13,10 +13,11 @@ from pws_mmdet import summarize_model
 from pws_mmdet.analysis.layer_kinds import NORM, PWS
 
 NAMES = [name for name in yaml.safe_load(GRID.read_text()) if name[0] != '_']
-CLASSIFIERS = {'table4', 'table5', 'textures'}
+CLASSIFIERS = {'table4', 'table5', 'textures', 'resnet34'}
 CONV_OPTIONS = ('gamma', 'relative_gamma', 'scale', 'alpha')
 # What a config may lack, because it has a default. Other tests build these.
 OPTIONAL = r"""
+    default_hooks\.alpha_init\.type |
     optim_wrapper\.(type | (agc | clip_grad | paramwise_cfg)\..+) |
     model\..+\.(conv_cfg\.type | norm_cfg | norm_cfg\.(type | num_groups))
 """
@@ -56,7 +57,7 @@ def test_options_reach_what_the_config_has(config):
         *parents, name = key.split('.')
         part = cfg
         for parent in parents:
-            part = part[parent]
+            part = part[int(parent) if parent.isdigit() else parent]
         conv_cfg = parents[-1] == 'conv_cfg' and name in CONV_OPTIONS
         assert name in part or conv_cfg, key
     assert cfg.runner_type == 'PWSRunner'  # stops a training that diverges
@@ -64,6 +65,7 @@ def test_options_reach_what_the_config_has(config):
 
 # The paper's batch of each table, column and row. The last one that fits counts.
 BATCHES = {'table2': 16, 'table3': 4, 'table4': 128, 'table5': 64}
+BATCHES['resnet34'] = 128
 BATCHES |= {f'table1-b{batch}': batch for batch in (2, 4, 8)}
 BATCHES |= {f'table3-ssd-{row}': 16 for row in ('bn', 'pws', 'bn-2x', 'pws-2x')}
 FULL = [table for table in TABLES if table.scale == 'full']
@@ -156,6 +158,37 @@ def test_figures_of_the_paper():
     }
     table = Table('table4', 'full')
     assert table.paper('pws', 'plain-lr5e-2', 'error') == '6.30'
+    table = Table('resnet34', 'full')
+    figures = {row: table.paper(row, '', 'accuracy') for row in table.rows}
+    assert figures == {'bn': '95.3', 'gn': '94.2', 'pws': '95.1', 'pws-relative': None}
+    assert all(table.is_of_authors(row, 'accuracy') for row in figures)
+
+
+def test_cifar10_on_a_cpu():
+    """A tenth of the epochs, with steps at the same parts of them."""
+    pytest.importorskip('mmpretrain', reason='mmpretrain is not installed')
+    for name in ('table4', 'resnet34'):
+        table, whole = Table(name, 'cifar'), Table(name, 'full')
+        assert table.rows.keys() == whole.rows.keys()
+        for run, long in zip(table.runs(), whole.runs(), strict=True):
+            short_cfg, long_cfg = (load_config(r.config) for r in (run, long))
+            short_cfg.merge_from_dict(run.options)
+            long_cfg.merge_from_dict(long.options)
+            assert run.cell == long.cell
+            assert short_cfg.train_cfg.max_epochs == 20
+            assert long_cfg.train_cfg.max_epochs == 200
+            (steps,), (all_steps,) = short_cfg.param_scheduler, long_cfg.param_scheduler
+            assert [10 * step for step in steps.milestones] == all_steps.milestones
+            assert short_cfg.train_dataloader == long_cfg.train_dataloader
+            assert short_cfg.optim_wrapper == long_cfg.optim_wrapper
+            for interval in (
+                'train_cfg.val_interval',
+                'default_hooks.checkpoint.interval',
+            ):
+                assert 20 % run.options[interval] == 0
+    rows = list(Table('table4', 'cifar').rows)
+    assert rows[:7] == ['normal', 'normal-clip', 'normal-agc', 'bn', 'gn', 'sn', 'wn']
+    assert rows[7:12] == ['convws-gn', 'nf', 'pws', 'pws-gamma1e-6', 'dyt']
 
 
 def test_rows_of_the_ablation():

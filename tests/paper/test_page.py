@@ -128,6 +128,14 @@ def test_commands_make_these_runs_and_no_others(root, tmp_path, capsys):
     assert {run.name for run in runs} == written and len(runs) == len(written)
 
 
+def test_data_from_another_place_is_named(root, tmp_path, capsys):
+    write(tmp_path, record('a', 'b2', 0, 0.1))
+    assert '--data' not in printed(tmp_path, capsys)
+    write(tmp_path, dict(record('b', 'b2', 0, 0.5), data='data/images.zip'))
+    out = printed(tmp_path, capsys)
+    assert '* With `--data data/images.zip`: 1 of 2 runs.' in out
+
+
 def test_a_figure_that_is_not_finite_is_none(root, tmp_path, capsys):
     write(tmp_path, record('a', 'b2', 0, math.nan), record('b', 'b2', 0, 0.5))
     write(tmp_path, record('b', 'b2', 1, math.inf))

@@ -4,6 +4,7 @@ import functools
 from argparse import ArgumentParser
 
 import pytest
+import torch
 from conftest import load_config
 from grid import Table
 from mmcv.cnn import ConvWS2d
@@ -119,6 +120,24 @@ def test_gains_and_biases_of_nf_do_not_decay(table):
         kinds[name.split('.')[-1]].add(decay[p])
     residual = dict(skip_gain={0}) if table == 'table4' else {}
     assert kinds == dict(weight={5e-4}, bias={0}, gain={0}, **residual)
+
+
+@pytest.mark.parametrize('table', ['table4', 'resnet34'])
+def test_networks_for_cifar10_on_a_cpu(table):
+    """They fit together, and all rows of a column have the same channels."""
+    pytest.importorskip('mmpretrain', reason='mmpretrain is not installed')
+    shapes = {}
+    for run in Table(table, 'cifar').runs(['*-lr1e-1'] if table == 'table4' else None):
+        with torch.device('meta'):
+            model = MODELS.build(config_of(run).model)
+            scores = model(torch.empty(2, 3, 32, 32), mode='tensor')
+        assert scores.shape == (2, 10)
+        norms = layers_of(model, nn.GroupNorm).values()
+        assert all(norm.num_channels >= 2 * norm.num_groups for norm in norms)
+        convs = layers_of(model, nn.Conv2d).values()
+        shapes.setdefault(run.column, set()).add(tuple(c.weight.shape for c in convs))
+    sizes = [(len(convs), convs[-1][0]) for (convs,) in shapes.values()]
+    assert sizes == ([(21, 64), (8, 96)] if table == 'table4' else [(36, 128)])
 
 
 def test_frozen_bn_is_frozen():

@@ -14,8 +14,8 @@ def parse_args(argv: list[str] | None, description: str) -> argparse.Namespace:
     )
     add = parser.add_argument
     add('table', help='such as table1; a wrong name lists the tables')
-    add('--scale', choices=SCALES, default='full', help='mini: small, for a CPU')
-    add('--data', help='folder of the data set (default: as in the configs)')
+    add('--scale', choices=SCALES, default='full', help='mini, cifar: small, for a CPU')
+    add('--data', help='where the data set is (default: where the configs name it)')
     add(
         '--rows',
         nargs='+',

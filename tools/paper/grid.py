@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-SCALES = ('full', 'mini')
+SCALES = ('full', 'cifar', 'mini')
 GRID = Path(__file__).with_name('tables.yml')
 
 
@@ -92,7 +92,8 @@ class Table:
 
     Args:
         name: Name of the table, such as 'table1'.
-        scale: 'full', the paper's data, or 'mini', for a laptop's CPU.
+        scale: 'full', the paper's data; 'cifar', short trainings on CIFAR-10 for a CPU;
+            or 'mini', for a laptop's CPU.
         path: The grid; by default ``GRID``.
 
     Raises:
@@ -121,17 +122,22 @@ class Table:
         self.authors: list[str] = spec.get('authors', [])
         self.metrics = [Metric(**metric) for metric in self._scale_spec['metrics']]
         self.decimals: int = spec.get('decimals', 1)
-        self.columns: dict[str, dict] = spec.get('columns', {'': dict(label='')})
-        rows = {
-            key: {name: self._part(value) for name, value in row.items()}
-            for key, row in spec['rows'].items()
+        self.columns = self._parts(spec.get('columns', {'': dict(label='')}))
+        self.rows = {
+            key: row
+            for key, row in self._parts(spec['rows']).items()
+            if row.get('config', '') is not None
         }
-        self.rows: dict[str, dict] = {
-            key: row for key, row in rows.items() if row.get('config', '') is not None
+
+    def _parts(self, specs: dict[str, dict]) -> dict[str, dict[str, Any]]:
+        """Return rows or columns with what is given for this scale."""
+        return {
+            key: {name: self._part(value) for name, value in spec.items()}
+            for key, spec in specs.items()
         }
 
     def _part(self, value: Any) -> Any:
-        """Return what is given for this scale, None if only the other one is."""
+        """Return what is given for this scale, None if only others are."""
         if isinstance(value, dict) and value and set(value) <= set(SCALES):
             return value.get(self.scale)
         return value
@@ -177,8 +183,8 @@ class Table:
         row, column = self.rows[row_name], self.columns[column_name]
         options = {
             **self._scale_spec.get('options', {}),
-            **column.get('options', {}),
-            **row.get('options', {}),
+            **(column.get('options') or {}),
+            **(row.get('options') or {}),
         }
         for part in self._spec.get('conv_cfg_of', ()):
             for key, value in row.get('conv_cfg', {}).items():
@@ -193,7 +199,7 @@ class Table:
             label=', '.join(filter(None, label)),
             config=self._scale_spec['config'].format(
                 row=row.get('config', ''),
-                column=self._part(column.get('config', '')),
+                column=column.get('config', ''),
             ),
             options=options,
             flags=tuple(self._scale_spec.get('flags', ())),

@@ -25,6 +25,9 @@ def make_notes(table: Table, records: list[dict], revision: str) -> list[str]:
     notes.append(f'Seeds: {", ".join(map(str, seeds))}. Dates: {span(dates)}.')
     machines = count(records, lambda attempt: describe_machine(attempt['hardware']))
     notes.append(f'Hardware: {"; ".join(machines)}.')
+    elsewhere = [r for r in records if any(a.get('data') for a in attempts(r))]
+    for data, number in count(elsewhere, lambda a: str(a.get('data'))).items():
+        notes.append(f'With `--data {data}`: {number} of {len(records)} runs.')
     versions = count(
         records, lambda a: ', '.join(f'{k} {v}' for k, v in a['versions'].items())
     )

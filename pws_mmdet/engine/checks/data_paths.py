@@ -20,7 +20,13 @@ from mmengine.utils import is_abs
 
 from ...utils.config import type_name
 from .hosts import is_of_host
-from .missing_files import CIFAR10, CIFAR10_URL, describe_missing, ways_to_get
+from .missing_files import (
+    CIFAR10,
+    CIFAR10_FILES,
+    CIFAR10_URL,
+    describe_missing,
+    ways_to_get,
+)
 
 # What XMLDataset reads for every name in its list: an option, its default, a suffix
 XML_FILES = (
@@ -48,7 +54,7 @@ def check_data(
       VOC, also inside wrappers, and every file that a list of VOC names;
     * the annotation files of evaluators;
     * the folders of mmpretrain's CustomDataset and ImageNet;
-    * CIFAR-10, if it cannot be downloaded.
+    * CIFAR-10, if it cannot be downloaded, or its zip file.
 
     No dataset is built. Other datasets are not checked, nor is anything that is read
     through ``backend_args`` or a URL.
@@ -99,7 +105,7 @@ def _missing_of_dataset(cfg: Mapping | None, option: str) -> Iterator[Missing]:
         name = type_name(cfg)
         if name in CLASS_FOLDERS:
             yield from _missing_classes(cfg, option)
-        elif name == 'CIFAR10':
+        elif name in ('CIFAR10', 'AnyCIFAR10'):
             yield from _missing_cifar10(cfg, option)
     elif inspect.isclass(cls) and issubclass(cls, (CocoDataset, XMLDataset)):
         # Only the author of a class knows what its own load_data_list reads.
@@ -221,11 +227,18 @@ def _missing_cifar10(cfg: Mapping, option: str) -> Iterator[Missing]:
     root = osp.join(cfg.get('data_root') or '', cfg.get('data_prefix') or '')
     if cfg.get('backend_args') or '://' in root:
         return
+    root = root.rstrip('/')
+    if root.endswith('.zip') and type_name(cfg) == 'AnyCIFAR10':
+        if not osp.isfile(root):
+            yield root, f'{option}.{key}'
+        return
     folder = osp.join(root, CIFAR10)
     archive = osp.join(root, osp.basename(CIFAR10_URL))
-    exists = osp.isdir(folder) or osp.isfile(archive)
-    if not exists and not (cfg.get('download', True) and is_reachable(CIFAR10_URL)):
-        yield osp.join(folder, ''), f'{option}.{key}'
+    missing = describe_missing(folder, CIFAR10_FILES)
+    if missing and not osp.isfile(archive):
+        if not (cfg.get('download', True) and is_reachable(CIFAR10_URL)):
+            is_there = osp.isdir(folder)
+            yield missing if is_there else osp.join(folder, ''), f'{option}.{key}'
 
 
 @functools.cache  # A program may check the data of many runs.

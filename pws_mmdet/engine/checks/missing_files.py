@@ -15,8 +15,9 @@ DOWNLOAD = (
     f'python {Path(mmdet.__file__).parent}/.mim/tools/misc/download_dataset.py '
     '--unzip --dataset-name'
 )
-# The folder with the files of CIFAR-10, and its archive
+# The folder of CIFAR-10, its files, and the archive of all
 CIFAR10 = 'cifar-10-batches-py'
+CIFAR10_FILES = {'test_batch', *(f'data_batch_{i}' for i in range(1, 6))}
 CIFAR10_URL = 'https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz'
 # How to get a dataset, by a pattern for a path in it. The pattern names its root.
 WAYS = {
@@ -33,6 +34,7 @@ WAYS = {
         'CIFAR-10 is expected as {root}/' + CIFAR10 + '. The first training downloads '
         'it if there is a network connection. Otherwise bring it:\n'
         f'    curl -O {CIFAR10_URL}\n'
+        '    mkdir -p {root}\n'
         '    tar -xzf cifar-10-python.tar.gz -C {root}\n'
     ),
     r'(?P<root>.*(?i:imagenet|ilsvrc|in1k)[^/]*)/(train|val)\b': (

@@ -205,9 +205,26 @@ def test_cifar10_may_be_missing_if_it_can_be_downloaded(workplace, monkeypatch):
     assert asked[1] in message and 'tar -xzf cifar-10-python.tar.gz' in message
     dataset['download'] = False
     assert 'cifar-10-batches-py/  (' in message_of(check_data, cfg)
-    Path('data/cifar10/cifar-10-batches-py').mkdir(parents=True)
+    folder = Path('data/cifar10/cifar-10-batches-py')
+    folder.mkdir(parents=True)
+    names = ['test_batch', *(f'data_batch_{i}' for i in range(1, 6))]
+    for i, name in enumerate(names):
+        message = message_of(check_data, cfg)
+        assert f'/cifar-10-batches-py/: {6 - i} of 6 files' in message
+        assert 'tar -xzf cifar-10-python.tar.gz -C data/cifar10' in message
+        (folder / name).touch()
     check_data(cfg)
     assert len(asked) == 2
+
+
+def test_cifar10_in_a_zip_file(workplace):
+    dataset = dict(type='AnyCIFAR10', data_root='data/images.zip/', split='train')
+    cfg = dict(train_dataloader=dict(dataset=dataset))
+    message = message_of(check_data, cfg)
+    assert 'data/images.zip  (train_dataloader.dataset.data_root)' in message
+    Path('data').mkdir(exist_ok=True)
+    Path('data/images.zip').touch()
+    check_data(cfg)
 
 
 def test_a_server_that_does_not_answer():
