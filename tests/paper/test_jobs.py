@@ -19,9 +19,14 @@ from records import read_records
 from slurm_programs import write_programs
 from small_table import make_project
 
-HAS_SUBMITIT = importlib.util.find_spec('submitit') is not None
+try:
+    # Its import closes all open log files, so import it before the first test.
+    import submitit
+except ImportError:
+    submitit = None
+
 needs_submitit = pytest.mark.skipif(
-    not HAS_SUBMITIT, reason='submitit is not installed (pip install submitit)'
+    submitit is None, reason='submitit is not installed (pip install submitit)'
 )
 
 
@@ -48,7 +53,7 @@ def slurm(tmp_path, monkeypatch):
     folder.mkdir()
     (folder / 'state').write_text('PENDING')
     monkeypatch.setenv('FAKE_SLURM', str(folder))
-    if HAS_SUBMITIT:  # it remembers the jobs of earlier tests, which have the same ids
+    if submitit:  # it remembers the jobs of earlier tests, which have the same ids
         from submitit import SlurmJob
 
         SlurmJob.watcher.clear()
