@@ -6,14 +6,12 @@ of the package except the version.
 """
 
 import sys
-from collections.abc import Sequence
 from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
 
 import torch
 from packaging.version import Version
-from torch import Tensor
 from torch.utils import _pytree
 
 from .version import MINIMUM_VERSIONS
@@ -69,25 +67,6 @@ def tree_leaves(tree: Any) -> list[Any]:
     ``torch.utils._pytree.tree_leaves`` exists in torch 2.2 and later.
     """
     return _pytree.tree_flatten(tree)[0]
-
-
-def unravel_index(index: Tensor, shape: Sequence[int]) -> tuple[Tensor, ...]:
-    """Turn indices of a flattened tensor into one index for each axis.
-
-    ``torch.unravel_index`` exists in torch 2.2 and later.
-
-    Args:
-        index: Indices, of any shape.
-        shape: Shape of the tensor that was flattened.
-
-    Returns:
-        For each axis, its indices in the shape of ``index``.
-    """
-    axes = []
-    for size in reversed(shape):
-        axes.append(index % size)
-        index = torch.div(index, size, rounding_mode='floor')
-    return tuple(reversed(axes))
 
 
 def get_allowed_globals() -> dict[str, Any]:

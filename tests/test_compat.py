@@ -6,7 +6,6 @@ import sys
 import types
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
@@ -84,12 +83,6 @@ def test_the_list_of_private_names_is_complete():
 class TestOlderTorch:
     def test_tree_leaves(self):
         assert compat.tree_leaves(dict(a=[1, (2, 3)], b=4)) == [1, 2, 3, 4]
-
-    def test_unravel_index(self):
-        index = torch.tensor([[0, 23], [7, 13]])
-        expected = np.unravel_index(index.numpy(), (2, 3, 4))
-        axes = compat.unravel_index(index, (2, 3, 4))
-        assert all(np.array_equal(a, b) for a, b in zip(axes, expected, strict=True))
 
     def test_is_compiling(self):
         def network(x):
