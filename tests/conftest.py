@@ -70,6 +70,11 @@ def unpickler(request, monkeypatch):
         monkeypatch.delattr(torch.serialization, name, raising=False)
 
 
+def pytest_collection_modifyitems(items):
+    # Other tests run beside the longest one, if it begins first.
+    items.sort(key=lambda item: item.name != 'test_demo')
+
+
 def pytest_collection_finish():
     # MMEngine's datasets call gc.collect(), which would look at all of torch each time.
     gc.freeze()
