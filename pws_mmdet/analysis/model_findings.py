@@ -55,7 +55,8 @@ def describe_pws(
         yield f'alpha: {count_values(alphas)} values, {text} trained{end}'
     if frozen:
         yield f'Not trained: {first_names(frozen)}'
-    if kept := [name for name, conv in pws.items() if conv.mean is not None]:
+    means = {name: conv.mean for name, conv in pws.items() if conv.mean is not None}
+    if kept := [n for n, mean in means.items() if not mean.is_meta and mean.any()]:
         yield (
             f'Filters keep a constant mean in {len(kept)} of {len(pws)} PWS layers: '
             + first_names(kept)

@@ -22,12 +22,12 @@ from .forward import tensors_in
 
 # Why a convolution and the BN layer behind it stay as they are
 NOT_CALLED = (
-    'no forward pass called it, and BN may follow it: give images, or forward, that '
+    'no forward pass called it, and BN may follow it: give batches, or forward, that '
     'call it'
 )
 NOT_ALL_CALLED = (
     'the forward pass ended with an error before all that may read its outputs was '
-    'called: give images, or forward'
+    'called: give batches, or forward'
 )
 
 

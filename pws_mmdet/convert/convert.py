@@ -8,6 +8,7 @@
 a checkpoint.
 """
 
+import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -23,7 +24,7 @@ from .first_pass import runs_on
 from .fold import fold_batch_norm, replace_module
 from .forward import Forward, run_model
 from .layer import ConversionReport, ConvertedLayer, Layer
-from .others import other_convolutions
+from .others import other_convolutions, remaining_norms
 
 # The standard deviation of W, over the one that a network from scratch starts with.
 # PWS divides by it, so that it only sets how fast a step turns a filter.
@@ -130,11 +131,12 @@ def convert_to_pws(
     """Convert a trained network with BN, or without any norm, to PWS.
 
     Each ``nn.Conv2d``, with the BN layer that follows it, becomes a :class:`PWSConv2d`
-    with ``keep_mean``, and the BN layer ``nn.Identity``. The network computes the same
+    with ``keep_mean``, and the BN layer :class:`FoldedBatchNorm`, which does
+    nothing. The network computes the same
     as before, apart from rounding. MMCV's ConvWS and ConvAWS count as plain, and so do
     subclasses that compute the same as an ``nn.Conv2d``. Other convolutions (1D, 3D,
     transposed, deformable) and norm layers without statistics stay; the report names
-    the convolutions.
+    the convolutions and these norm layers.
 
     All random numbers come from ``seed``, and the global random state stays as it is.
     The result can be trained, also if this function runs in ``torch.inference_mode``.
@@ -159,16 +161,16 @@ def convert_to_pws(
         stay frozen.
 
     Raises:
+        TypeError: If ``model`` is no module.
         ValueError: If there is nothing to convert, a weight is not finite, there are no
-            batches, or folding BN changes what the network computes.
+            batches, ``exclude`` fits no convolution, or folding BN changes what the
+            network computes.
 
     Source: not from a paper.
     """
+    given = _check_arguments(model, batches, exclude)
     model = unwrap_model(model, keep_tta=True)
     check_finite(model.state_dict(), 'the network')
-    given = None if batches is None else list(batches)
-    if given is not None and not given:
-        raise ValueError('There are no batches: give one or more, or None')
     alone = isinstance(model, nn.Conv2d)
     if alone:
         model = nn.Sequential(model)  # in which it can be replaced
@@ -184,7 +186,32 @@ def convert_to_pws(
             raise ValueError(_nothing_to_convert(model, layers))
         report = convert_folded(plain, layers, make_pws, seed)
     report += other_convolutions(plain, {layer.name for layer in layers})
+    report.norms = remaining_norms(plain)
     return plain[0] if alone else plain, report
+
+
+def _check_arguments(
+    model: Any, batches: Iterable[Any] | None, exclude: Sequence[str]
+) -> list[Any] | None:
+    """Check the arguments of :func:`convert_to_pws`, and return the batches."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(f'model must be an nn.Module, not {type(model).__name__}')
+    if isinstance(exclude, str):
+        raise ValueError(f'exclude must be a list of patterns, as [{exclude!r}]')
+    names = [n for n, m in model.named_modules() if isinstance(m, nn.Conv2d)]
+    for pattern in exclude:
+        try:
+            found = any(re.search(pattern, name) for name in names)
+        except re.error as e:
+            raise ValueError(f'exclude: {pattern!r}: {e}') from e
+        if not found:
+            raise ValueError(f'exclude: no convolution has {pattern!r} in its name')
+    if isinstance(batches, (dict, Tensor)):
+        raise ValueError('batches must be a list of batches, such as [batch]')
+    given = None if batches is None else list(batches)
+    if given is not None and not given:
+        raise ValueError('There are no batches: give one or more, or None')
+    return given
 
 
 def _nothing_to_convert(model: nn.Module, layers: Sequence[Layer]) -> str:

@@ -1,9 +1,11 @@
 """Call a network, to see which layers it calls and what reads their outputs."""
 
+import copy
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from .forward import Forward, noise_for, run_model
 
@@ -34,7 +36,7 @@ def runs_on(
 
     if batches is not None:
         return [run_on(batch) for batch in batches]
-    noise = noise_for(model)
+    noise = _noise_that_runs(model, forward)
 
     def run(net: nn.Module) -> Any:
         try:
@@ -43,3 +45,24 @@ def runs_on(
             raise PassEnded from error
 
     return [run]
+
+
+@torch.no_grad()
+def _noise_that_runs(model: nn.Module, forward: Forward) -> Tensor:
+    """Return noise for the first convolution, or RGB noise if only that runs.
+
+    The first convolution may get more channels than the image has, as behind the Focus
+    layer of YOLOX.
+    """
+    noise = noise_for(model)
+    if noise.shape[1] == 3:
+        return noise
+    for candidate in (noise, noise_for(model, 3)):
+        net = copy.deepcopy(model)
+        net.eval()
+        try:
+            forward(net, candidate)
+        except Exception:  # a network that needs other inputs may raise any
+            continue
+        return candidate
+    return noise

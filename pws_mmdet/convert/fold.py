@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..utils.isolation import isolated
 from ..utils.log import warn
 from ..utils.names import first_names
-from .batch_norm import Trace, is_plain_conv, pair_layers
+from .batch_norm import Trace, is_bn, is_plain_conv, pair_layers
 from .first_pass import PassEnded, Run, runs_on
 from .forward import tensors_in
 from .fuse import plain_like
@@ -52,6 +52,22 @@ def fold_bn(
         folded = folded + bn['bias'].double()
     gain = gain.reshape(-1, *[1] * (weight.dim() - 1))
     return weight.double() * gain, folded
+
+
+class FoldedBatchNorm(nn.Identity):
+    """The place of a BN layer that was folded into a convolution.
+
+    It refuses the weights of the BN layer. The convolution has taken them over, so that
+    the weights of the network with BN do not fit it any more.
+    """
+
+    def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
+        if f'{prefix}running_mean' in state_dict:
+            raise ValueError(
+                f'these are the weights of a network with BN, and {prefix[:-1]} was '
+                'folded into a convolution. Load them before the conversion'
+            )
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
 
 def replace_module(model: nn.Module, name: str, new: nn.Module) -> None:
@@ -97,7 +113,7 @@ def fold_batch_norm(
 
     Returns:
         The copy in evaluation mode, in which convolutions have a bias and folded BN
-        layers are ``nn.Identity``; and a record of each of its convolutions.
+        layers are :class:`FoldedBatchNorm`; and a record of each of its convolutions.
 
     Raises:
         ValueError: If the copy computes something else than the network.
@@ -130,8 +146,9 @@ def fold_batch_norm(
             absorbed.add(bns[0])
         replace_module(folded, name, _with_filters(conv, weight, bias))
     for name in absorbed:
-        replace_module(folded, name, nn.Identity().eval())
-    _warn_of_uncalled(layers, trace)
+        replace_module(folded, name, FoldedBatchNorm().eval())
+    if any(is_bn(module) for module in folded.modules()):
+        _warn_of_uncalled(layers, trace)
     for run in runs:
         _check_same(original, folded, run, absorbed, unaligned)
     return folded, layers
@@ -161,7 +178,7 @@ def _warn_of_uncalled(layers: Sequence[Layer], trace: Trace) -> None:
             'reads their outputs, so BN stays where it may follow them. '
         )
     if text:
-        warn(f'{text}Give images that reach all layers, or the option forward')
+        warn(f'{text}Give batches that reach all layers, or the option forward')
 
 
 def _plain_copy(model: nn.Module) -> nn.Module:

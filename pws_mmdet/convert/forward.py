@@ -44,10 +44,16 @@ def tensors_in(value: Any) -> Iterator[Tensor]:
             yield from tensors_in(item)
 
 
-def noise_for(model: nn.Module) -> Tensor:
-    """Return one image of noise, (1, C, 64, 64), with the channels of the network."""
+def noise_for(model: nn.Module, channels: int | None = None) -> Tensor:
+    """Return one image of noise, (1, C, 64, 64), as the network takes it.
+
+    Args:
+        model: The network.
+        channels: C; None for that of its first convolution.
+    """
     convs = (m for m in model.modules() if isinstance(m, nn.Conv2d))
     first = next(convs, nn.Conv2d(3, 1, 1))
     generator = torch.Generator().manual_seed(0)
-    noise = torch.randn(1, first.in_channels, 64, 64, generator=generator)
+    channels = channels or first.in_channels
+    noise = torch.randn(1, channels, 64, 64, generator=generator)
     return noise.to(first.weight)

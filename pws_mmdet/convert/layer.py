@@ -1,5 +1,6 @@
 """The records of convolutions: before their conversion, and after it."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..utils.names import first_names
@@ -41,7 +42,13 @@ class ConvertedLayer:
 
 
 class ConversionReport(list[ConvertedLayer]):
-    """What a conversion did: a record of each convolution."""
+    """What a conversion did: a record of each convolution.
+
+    Attributes:
+        norms: The layers that still normalize, each as 'NAME (CLASS)'.
+    """
+
+    norms: Sequence[str] = ()
 
     def __str__(self) -> str:
         return '\n'.join([*map(str, self), self.summary()])
@@ -56,4 +63,9 @@ class ConversionReport(list[ConvertedLayer]):
         text = f'{number} convolution{"s were" if number != 1 else " was"} converted'
         for reason, names in reasons.items():
             text += f'; {len(names)} not, because {reason}: {first_names(names)}'
+        if self.norms:
+            several = len(self.norms) > 1
+            text += f'; {len(self.norms)} layer'
+            text += 's still normalize: ' if several else ' still normalizes: '
+            text += first_names(self.norms)
         return text

@@ -1,8 +1,9 @@
-"""Name the convolutions of a network that a conversion passes over."""
+"""Name the layers of a network that a conversion passes over."""
 
 from collections.abc import Collection
 
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
 
 from ..layers import PWSConv2d
 from .batch_norm import is_plain_conv
@@ -26,6 +27,16 @@ def other_convolutions(
         ConvertedLayer(name, reason_to_stay(module))
         for name, module in model.named_modules()
         if name not in known and _is_conv(module) and not isinstance(module, PWSConv2d)
+    ]
+
+
+def remaining_norms(model: nn.Module) -> list[str]:
+    """Return the layers that normalize, each as 'NAME (CLASS)'."""
+    kinds = (_NormBase, nn.GroupNorm, nn.LayerNorm, nn.LocalResponseNorm)
+    return [
+        f'{name} ({type(module).__name__})'
+        for name, module in model.named_modules()
+        if isinstance(module, kinds)
     ]
 
 

@@ -182,8 +182,9 @@ class PWSConv2d(ReparamConv2d):
                 if name == 'running_mean' and norm.rpartition('.')[0] == beside:
                     raise ValueError(
                         'these are the weights of a network with BN, and this one has '
-                        f'PWS in {prefix[:-1]}. tools/model_converters/bn_to_pws.py '
-                        'converts them'
+                        f'PWS in {prefix[:-1]}. init_cfg=dict(type='
+                        "'PWSPretrained', checkpoint=...) converts them, and so does "
+                        'tools/model_converters/bn_to_pws.py'
                     )
         self._check_mean(state_dict, prefix)
         super()._load_from_state_dict(

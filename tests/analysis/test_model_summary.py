@@ -242,6 +242,7 @@ def make_detector():
         PWSConv2d(4, 4, 3, keep_mean=True),
     )
     net.backbone[1].alpha.requires_grad_(False)
+    net.backbone[2].mean[0] = 0.1
     net.head = PWSConv2d(4, 6, 3, gamma=0.1, relative_gamma=True, alpha='layer')
     net.predictor = nn.Conv2d(4, 6, 3)
     return net

@@ -205,6 +205,10 @@ def nan_net():
         (nan_net, None, (), 'NaN or infinity in last.weight'),
         (Net, [], (), 'no batches'),
         (Net, None, ('',), 'nothing to convert: excluded'),
+        (Net, None, ('conv2',), "no convolution has 'conv2' in its name"),
+        (Net, None, ('(',), r"exclude: '\(': "),
+        (Net, None, 'conv1', r"a list of patterns, as \['conv1'\]"),
+        (Net, images(1), (), r'a list of batches, such as \[batch\]'),
         (lambda: nn.Linear(2, 2), None, (), 'has no nn.Conv2d'),
         (lambda: PWSConv2d(3, 4, 3), None, (), 'has PWS convolutions already'),
     ],
@@ -212,6 +216,60 @@ def nan_net():
 def test_bad_input(make, batches, exclude, message):
     with pytest.raises(ValueError, match=message):
         convert_to_pws(make(), batches, exclude)
+
+
+def test_something_else_than_a_network():
+    with pytest.raises(TypeError, match='must be an nn.Module, not str'):
+        convert_to_pws('resnet50')
+
+
+def test_weights_with_bn_do_not_load_any_more(net):
+    new, _ = convert_to_pws(net)
+    for strict in (True, False):
+        with pytest.raises(ValueError, match='weights of a network with BN'):
+            new.load_state_dict(net.state_dict(), strict=strict)
+    new.load_state_dict(copy.deepcopy(new.state_dict()))
+
+
+class Focus(nn.Module):
+    """The first convolution gets four times the channels of the image."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.bn = nn.Conv2d(12, 4, 3), nn.BatchNorm2d(4)
+
+    def forward(self, x):
+        assert x.shape[1] == 3
+        return self.bn(self.conv(F.pixel_unshuffle(x, 2)))
+
+
+def test_noise_has_the_channels_of_an_image():
+    net = settle(Focus(), images(4))
+    new, report = convert_to_pws(net)
+    assert isinstance(new.conv, PWSConv2d) and not report.norms
+    check_same(new, net, images(2))
+
+
+class Unfinished(nn.Module):
+    """A network whose head does not take noise."""
+
+    def __init__(self, norm):
+        super().__init__()
+        self.conv, self.norm, self.head = nn.Conv2d(3, 4, 3), norm, nn.Conv2d(4, 4, 1)
+
+    def forward(self, x, wanted=None):
+        y = self.norm(self.conv(x))
+        return self.head(y * wanted)
+
+
+def test_a_warning_only_where_bn_stays(messages):
+    assert not convert_to_pws(Unfinished(nn.ReLU()))[1].norms
+    assert not messages
+    net = Unfinished(nn.BatchNorm2d(4)).eval()
+    net.head = nn.Sequential(net.head, nn.BatchNorm2d(4))
+    _, report = convert_to_pws(net)
+    assert any('Give batches that reach all layers' in text for text in messages)
+    assert report.norms == ['head.1 (BatchNorm2d)']
 
 
 def test_other_convolutions_and_norms_stay_and_are_reported():
@@ -227,6 +285,8 @@ def test_other_convolutions_and_norms_stay_and_are_reported():
     reason = 'it is a ConvTranspose2d, and PWS can replace an nn.Conv2d only'
     assert str(report[-1]) == f'3: stays ({reason})' and len(report) == 2
     assert type(made[3]) is nn.ConvTranspose2d and type(made[4]) is nn.GroupNorm
+    assert report.norms == ['4 (GroupNorm)']
+    assert report.summary().endswith('; 1 layer still normalizes: 4 (GroupNorm)')
 
 
 class Gated(nn.Module):

@@ -74,11 +74,11 @@ def test_what_a_network_calls_before_an_error_on_noise(ends, keeps, plain, messa
         conv, bn = new.get_submodule(name)
         if f'{name}.0' in plain:
             assert type(conv) is nn.Conv2d and type(bn) is nn.BatchNorm2d
-            assert 'give images, or forward' in reasons[f'{name}.0']
+            assert 'give batches, or forward' in reasons[f'{name}.0']
         else:  # the BN layers of b and c read the output of a ReLU
             assert type(conv) is PWSConv2d
             folds = name == 'a' and not keeps
-            assert type(bn) is (nn.Identity if folds else nn.BatchNorm2d)
+            assert isinstance(bn, nn.Identity if folds else nn.BatchNorm2d)
     check_same(lambda x: with_size(new, x), lambda x: with_size(net, x), X)
     for text in messages:
         assert 'ended with ValueError: it needs a size' in text
@@ -138,4 +138,4 @@ def test_layers_that_a_successful_forward_pass_does_not_call(messages):
         expected = F.relu(net.aux[0](torch.ones(1, 6, 4, 4)))
         assert torch.equal(new.aux[1](aux), net.aux[1](expected))
         assert len(messages) == 1 and 'aux.0' in messages[0]
-    assert type(new.bright[1]) is nn.Identity
+    assert isinstance(new.bright[1], nn.Identity)
