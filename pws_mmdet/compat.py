@@ -32,7 +32,7 @@ HAS_ALLOW_LIST = Version(torch.__version__).release >= (2, 6)
 # and the version in which they were last seen. A new version may change any of them.
 PRIVATE_NAMES = {
     'torch 2.13': (
-        *('_BatchNorm', '_C', '_ConvNd', '_are_functorch_transforms_active'),
+        *('_BatchNorm', '_C', '_ConvNd', '_NormBase'),
         *('_backward_hooks', '_backward_pre_hooks', '_buffers', '_conv_forward'),
         *('_cuda_getCurrentRawStream', '_cuda_getDevice', '_current_graph_task_id'),
         *('_current_level', '_foreach_norm', '_forward_hooks'),
@@ -41,7 +41,7 @@ PRIVATE_NAMES = {
         *('_load_from_state_dict', '_modules', '_parameters', '_python_dispatch'),
         *('_pytree', '_register_load_state_dict_pre_hook'),
         *('_tensor_name', '_torchdynamo_orig_callable', '_utils', '_version'),
-        '_weights_only_unpickler',
+        *('_are_functorch_transforms_active', '_weights_only_unpickler'),
     ),
     'mmengine 0.10.7': (
         *('_annealing_cos', '_annealing_linear', '_channel_conversion'),
