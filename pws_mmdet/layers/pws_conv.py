@@ -138,16 +138,15 @@ class PWSConv2d(ReparamConv2d):
         """
         if self.deployed:
             return self.weight
-        return self._standardized()
+        return standardize_weight(
+            self.weight, self.alpha, self.gamma, self.scale, mean=self.mean
+        )
 
     def filters_to_convolve_with(self) -> Tensor:
         # Filters of its own are left as they are; so is what a convolution of its own
         # gets.
         if (dtype := conv_dtype(self.weight)) is None or not self._is_usual():
             return self.effective_weight()
-        return self._standardized(dtype)
-
-    def _standardized(self, dtype: torch.dtype | None = None) -> Tensor:
         return standardize_weight(
             self.weight, self.alpha, self.gamma, self.scale, dtype, self.mean
         )
