@@ -139,7 +139,7 @@ class PWSConv2d(ReparamConv2d):
         if self.deployed:
             return self.weight
         return standardize_weight(
-            self.weight, self.alpha, self.gamma, self.scale, mean=self.mean
+            self.weight, self.alpha, self.gamma, self.scale, None, self.mean
         )
 
     def filters_to_convolve_with(self) -> Tensor:
