@@ -1,8 +1,8 @@
 # NF-ResNet: scaled weight standardization, calculated variances, AGC
 _base_ = 'resnet20_normal_digits.py'
 
-# All branches learn from the first step. With SkipInit, which starts them at 0, most of
-# the 660 steps pass before they learn.
+# All branches learn from the first step. SkipInit, which starts them at 0, is for
+# trainings of more than these 660 steps.
 model = dict(
     backbone=dict(type='NFCifarResNet', conv_cfg=dict(type='ScaledWS'), skip_init=1.0)
 )
