@@ -8,6 +8,7 @@ from torch import nn
 
 from ..checkpoint import safe_loading
 from ..convert.fuse_conv_bn import patch_fuse_conv_bn
+from ..utils.config import naming_unknown_layers
 from .checkpointing import SafeCheckpointsRunner
 from .cpu_processes import CPUProcessesRunner
 from .default_hooks import DefaultHooksRunner
@@ -50,7 +51,8 @@ class PWSRunner(CPUProcessesRunner, SafeCheckpointsRunner, DefaultHooksRunner):
     """
 
     def build_model(self, model: nn.Module | dict) -> nn.Module:
-        with self._patched():  # Some detectors load the weights of a teacher.
+        # Some detectors load the weights of a teacher: patch the loading here, too.
+        with self._patched(), naming_unknown_layers(model):
             return super().build_model(model)
 
     def train(self) -> nn.Module:

@@ -1,7 +1,9 @@
 """Read configs, build models from them, and look into their parts."""
 
 import argparse
+import difflib
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from textwrap import shorten
 from typing import Any
@@ -76,9 +78,39 @@ def build_model(config: str | Path, cfg: Config) -> nn.Module:
     """
     init_default_scope(cfg.get('default_scope') or 'mmdet')
     try:
-        return MODELS.build(drop_pretrained(cfg.model))
+        with naming_unknown_layers(cfg.model):
+            return MODELS.build(drop_pretrained(cfg.model))
     except Exception as e:  # a model may raise anything
         raise ValueError(f'{config} cannot be built: {describe(e)}') from e
+
+
+@contextmanager
+def naming_unknown_layers(cfg: Any) -> Iterator[None]:
+    """Name the layers that do not exist, where MMCV only says "Cannot find None".
+
+    Args:
+        cfg: The config of the model that is built inside.
+
+    Raises:
+        ValueError: If a ``conv_cfg``, ``norm_cfg`` or the like names no known layer.
+    """
+    try:
+        yield
+    except KeyError as e:
+        if 'Cannot find None' not in str(e):
+            raise
+        with MODELS.switch_scope_and_registry(None) as models:
+            known = [name for m in (models, models.root) for name in m.module_dict]
+        unknown = []
+        for name, part in walk(cfg):
+            type_ = part.get('type') if isinstance(part, Mapping) else None
+            if name.endswith('_cfg') and type_ and registered(part) is None:
+                near = difflib.get_close_matches(type_, known, n=1)
+                hint = f'; did you mean {near[0]!r}?' if near else ''
+                unknown.append(f'model.{name}: there is no layer {type_!r}{hint}')
+        if not unknown:
+            raise
+        raise ValueError('. '.join(unknown)) from e
 
 
 def build_for_training(

@@ -22,6 +22,15 @@ from pws_mmdet.utils.config import (
 )
 
 
+def test_a_layer_that_does_not_exist_is_named():
+    cfg = Config.fromfile(ROOT / 'configs/mini/ssd96_vgg16_pws_digits.py')
+    cfg.model.backbone.conv_cfg.type = 'PSW'
+    with pytest.raises(
+        ValueError, match=r"backbone\.conv_cfg: .*'PSW'; did you .*'PWS'"
+    ):
+        build_model('ssd', cfg)
+
+
 @pytest.mark.parametrize('scope', ['', 'mmengine.'])
 def test_types_are_found_by_name(scope):
     init_default_scope('mmdet')
