@@ -62,8 +62,10 @@ PWS_SSD = ROOT / 'configs/mini/ssd96_vgg16_pws_digits.py'
 CONVERTIBLE = dict(
     cfg_options={
         **NARROW,
-        **{f'model.{p}.conv_cfg.keep_mean': True for p in ('backbone', 'neck')},
-        'model.bbox_head.conv_cfg': dict(type='PWS', alpha='channel', keep_mean=True),
+        **{
+            f'model.{part}.conv_cfg.keep_mean': True
+            for part in ('backbone', 'neck', 'bbox_head')
+        },
     }
 )
 

@@ -14,10 +14,10 @@ class PWSSSDHead(SSDHead):
     """SSD head whose predictors are built from ``conv_cfg``, too.
 
     PWS predictors have one alpha and one beta for each layer, unless ``conv_cfg``
-    names another mode. All other arguments, the shapes and the losses are those
-    of MMDetection's ``SSDHead``. In MMDetection 3.3.0 that class cannot predict,
-    because it lacks the attribute ``loss_cls`` that the prediction reads; this class
-    has the attribute.
+    names another mode, or has ``keep_mean``: then they have one for each filter. All
+    other arguments, the shapes and the losses are those of MMDetection's ``SSDHead``.
+    In MMDetection 3.3.0 that class cannot predict, because it lacks the attribute
+    ``loss_cls`` that the prediction reads; this class has the attribute.
 
     Source: "Object Detection in VOC07" and the code of the paper's authors.
     """
@@ -31,7 +31,9 @@ class PWSSSDHead(SSDHead):
         conv_cfg = dict(self.conv_cfg)
         conv_type = registered(conv_cfg)
         if inspect.isclass(conv_type) and issubclass(conv_type, PWSConv2d):
-            conv_cfg.setdefault('alpha', 'layer')
+            # With one alpha for a layer, weights that were trained with BN do not fit.
+            per_filter = conv_cfg.get('keep_mean', False)
+            conv_cfg.setdefault('alpha', 'channel' if per_filter else 'layer')
         for predictors in (self.cls_convs, self.reg_convs):
             for layers in predictors:
                 conv: nn.Conv2d = layers[-1]
