@@ -47,6 +47,16 @@ lint = [
 ]
 report = ['plotly']
 cluster = ['submitit>=1.5.1']
+# name: function of pws_mmdet/cli.py
+scripts = {
+    'pws-convert': 'convert',
+    'pws-fuse': 'fuse',
+    'pws-gamma': 'gamma',
+    'pws-norm-free': 'norm_free',
+    'pws-onnx': 'onnx',
+    'pws-report': 'report',
+    'pws-summarize': 'summarize',
+}
 onnx = ['onnx>=1.16', 'onnxruntime>=1.18', 'onnxscript']
 
 setup(
@@ -66,6 +76,11 @@ setup(
     packages=find_packages(include=['pws_mmdet', 'pws_mmdet.*']),
     package_data={'pws_mmdet': ['py.typed']},
     cmdclass={'build_py': BuildWithMim},
+    entry_points={
+        'console_scripts': [
+            f'{name} = pws_mmdet.cli:{f}' for name, f in scripts.items()
+        ]
+    },
     python_requires='>=3.10',
     # mmcv, mmdet and mmengine are not listed: the maintained forks (onedl-mmcv, ...)
     # have the same modules but other package names, and mmcv must be compiled for the

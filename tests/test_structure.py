@@ -18,7 +18,7 @@ FLOORS = (
     ('convert',),
     ('deploy', 'analysis', 'evaluation'),
     ('engine',),
-    ('deprecated', 'pretrain'),
+    ('cli', 'deprecated', 'pretrain'),
     ('__init__',),
 )
 

@@ -26,9 +26,7 @@ try:
     from plotly.offline import get_plotlyjs
     from plotly.subplots import make_subplots
 except ImportError as e:
-    raise ImportError(
-        f"report.py needs plotly: pip install -e '.[report]' ({e})"
-    ) from e
+    raise ImportError(f'pws-report needs plotly: pip install plotly ({e})') from e
 
 MAX_STEPS = 100
 DASHES = dict(zip(LINES, ('solid', 'dash', 'dashdot', 'dot'), strict=True))

@@ -92,13 +92,13 @@ def check_kind(
         kind = 'with BN' if has_bn else 'of plain convolutions'
         raise ValueError(
             f'these are the weights of a network {kind}, and this one has PWS in '
-            f'{first_names(plain)}. tools/model_converters/bn_to_pws.py converts them'
+            f'{first_names(plain)}. pws-convert converts them'
         )
     if pws:
         raise ValueError(
             'these are the weights of a PWS checkpoint, and this network has other '
             f'convolutions in {first_names(pws)}. Use the config of their training, or '
-            'make them plain with tools/model_converters/fuse_pws.py'
+            'make them plain with pws-fuse'
         )
 
 

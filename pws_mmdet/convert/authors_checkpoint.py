@@ -13,6 +13,7 @@ from ..checkpoint import check_finite, read_checkpoint, write_checkpoint
 from ..models.backbones.pws_resnet import PWSResNet
 from ..utils.files import check_new_path
 from ..utils.names import first_names
+from ..utils.repository import shown_path
 
 # Weights that a PWSResNet does not have: the norm layers of the output feature maps in
 # their detection code, which their forward pass never calls, and all parts that are no
@@ -149,7 +150,7 @@ def _check_kind(weights: Mapping[str, Tensor], source: str | Path) -> None:
     if any(key.endswith('.running_mean') for key in weights):
         raise ValueError(
             f'{source} is of a network with BN (it has running_mean): '
-            'tools/model_converters/bn_to_pws.py is for that'
+            'pws-convert is for that'
         )
     alphas = [value for key, value in weights.items() if key.endswith('.alpha')]
     if not alphas:
@@ -158,7 +159,7 @@ def _check_kind(weights: Mapping[str, Tensor], source: str | Path) -> None:
         raise ValueError(
             f'{source} is in the layout of pws_mmdet already (alpha has one axis). '
             'Use it as it is, or take the backbone out of a classifier with '
-            'tools/model_converters/publish_backbone.py'
+            + shown_path('tools/model_converters/publish_backbone.py')
         )
 
 

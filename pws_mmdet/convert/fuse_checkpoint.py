@@ -15,10 +15,10 @@ from ..utils.config import read_config
 from ..utils.files import check_new_path
 from .fuse_detector import fuse_detector
 
-STOCK = '# Plain convolutions, made by fuse_pws.py. MMDetection alone loads it.\n'
+STOCK = '# Plain convolutions, made by pws-fuse. MMDetection alone loads it.\n'
 NOT_STOCK = (
     '# Needs pws_mmdet to be installed: MMDetection has no such network. Its\n'
-    '# convolutions are plain, made by fuse_pws.py.\n'
+    '# convolutions are plain, made by pws-fuse.\n'
 )
 
 

@@ -248,7 +248,7 @@ def _change(part: dict, conv_cfg: dict) -> str:
         return note
     part['type'] = OURS.get(kind, part['type'])
     if norm_cfg is not None:
-        # NoNorm ignores eps. bn_to_pws.py reads it, because checkpoints do not hold it.
+        # NoNorm ignores eps. pws-convert reads it, because checkpoints do not hold it.
         eps = _eps_of(norm_cfg)
         part['norm_cfg'] = dict(NO_NORM) if eps == BN_EPS else dict(NO_NORM, eps=eps)
         if _lacks_bias(part) and not _lacks_bias({**part, 'norm_cfg': None}):

@@ -7,6 +7,8 @@ from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 from torch import nn
 
+from ..utils.repository import shown_path
+
 
 class CPUProcessesRunner(Runner):
     """A runner whose processes use gloo if there is no GPU.
@@ -20,8 +22,8 @@ class CPUProcessesRunner(Runner):
             if self.launcher != 'pytorch':
                 raise RuntimeError(
                     f'The launcher {self.launcher!r} needs GPUs, and this machine has '
-                    'none. Use tools/dist_train.sh or tools/dist_test.sh: their '
-                    'processes also run on CPUs.'
+                    f'none. Use {shown_path("tools/dist_train.sh")} or dist_test.sh '
+                    'beside it: their processes also run on CPUs.'
                 )
             torch.distributed.init_process_group('gloo')
         super().setup_env(env_cfg)

@@ -6,8 +6,7 @@ from torch import nn
 def bias_conv2d(*args, bias: bool = True, **kwargs) -> nn.Conv2d:
     """Make a plain ``nn.Conv2d`` that has a bias even if blocks pass ``bias=False``.
 
-    It replaces a fused PWS convolution, whose beta is the bias: see
-    ``tools/model_converters/fuse_pws.py``.
+    It replaces a fused PWS convolution, whose beta is the bias: see ``pws-fuse``.
 
     Args:
         *args, **kwargs: As of ``nn.Conv2d``.

@@ -183,7 +183,7 @@ class PWSConv2d(ReparamConv2d):
                         'these are the weights of a network with BN, and this one has '
                         f'PWS in {prefix[:-1]}. init_cfg=dict(type='
                         "'PWSPretrained', checkpoint=...) converts them, and so does "
-                        'tools/model_converters/bn_to_pws.py'
+                        'pws-convert'
                     )
         self._check_mean(state_dict, prefix)
         super()._load_from_state_dict(

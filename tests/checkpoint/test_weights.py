@@ -61,7 +61,7 @@ def test_check_kind_refuses_weights_of_the_other_kind(ours, theirs):
     if (ours == 'PWS') == (theirs == 'PWS'):
         return check_kind(model, weights)
     kind = 'of plain convolutions' if theirs == 'plain' else 'with BN'
-    message = f'network {kind}, and this one has PWS in conv. tools/.*bn_to_pws.py'
+    message = f'network {kind}, and this one has PWS in conv. pws-convert'
     if ours != 'PWS':
         message = 'of a PWS checkpoint, and this network has other convolutions in conv'
     for module in (model, nn.DataParallel(model)):

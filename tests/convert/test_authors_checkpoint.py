@@ -262,7 +262,7 @@ REFUSED = {
         r'conv1\.alpha \(1, 1, 1, 1\) instead of \(4, 1, 1, 1\)$',
     ),
     'NaN': (poison, r'NaN or infinity in layer1\.0\.conv1\.weight, layer2\.0\.conv1'),
-    'BN': (make_bn, r'tools/model_converters/bn_to_pws\.py is for that'),
+    'BN': (make_bn, 'pws-convert is for that'),
     'no alpha': (
         lambda w: [w.pop(key) for key in list(w) if key.endswith('alpha')],
         'is not of a PWS network',

@@ -272,7 +272,7 @@ def test_weights_of_another_kind_are_refused(detector, tmp_path, other):
     error = refusal(config, checkpoint, tmp_path / 'out')
     kind = 'of plain convolutions' if other == 'plain' else 'with BN'
     assert f'these are the weights of a network {kind}' in error
-    assert 'tools/model_converters/bn_to_pws.py converts them' in error
+    assert 'pws-convert converts them' in error
 
 
 def test_a_missing_config(tmp_path):

@@ -78,4 +78,4 @@ def test_without_plotly(run, root):
     process = run(sys.executable, '-c', code, check=False)
     assert process.returncode == 1
     last = process.stdout.splitlines()[-1]
-    assert last.startswith("report.py needs plotly: pip install -e '.[report]'")
+    assert last.startswith('pws-report needs plotly: pip install plotly')

@@ -28,7 +28,7 @@ def main() -> None:
         type=float,
         metavar='EPS',
         help='of the BN layers, which CHECKPOINT does not hold; YOLOX, EfficientNet '
-        'and MobileNetV3 have 1e-3 (default: the one in CONFIG, if make_norm_free.py '
+        'and MobileNetV3 have 1e-3 (default: the one in CONFIG, if pws-norm-free '
         f'wrote it, or else {BN_EPS:g})',
     )
     add(

@@ -9,6 +9,7 @@ from pathlib import Path
 import mmdet
 
 from ...utils.names import first_names
+from ...utils.repository import shown_path
 
 # MMDetection's own program for downloading datasets
 DOWNLOAD = (
@@ -22,12 +23,11 @@ CIFAR10_URL = 'https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz'
 # How to get a dataset, by a pattern for a path in it. The pattern names its root.
 WAYS = {
     r'(?P<root>.*\bdigits_imagefolder)/': (
-        'Write the digits:\n'
-        '    python tools/dataset_converters/digits_to_imagefolder.py {root}\n'
+        'Write the digits:\n    python {converters}/digits_to_imagefolder.py {root}\n'
     ),
     r'(?P<root>.*\bdigits_textured)/': (
         'Draw the digits:\n'
-        '    python tools/dataset_converters/digits_to_imagefolder.py {root} '
+        '    python {converters}/digits_to_imagefolder.py {root} '
         '--textured\n'
     ),
     rf'(?P<root>.*)/{CIFAR10}': (
@@ -44,8 +44,7 @@ WAYS = {
         '    ln -s FOLDER {root}\n'
     ),
     r'(?P<root>.*\bdigits)/': (
-        'Draw the digits:\n'
-        '    python tools/dataset_converters/digits_to_coco.py {root}\n'
+        'Draw the digits:\n    python {converters}/digits_to_coco.py {root}\n'
     ),
     r'(?P<root>.*\bbccd)/': (
         'Download BCCD:\n'
@@ -99,6 +98,12 @@ def ways_to_get(paths: Iterable[str]) -> str:
             if match := re.match(pattern, path):
                 root = match['root']
                 parent = osp.dirname(root) or '.'
-                ways[text.format(root=root, parent=parent, download=DOWNLOAD)] = None
+                way = text.format(
+                    root=root,
+                    parent=parent,
+                    download=DOWNLOAD,
+                    converters=shown_path('tools/dataset_converters'),
+                )
+                ways[way] = None
                 break
     return ''.join(ways)

@@ -15,9 +15,12 @@ from ...compat import INSTALL_PRETRAIN
 from ...layers import PWSConv2d
 from ...models import PWSResNet
 from ...utils.config import dict_at
+from ...utils.repository import shown_path
 
 # What configs/mask_rcnn_r50_fpn_pws_from_bn_1x.py changes in the network.
 STOCK_BLOCKS = {'pre_activation': False, 'stem_norm_cfg': None}
+PRETRAIN = 'configs/imagenet/resnet50_pws_in1k.py'
+PUBLISH = 'tools/model_converters/publish_backbone.py'
 
 
 def describe_missing(cfg: Config, name: str, module: nn.Module, path: str) -> str:
@@ -113,8 +116,8 @@ def _other_ways(cfg: Config, option: str, module: nn.Module, path: str) -> list[
         lines += [
             '* Pretrain a norm-free ResNet-50 on ImageNet (in data/imagenet), with '
             f'mmpretrain ({INSTALL_PRETRAIN}):',
-            f'    {_train(cfg, "configs/imagenet/resnet50_pws_in1k.py")}',
-            '    python tools/model_converters/publish_backbone.py '
+            f'    {_train(cfg, PRETRAIN)}',
+            f'    python {shown_path(PUBLISH)} '
             f'work_dirs/resnet50_pws_in1k/epoch_100.pth {shlex.quote(path)}',
             f'    {_train(cfg)}',
         ]
@@ -130,10 +133,10 @@ def _config_path(cfg: Config) -> str:
 
 def _train(cfg: Config, config: str | None = None) -> str:
     """Return a command that trains a config on as many processes as this training."""
-    config = shlex.quote(config or _config_path(cfg))
+    config = shown_path(config) if config else shlex.quote(_config_path(cfg))
     if cfg.get('launcher', 'none') == 'none':
-        return f'python tools/train.py {config}'
-    return f'tools/dist_train.sh {config} {get_world_size()}'
+        return f'python {shown_path("tools/train.py")} {config}'
+    return f'{shown_path("tools/dist_train.sh")} {config} {get_world_size()}'
 
 
 def _words(options: Mapping[str, Any]) -> str:
