@@ -77,7 +77,7 @@ def run(
 
     Args:
         args: The options of train_speed.py.
-        detectors: What :func:`prepare` returns.
+        detectors: What ``prepare`` returns.
         argv: The command line, for the record.
 
     Returns:

@@ -80,7 +80,7 @@ def load_network(name: str) -> tuple[str, nn.Module]:
 
     Args:
         name: 'efficientnet-lite0', or a file with the weights of a
-            :class:`CifarResNet`, whose depth and width follow from them.
+            ``CifarResNet``, whose depth and width follow from them.
 
     Returns:
         A name for tables, and the network in evaluation mode.

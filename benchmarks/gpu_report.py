@@ -27,7 +27,7 @@ def write_lines(records: list[Any], path: Path) -> None:
 
 
 def read_report(path: Path) -> dict[str, Any]:
-    """Read the file that :func:`make_report` wrote."""
+    """Read the file that ``make_report`` wrote."""
     records = [json.loads(line) for line in path.read_text().splitlines()]
     *parts, noted = records
     return dict(

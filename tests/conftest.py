@@ -254,7 +254,7 @@ def runner_of(
 
 @pytest.fixture
 def make_runner(tmp_path):
-    """Return :func:`runner_of` with the work_dir ``tmp_path / 'work_dir'``."""
+    """Return ``runner_of`` with the work_dir ``tmp_path / 'work_dir'``."""
 
     def make(model, dataset, *args, **kwargs):
         return runner_of(model, dataset, tmp_path / 'work_dir', *args, **kwargs)

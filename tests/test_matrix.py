@@ -195,7 +195,7 @@ def uncached_autocast(model):
 
 
 def accumulation(model):
-    """Accumulate gradients, one image after the other: see :func:`step`."""
+    """Accumulate gradients, one image after the other: see ``step``."""
 
 
 def sharing(model):
@@ -660,7 +660,7 @@ def test_conversions_of_batch_norm_leave_pws_alone():
 
 
 class Images(Dataset):
-    """The images that :func:`prepare` returns for a case."""
+    """The images that ``prepare`` returns for a case."""
 
     def __init__(self, inputs):
         self.inputs = inputs
@@ -734,7 +734,7 @@ def runner_for(case, work_dir, processes=1, seed=0, **kwargs):
 
 
 def train(work_dir, case='layers', processes=1, ema=False, **kwargs):
-    """Train for two epochs. Return what :class:`Record` keeps, and a test's outputs."""
+    """Train for two epochs. Return what ``Record`` keeps, and a test's outputs."""
     hooks = [EMA] if ema else []
     make = functools.partial(runner_for, case, work_dir, processes, **kwargs)
     record = Record()
@@ -752,7 +752,7 @@ EMA = dict(type='EMAHook', ema_type='ExpMomentumEMA', momentum=0.1, gamma=1)
 
 @pytest.fixture(scope='module')
 def trained(tmp_path_factory):
-    """Return a cached :func:`train`: it trains once for the same options."""
+    """Return a cached ``train``: it trains once for the same options."""
 
     @functools.cache
     def make(case='layers', **kwargs):
@@ -793,7 +793,7 @@ def test_compiled_training_equals_plain_training(trained, tmp_path, case):
 
 
 def average(weights):
-    """Average the weights of all steps by the formula of :data:`EMA`."""
+    """Average the weights of all steps by the formula of ``EMA``."""
     averaged = weights[0]
     for i, last in enumerate(weights[1:], 1):
         share = 0.9 * math.exp(-1 - i) + 0.1

@@ -130,8 +130,7 @@ def depth_figure(runs: Runs, name: str) -> LineFigure:
     """Compute figure 1a, 1b or eq6: values over the layers, the mean over the steps.
 
     Args:
-        runs: Records, reduced to the steps of the mean by
-            :func:`~pws_mmdet.analysis.selection.select`.
+        runs: Records, reduced to the steps of the mean by ``select``.
         name: Name of the figure.
 
     Raises:

@@ -27,7 +27,7 @@ def suggest_gamma(
     At alpha = 1, a step of W by SGD moves the filters of a layer as if they were
     trained themselves at a learning rate of
 
-    .. math:: \frac{2}{n} \frac{lr}{Var[W_o] + \gamma}
+    $$\frac{2}{n} \frac{\mathrm{lr}}{\mathrm{Var}[W_o] + \gamma}$$
 
     This rate grows while weight decay shrinks W. If gamma is a fraction f of the He
     variance 2 / n, the rate stays below lr / f for every W. The suggested fraction is
@@ -74,7 +74,7 @@ def gamma_of_record(
     SGD. No watched step would have moved a filter by more than the part t of its norm
     if gamma of the layer were, for each of its filters, at least
 
-    .. math:: (Var[W_o] + \gamma_0) \frac{s_o^2}{t^2} - Var[W_o]
+    $$(\mathrm{Var}[W_o] + \gamma_0) \frac{s_o^2}{t^2} - \mathrm{Var}[W_o]$$
 
     Here gamma_0 is the gamma of the training, and s_o is the step relative to the norm
     of the filter. A record does not have these numbers for each filter. For each layer

@@ -25,7 +25,7 @@ def measure_macs(
     Args:
         model: Any module.
         layers: Modules of the model to count for.
-        inputs: As of :func:`pws_mmdet.summarize_model`.
+        inputs: As of ``pws_mmdet.summarize_model``.
 
     Returns:
         The multiply-adds of each layer; under None, those outside of all layers. A

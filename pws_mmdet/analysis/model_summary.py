@@ -125,7 +125,7 @@ def summarize_model(
     """Say what a model is made of.
 
     A layer normalizes if it is a BN, GN, LN, IN or a similar layer, or if it has no
-    children and its class has 'Norm' in its name. :class:`NoNorm` does not normalize.
+    children and its class has 'Norm' in its name. ``NoNorm`` does not normalize.
     Functions that normalize are not found.
 
     Multiply-adds (MACs) are half of what PyTorch's FlopCounterMode counts in a forward

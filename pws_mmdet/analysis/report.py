@@ -93,7 +93,7 @@ def write_report(
 
     It shows the loss, the learning rate and the validations. For trainings with
     VarianceMonitorHook it shows the figures of
-    :func:`~pws_mmdet.analysis.plots.plot_variance`, too. Of more than 100 watched steps
+    ``plot_variance``, too. Of more than 100 watched steps
     it shows 100, with the first and the last one.
 
     Args:

@@ -134,7 +134,7 @@ def select(
 
     Args:
         runs: The records.
-        figure: Name of the figure, a key of :data:`FIGURES`.
+        figure: Name of the figure, a key of ``FIGURES``.
         patterns: Regular expressions, searched in the names of the layers. None means
             the third layer for 2a and 2b, and all layers for the other figures.
         step: For figures over the layers, show the watched step nearest to this one.

@@ -13,7 +13,6 @@ from ..layers.standardize import standardize_as_mmcv
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
-# What each statistic is: one number for a layer at a step
 STATISTICS = {
     'var_ratio': 'mean over o of Var[W_o - ΔW_o] / Var[W_o] (Fig. 1a)',
     'var_ratio_min': 'the minimum of this ratio over o',
@@ -34,6 +33,7 @@ STATISTICS = {
     'var_y_eq5': 'Var[Y] by equation (5), with Var[Y of the layer before] = 2 E[X²]',
     'var_y_eq6': 'Var[Y] by equation (6), with the same Var[Y of the layer before]',
 }
+"""What each statistic is: one number for a layer at a step."""
 
 
 def applied_filters(conv: nn.Module) -> Tensor:
@@ -94,7 +94,7 @@ def step_statistics(before: Tensor, after: Tensor, gamma: float) -> dict[str, Te
         gamma: gamma of the layer; 0 for plain convolutions.
 
     Returns:
-        Scalars by their names in :data:`STATISTICS`. Variances are biased.
+        Scalars by their names in ``STATISTICS``. Variances are biased.
 
     Source: Figures 1 and 2.
     """
@@ -145,7 +145,7 @@ def transmission_statistics(
         var_y: Var[Y], measured.
 
     Returns:
-        Numbers by their names in :data:`STATISTICS`.
+        Numbers by their names in ``STATISTICS``.
 
     Source: equations (5) and (6).
     """

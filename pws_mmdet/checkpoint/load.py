@@ -95,7 +95,7 @@ def safe_loading() -> Iterator[None]:
 
         ConnectionError: If a file cannot be downloaded.
         ValueError: If there are no weights of that name.
-        Exception: For a file, as :func:`load_file`.
+        Exception: For a file, as ``load_file``.
     """
     original = vars(CheckpointLoader)['load_checkpoint']
     load = CheckpointLoader.load_checkpoint
@@ -143,7 +143,7 @@ def register_loaders() -> None:
     ``torchvision://NAME``, although it has the URLs of most names itself.
 
     These loaders refuse nothing that MMEngine's own loaders accept. That is the job of
-    :func:`safe_loading`.
+    ``safe_loading``.
     """
     register = CheckpointLoader.register_scheme
     register(prefixes='', loader=_load_from_local, force=True)
@@ -155,7 +155,7 @@ def register_loaders() -> None:
 
 
 def _load_from_local(filename: str, map_location: Any = None) -> Any:
-    """Load a file as MMEngine does, and with :func:`load_file` if that fails.
+    """Load a file as MMEngine does, and with ``load_file`` if that fails.
 
     Raises:
         FileNotFoundError: If there is no such file.

@@ -60,7 +60,7 @@ def load_data(file: Any, map_location: Any = None) -> Any:
 
 
 def unsafe_names(filename: str) -> list[str]:
-    """List the names in a pickle that :func:`load_data` refuses.
+    """List the names in a pickle that ``load_data`` refuses.
 
     Returns:
         The names; none where this torch cannot tell, or the file has an old format.

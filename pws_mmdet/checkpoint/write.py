@@ -33,7 +33,7 @@ def publish_checkpoint(content: dict[str, Any], out: str | Path) -> Path:
     """Write a checkpoint under a name that ends in its hash, and a link to it.
 
     Args:
-        content: As of :func:`write_checkpoint`.
+        content: As of ``write_checkpoint``.
         out: STEM.pth. The file is written as STEM-HASH.pth beside it, where HASH is the
             first 8 hexadecimal digits of its SHA-256, and ``out`` becomes a link to it.
 

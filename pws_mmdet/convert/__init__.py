@@ -7,10 +7,10 @@ from .bn_weights import load_bn_weights
 from .convert import convert_to_pws
 from .fold import fold_batch_norm
 from .fuse import fuse_pws, to_conv2d
-from .fuse_checkpoint import fuse_checkpoint
 from .fuse_conv_bn import patch_fuse_conv_bn
-from .fuse_detector import fuse_detector
 from .norm_free_config import make_norm_free, norm_free_model
+from .plain_checkpoint import fuse_checkpoint
+from .plain_detector import fuse_detector
 from .pretrained import PWSPretrainedInit
 
 __all__ = [

@@ -27,7 +27,7 @@ BLOCK = re.compile(r'layer(\d+)\.(\d+)\.')
 
 @dataclass
 class OfficialBackbone:
-    """A backbone of the authors, with the names that :class:`PWSResNet` has.
+    """A backbone of the authors, with the names that ``PWSResNet`` has.
 
     Args:
         depth, base_channels: Arguments of the ``PWSResNet`` that it fits.
@@ -75,7 +75,7 @@ class OfficialBackbone:
 def from_official(
     weights: Mapping[str, Tensor], source: str | Path
 ) -> OfficialBackbone:
-    """Map a state dict of the paper authors' ResNet to :class:`PWSResNet`.
+    """Map a state dict of the paper authors' ResNet to ``PWSResNet``.
 
     Their alpha of shape (O, 1, 1, 1) gets the shape (O,). Their bias is beta. The keys
     may start with ``module.`` and ``backbone.``.
@@ -135,7 +135,7 @@ def convert_authors_checkpoint(
     Raises:
         FileNotFoundError: If there is no such checkpoint.
         RuntimeError: If it is damaged or holds more than data.
-        ValueError: If it does not fit (see :func:`from_official`), or ``out`` does not
+        ValueError: If it does not fit (see ``from_official``), or ``out`` does not
             end in .pth.
         FileExistsError: If ``out`` exists.
         OSError: If it cannot be written.

@@ -1,7 +1,7 @@
 """Find which BN layer follows which convolution.
 
-Two sources tell it: forward passes (:class:`Trace`), and the names in a checkpoint
-(:func:`pair_by_name`).
+Two sources tell it: forward passes (``Trace``), and the names in a checkpoint
+(``pair_by_name``).
 """
 
 import re

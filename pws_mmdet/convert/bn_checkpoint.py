@@ -19,7 +19,7 @@ from .norm_free_config import bn_eps_of
 
 @dataclass
 class ConvertedCheckpoint:
-    """A checkpoint that :func:`convert_checkpoint` wrote.
+    """A checkpoint that ``convert_checkpoint`` wrote.
 
     Attributes:
         path: The checkpoint.

@@ -54,7 +54,7 @@ def load_bn_weights(
         bn_eps: eps of the BN layers. A checkpoint does not hold it.
         conv_ws: Where ``model`` has PWS convolutions, the weights are those of MMCV's
             ConvWS, and are standardized first. A checkpoint does not tell.
-        seed: As of :func:`convert_to_pws`.
+        seed: As of ``convert_to_pws``.
 
     Returns:
         A record of each convolution, and of those that are no PWS convolutions in the
@@ -79,10 +79,10 @@ def _convert(
     conv_ws: bool,
     seed: int,
 ) -> tuple[dict[str, Tensor], ConversionReport, list[str]]:
-    """Do the work of :func:`load_bn_weights` on a copy of the network.
+    """Do the work of ``load_bn_weights`` on a copy of the network.
 
     Returns:
-        The state dict to load; and what :func:`load_bn_weights` returns.
+        The state dict to load; and what ``load_bn_weights`` returns.
     """
     # While MMEngine initializes a model, each module refers to all parameters of the
     # model here. A copy of one layer would copy them all.

@@ -4,7 +4,7 @@
 2. Set: each filter is split into its mean, which PWS keeps as a constant, and the rest,
    whose mean is zero, as that of a PWS filter is.
 
-:func:`convert_to_pws` folds a network, and :func:`load_bn_weights` folds the weights of
+``convert_to_pws`` folds a network, and ``load_bn_weights`` folds the weights of
 a checkpoint.
 """
 
@@ -130,13 +130,12 @@ def convert_to_pws(
 ) -> tuple[nn.Module, ConversionReport]:
     """Convert a trained network with BN, or without any norm, to PWS.
 
-    Each ``nn.Conv2d``, with the BN layer that follows it, becomes a :class:`PWSConv2d`
-    with ``keep_mean``, and the BN layer :class:`FoldedBatchNorm`, which does
-    nothing. The network computes the same
-    as before, apart from rounding. MMCV's ConvWS and ConvAWS count as plain, and so do
-    subclasses that compute the same as an ``nn.Conv2d``. Other convolutions (1D, 3D,
-    transposed, deformable) and norm layers without statistics stay; the report names
-    the convolutions and these norm layers.
+    Each ``nn.Conv2d``, with the BN layer that follows it, becomes a ``PWSConv2d``
+    with ``keep_mean``, and the BN layer ``FoldedBatchNorm``, which does nothing. The
+    network computes the same as before, apart from rounding. MMCV's ConvWS and ConvAWS
+    count as plain, and so do subclasses that compute the same as an ``nn.Conv2d``.
+    Other convolutions (1D, 3D, transposed, deformable) and norm layers without
+    statistics stay; the report names the convolutions and these norm layers.
 
     All random numbers come from ``seed``, and the global random state stays as it is.
     The result can be trained, also if this function runs in ``torch.inference_mode``.
@@ -148,9 +147,9 @@ def convert_to_pws(
             takes an image of noise.
         exclude: Regular expressions, searched in the names of convolutions, for those
             that stay plain, with BN folded into them.
-        gamma, relative_gamma: As of :class:`PWSConv2d`. The outputs of the converted
+        gamma, relative_gamma: As of ``PWSConv2d``. The outputs of the converted
             network do not depend on them.
-        forward: Calls a network with a batch. The default is :func:`run_model`:
+        forward: Calls a network with a batch. The default is ``run_model``:
             ``test_step`` for MMEngine models, ``model(batch)`` for others.
         seed: Seed of the weights that filters of zeros get, which have no effect until
             they are trained.
@@ -193,7 +192,7 @@ def convert_to_pws(
 def _check_arguments(
     model: Any, batches: Iterable[Any] | None, exclude: Sequence[str]
 ) -> list[Any] | None:
-    """Check the arguments of :func:`convert_to_pws`, and return the batches."""
+    """Check the arguments of ``convert_to_pws``, and return the batches."""
     if not isinstance(model, nn.Module):
         raise TypeError(f'model must be an nn.Module, not {type(model).__name__}')
     if isinstance(exclude, str):

@@ -27,7 +27,7 @@ def runs_on(
     Args:
         model: The network.
         batches: As ``forward`` takes them; None for an image of noise. If the network
-            raises an error on it, the call raises a :class:`PassEnded`.
+            raises an error on it, the call raises a ``PassEnded``.
         forward: Calls the network with a batch.
     """
 

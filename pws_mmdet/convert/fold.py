@@ -113,7 +113,7 @@ def fold_batch_norm(
 
     Returns:
         The copy in evaluation mode, in which convolutions have a bias and folded BN
-        layers are :class:`FoldedBatchNorm`; and a record of each of its convolutions.
+        layers are ``FoldedBatchNorm``; and a record of each of its convolutions.
 
     Raises:
         ValueError: If the copy computes something else than the network.

@@ -91,12 +91,12 @@ def to_conv2d(conv: ReparamConv2d, keep_weight: bool = False) -> nn.Conv2d:
     """Return the plain convolution that computes the same as a PWS (or WN) one.
 
     Args:
-        conv: The convolution. Its hooks are dropped. :func:`reason_against_fusing`
+        conv: The convolution. Its hooks are dropped. ``reason_against_fusing``
             tells whether they matter.
         keep_weight: Copy ``conv.weight`` itself, not the filters computed from it.
 
     Raises:
-        TypeError: If its forward pass is not the usual one, see :func:`own_forward`.
+        TypeError: If its forward pass is not the usual one, see ``own_forward``.
     """
     plain = conv.fuse()
     if keep_weight:

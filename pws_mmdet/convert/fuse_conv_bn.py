@@ -119,7 +119,7 @@ def patch_fuse_conv_bn() -> Patch:
     scale ``conv.weight``, which the layer standardizes, so that the result is wrong
     without an error. The patch replaces ``fuse_conv_bn`` of MMCV, ``fuse_conv_bn_eval``
     of torch, and ``efficient_conv_bn_eval`` of MMCV and MMEngine for the whole process,
-    until it is undone. :class:`PWSRunner` applies it while it runs. A layer after
+    until it is undone. ``PWSRunner`` applies it while it runs. A layer after
     ``switch_to_deploy()`` does not need it.
 
     Returns:

@@ -51,12 +51,12 @@ REPLACED = (nn.Conv2d, MMCVConv2d, ConvWS2d)
 
 @dataclass
 class NormFreeConfig:
-    """A config that :func:`make_norm_free` wrote.
+    """A config that ``make_norm_free`` wrote.
 
     Attributes:
         path: The config.
         model: The model that it describes, with random weights.
-        notes: As of :func:`norm_free_model`.
+        notes: As of ``norm_free_model``.
     """
 
     path: Path
@@ -68,7 +68,7 @@ def make_norm_free(config: str | Path, out: str | Path) -> NormFreeConfig:
     """Write the norm-free variant of a config.
 
     All parts of the model that take a ``conv_cfg`` get PWS convolutions and lose their
-    norm layers, see :func:`norm_free_model`. The new config inherits from the old one
+    norm layers, see ``norm_free_model``. The new config inherits from the old one
     and holds only what differs.
 
     Args:
@@ -145,7 +145,7 @@ def norm_free_model(
     """Put PWS convolutions in all parts of a model that take a ``conv_cfg``.
 
     The norm layers of these parts are removed. ResNet and ResNeXt become
-    :class:`PWSResNet` in MMDetection's order of blocks, which starts from the same
+    ``PWSResNet`` in MMDetection's order of blocks, which starts from the same
     weights, converted. Weights with GN cannot be converted; a backbone that names them
     starts from random weights. Parts that take no ``conv_cfg``, such as transformers,
     stay as they are.
@@ -195,7 +195,7 @@ def bn_eps_of(model: dict) -> float:
     """Return the eps that the BN layers of a model had before it became norm-free.
 
     Args:
-        model: The model of a config that :func:`make_norm_free` wrote.
+        model: The model of a config that ``make_norm_free`` wrote.
 
     Returns:
         ``bn_eps`` of the backbone's ``init_cfg``, or else ``eps`` of a ``NoNorm``, or

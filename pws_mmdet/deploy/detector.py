@@ -9,6 +9,7 @@ from .predict import best, dense_detections, roi_features, threshold
 from .support import check_support
 
 OUTPUTS = ('boxes', 'scores', 'labels', 'masks')
+"""Names of the outputs. Only detectors with masks have the last one."""
 
 
 class DeployedDetector(nn.Module):

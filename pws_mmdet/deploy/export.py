@@ -30,7 +30,7 @@ def export_onnx(
     """Export the detector of a config and a checkpoint to ONNX.
 
     PWS convolutions become plain ones whose weights are constants. The graph takes and
-    returns what :class:`DeployedDetector` does. Opset 18, IR version 10: it needs ONNX
+    returns what ``DeployedDetector`` does. Opset 18, IR version 10: it needs ONNX
     Runtime 1.18 or later.
 
     Args:

@@ -50,7 +50,7 @@ def write_onnx(
             all sizes; then ``size`` must leave more than one value in each direction
             of every feature map, because torch.export takes a size of 1 for a constant.
         least_score: The score threshold, the second input of the network. The file
-            holds it as a constant; :func:`set_least_score` replaces it. None if the
+            holds it as a constant; ``set_least_score`` replaces it. None if the
             network has no such input.
 
     Raises:
@@ -87,7 +87,7 @@ def write_onnx(
 
 
 def set_least_score(path: str | Path, value: float) -> None:
-    """Set the score threshold of a file that :func:`write_onnx` wrote."""
+    """Set the score threshold of a file that ``write_onnx`` wrote."""
     import onnx
 
     model = onnx.load(str(path))

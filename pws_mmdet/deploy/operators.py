@@ -139,8 +139,8 @@ def _aligned_rois_in_onnx(
     )
 
 
-# The custom_translation_table of torch.onnx.export
 TRANSLATIONS = {
     torch.ops.pws_mmdet.nms_mask.default: _nms_mask_in_onnx,
     torch.ops.pws_mmdet.aligned_rois.default: _aligned_rois_in_onnx,
 }
+"""The ``custom_translation_table`` of ``torch.onnx.export``."""

@@ -38,7 +38,7 @@ def dense_detections(
         least_score: Only candidates with a higher score count.
 
     Returns:
-        (N, D, 4), (N, D), (N, D), as of :class:`DeployedDetector`.
+        (N, D, 4), (N, D), (N, D), as of ``DeployedDetector``.
     """
     cfg = head.test_cfg
     outputs = head(maps)

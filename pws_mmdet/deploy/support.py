@@ -1,4 +1,4 @@
-"""Which detectors :class:`DeployedDetector` computes correctly."""
+"""Which detectors ``DeployedDetector`` computes correctly."""
 
 from mmcv.ops import RoIAlign
 from mmdet.models.data_preprocessors import DetDataPreprocessor

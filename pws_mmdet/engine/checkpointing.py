@@ -17,7 +17,7 @@ class SafeCheckpointsRunner(Runner):
     * A checkpoint on the local disk is written whole or not at all.
     * ``--resume`` without a file takes the latest checkpoint in the ``work_dir``.
     * A checkpoint is read without running code that is pickled in it
-      (:func:`safe_loading`). MMEngine executes the text of the config in a checkpoint
+      (``safe_loading``). MMEngine executes the text of the config in a checkpoint
       on resuming; this runner does not.
 
     Raises:

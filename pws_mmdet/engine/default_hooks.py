@@ -43,7 +43,7 @@ class DefaultHooksRunner(Runner):
     ``default_hooks.NAME=dict(...)``. A hook of the same type in ``custom_hooks``
     replaces it.
 
-    MMEngine's CheckpointHook is replaced by :class:`AtomicCheckpointHook`.
+    MMEngine's CheckpointHook is replaced by ``AtomicCheckpointHook``.
 
     Raises:
         TypeError: If a hook is given an argument that it does not have.

@@ -35,9 +35,8 @@ def suggest_gamma_for_config(
     """Suggest gamma for the PWS layers of a config.
 
     Without ``record`` and ``steps`` it depends on the learning rate alone, see
-    :func:`~pws_mmdet.analysis.gamma.suggest_gamma`. With one of them it depends on what
-    a training did to the filters, see
-    :func:`~pws_mmdet.analysis.gamma.gamma_of_record`.
+    ``suggest_gamma``. With one of them it depends on what a training did to the
+    filters, see ``gamma_of_record``.
 
     Args:
         config: Path of a config, or an installed one, as in 'mmdet::FOLDER/NAME.py'.

@@ -18,10 +18,9 @@ def clip_grad_adaptively_(
 ) -> Tensor:
     r"""Clip each unit's gradient G to a fraction of the unit's weights W, in place.
 
-    .. math::
-        G_i \leftarrow \lambda \frac{\max(\lVert W_i \rVert, eps)}{\lVert G_i \rVert}
-        G_i \quad\text{if}\quad
-        \lVert G_i \rVert > \lambda \max(\lVert W_i \rVert, eps)
+    $$G_i \leftarrow \lambda \frac{\max(\lVert W_i \rVert, \epsilon)}{\lVert G_i \rVert}
+    G_i \quad\text{if}\quad
+    \lVert G_i \rVert > \lambda \max(\lVert W_i \rVert, \epsilon)$$
 
     A unit is a slice along the first axis: a filter of a convolution, a row of a linear
     layer, an input channel of a transposed convolution. Parameters without a gradient,
@@ -131,8 +130,6 @@ def find_excluded(model: nn.Module, names: Sequence[str]) -> set[Tensor]:
 class AGCOptimWrapper(_AdaptiveClipping):
     """MMEngine's ``OptimWrapper`` with adaptive gradient clipping (AGC).
 
-    ::
-
         optim_wrapper = dict(
             type='AGCOptimWrapper', agc=dict(clipping=0.08, exclude='bbox_head.'))
 
@@ -141,7 +138,7 @@ class AGCOptimWrapper(_AdaptiveClipping):
     Args:
         *args, **kwargs: As of ``OptimWrapper``. If ``clip_grad`` is given, it clips
             after AGC.
-        agc: ``clipping`` (0.01) and ``eps`` (1e-3) of :func:`clip_grad_adaptively_`,
+        agc: ``clipping`` (0.01) and ``eps`` (1e-3) of ``clip_grad_adaptively_``,
             and ``exclude``: parts of names of parameters, as in MMEngine's
             ``custom_keys``, that are not clipped. The source excludes the last linear
             layer. Its 0.01 is for batches of 1024 and more; smaller batches need less
@@ -158,7 +155,7 @@ class AGCOptimWrapper(_AdaptiveClipping):
 
 @OPTIM_WRAPPERS.register_module(force=True)
 class AmpAGCOptimWrapper(_AdaptiveClipping, AmpOptimWrapper):
-    """:class:`AGCOptimWrapper` for mixed precision, an ``AmpOptimWrapper``.
+    """``AGCOptimWrapper`` for mixed precision, an ``AmpOptimWrapper``.
 
     Gradients are clipped after the scale of the loss is undone.
     """

@@ -12,7 +12,7 @@ class PWSOptimWrapperConstructor(DefaultOptimWrapperConstructor):
     Weight decay would pull the outputs of PWS layers towards 0. Every alpha gets a
     ``weight_decay`` of 0, even if ``paramwise_cfg`` gives it another value. Its
     learning rate, and all other parameters, stay as MMEngine sets them. Use it by name
-    in a config::
+    in a config:
 
         optim_wrapper = dict(constructor='PWSOptimWrapperConstructor')
 

@@ -19,26 +19,23 @@ from .hooks import DataCheckHook
 class PWSRunner(CPUProcessesRunner, SafeCheckpointsRunner, DefaultHooksRunner):
     """MMEngine's runner with early errors, whole checkpoints, and runs on CPUs.
 
-    ====================== ===================== ====================================
-    ``checkpoint``         AtomicCheckpointHook  write whole files, delete old ones last
-    ``data_check``         DataCheckHook         stop early at missing or broken data
-    ``divergence``         DivergenceHook        stop a training that diverges
-    ``fuse``               FusePWSHook           test with plain convolutions
-    ``model_summary``      ModelSummaryHook      log what the model is made of
-    ``resumed_validation`` ResumedValidationHook validate if no step is left to train
-    ``share_filters``      ShareFiltersHook      compute the filters of heads once
-    ``weight_check``       WeightCheckHook       stop early at missing or wrong weights
-    ====================== ===================== ====================================
+    These are its default hooks besides those of MMEngine. ``default_hooks.NAME=None``
+    switches one off.
 
-    These are its default hooks besides those of MMEngine (:class:`DefaultHooksRunner`
-    tells how to switch them off). MMEngine's own runner does not know their names: it
-    stops at ``NAME=None`` with an AssertionError. Without ``checkpoint``, no
-    checkpoints are written, as in MMEngine.
+    * ``checkpoint`` (``AtomicCheckpointHook``): write whole files, delete old ones last
+    * ``data_check`` (``DataCheckHook``): stop early at missing or broken data
+    * ``divergence`` (``DivergenceHook``): stop a training that diverges
+    * ``fuse`` (``FusePWSHook``): test with plain convolutions
+    * ``model_summary`` (``ModelSummaryHook``): log what the model is made of
+    * ``resumed_validation`` (``ResumedValidationHook``): validate if no step is left
+    * ``share_filters`` (``ShareFiltersHook``): compute the filters of heads once
+    * ``weight_check`` (``WeightCheckHook``): stop early at missing or wrong weights
 
-    Checkpoints are written whole, and read without running code
-    (:class:`SafeCheckpointsRunner`). BN is folded correctly into PWS layers
-    (:func:`patch_fuse_conv_bn`). Distributed runs without a GPU use gloo
-    (:class:`CPUProcessesRunner`).
+    MMEngine's own runner does not know these names: it stops at ``NAME=None`` with an
+    AssertionError. Without ``checkpoint``, no checkpoints are written, as in MMEngine.
+
+    Checkpoints are written whole, and read without running code. BN is folded correctly
+    into PWS layers (``patch_fuse_conv_bn``). Distributed runs without a GPU use gloo.
 
     ``tools/train.py`` and ``tools/test.py`` use it in the place of
     ``mmengine.runner.Runner``. Elsewhere, ``runner_type='PWSRunner'`` selects it.

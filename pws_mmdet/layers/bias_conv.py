@@ -10,6 +10,6 @@ def bias_conv2d(*args, bias: bool = True, **kwargs) -> nn.Conv2d:
 
     Args:
         *args, **kwargs: As of ``nn.Conv2d``.
-        bias: Ignored, as in :class:`PWSConv2d`.
+        bias: Ignored, as in ``PWSConv2d``.
     """
     return nn.Conv2d(*args, **kwargs)

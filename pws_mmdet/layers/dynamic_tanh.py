@@ -9,7 +9,7 @@ from ..utils.arguments import check_integers, check_positive
 class DynamicTanh(nn.Module):
     r"""Dynamic tanh (DyT) in the place of a norm layer; it computes no statistics.
 
-    .. math:: y_c = weight_c \tanh(\alpha x_c) + bias_c
+    $$y_c = w_c \tanh(\alpha x_c) + b_c$$
 
     with one alpha for the layer. DyT was made for transformers, in the place of layer
     normalization. In convolutional networks it is a negative control: its

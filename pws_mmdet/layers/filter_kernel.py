@@ -39,7 +39,7 @@ def use_filter_kernel(enabled: bool) -> None:
 
     The kernel is on by default; the environment variable PWS_FILTER_KERNEL=0 turns it
     off. Both compute the same, apart from rounding. Whatever the kernel cannot do,
-    ``F.group_norm`` does: see :func:`can_use_kernel`.
+    ``F.group_norm`` does: see ``can_use_kernel``.
     """
     global _enabled
     _enabled = enabled
@@ -109,7 +109,7 @@ def can_use_kernel(weight: Tensor, alpha: Tensor | None) -> bool:
 
 
 def has_kernel_for(weight: Tensor, alpha: Tensor | None) -> bool:
-    """As :func:`can_use_kernel`, whatever the device is."""
+    """As ``can_use_kernel``, whatever the device is."""
     if (
         type(weight) not in _TENSORS
         or weight.dtype not in DTYPES
@@ -170,7 +170,7 @@ def standardize_by_kernel(
     dtype: torch.dtype,
     formula: Callable[..., Tensor],
 ) -> Tensor:
-    """The filters, where :func:`has_kernel_for` holds.
+    """The filters, where ``has_kernel_for`` holds.
 
     Args:
         weight, alpha, gamma, scale, dtype: As of ``standardize_weight``.

@@ -19,9 +19,9 @@ fx.wrap('standardize_weight')  # torch.fx records the call, not its operations
 class PWSConv2d(ReparamConv2d):
     r"""2D convolution with Parametric Weights Standardization (PWS).
 
-    .. math:: Y_o = \alpha_o\, X \otimes \hat W_o + \beta_o
+    $$Y_o = \alpha_o\, X \otimes \hat W_o + \beta_o$$
 
-    with the filters of :func:`standardize_weight`. beta is the ``bias`` of the
+    with the filters of ``standardize_weight``. beta is the ``bias`` of the
     layer. In all other respects it is an ``nn.Conv2d``: the same input
     (N, c_in, H, W) and output (N, c_out, H', W'), attributes and padding modes.
     The filters are computed from the parameters in every forward pass. Nothing is
@@ -29,7 +29,7 @@ class PWSConv2d(ReparamConv2d):
 
     With ``keep_mean``, a converted network computes what it computed with BN:
 
-    .. math:: Y_o = X \otimes (\alpha_o \hat W_o + \mu_o) + \beta_o
+    $$Y_o = X \otimes (\alpha_o \hat W_o + \mu_o) + \beta_o$$
 
     The buffer ``mean`` holds mu, the mean of each filter in the network with BN. It is
     not trained, so that the gradient of each filter has zero mean, as without it.
@@ -42,8 +42,8 @@ class PWSConv2d(ReparamConv2d):
     ``switch_to_deploy()`` makes the layer a plain convolution in place.
 
     Args:
-        in_channels, out_channels, kernel_size, stride, padding, dilation,
-            groups, padding_mode, device, dtype: As of ``nn.Conv2d``.
+        in_channels, out_channels, kernel_size, stride: As of ``nn.Conv2d``.
+        padding, dilation, groups, padding_mode, device, dtype: As of ``nn.Conv2d``.
         bias: Ignored; ``beta`` decides. MMDetection's blocks pass ``bias=False``
             because a norm layer follows, and PWS needs beta in exactly these blocks.
         gamma: Added to the variance of each filter; > 0. The paper takes 1e-3
@@ -64,7 +64,7 @@ class PWSConv2d(ReparamConv2d):
         TypeError: If an argument has an unknown name.
         ValueError: If gamma is not a positive finite number, a filter has a
             single weight, the alpha mode is unknown, or another argument is wrong
-            (see :class:`ReparamConv2d`).
+            (see ``ReparamConv2d``).
 
     Source: equation (12); "Parameter gamma"; Tables 1 and 2. ``keep_mean``: not from a
     paper; docs/convert.md has the measurements.

@@ -61,20 +61,19 @@ def own_forward(conv: nn.Conv2d) -> str | None:
 class ReparamConv2d(nn.Conv2d):
     """A convolution that computes its filters from its parameters.
 
-    The base class of :class:`PWSConv2d`, :class:`WNConv2d` and
-    :class:`ScaledWSConv2d`. A subclass implements
-    ``effective_weight()``. It returns the filters of the equivalent plain
+    The base class of ``PWSConv2d``, ``WNConv2d`` and ``ScaledWSConv2d``. A subclass
+    implements ``effective_weight()``. It returns the filters of the equivalent plain
     convolution, gain included, in shape and dtype of ``weight``. Nothing is kept
-    between forward passes. :func:`shared_filters` is for a layer that one forward
-    pass calls several times.
+    between forward passes. ``shared_filters`` is for a layer that one forward pass
+    calls several times.
 
     The class also protects the initialization of the subclasses: MMEngine's
     ``init_cfg=dict(layer='Conv2d')`` re-initializes nn.Conv2d and its direct
     subclasses only.
 
     Args:
-        in_channels, out_channels, kernel_size, stride, padding, dilation,
-            groups, padding_mode, device, dtype: As of ``nn.Conv2d``.
+        in_channels, out_channels, kernel_size, stride: As of ``nn.Conv2d``.
+        padding, dilation, groups, padding_mode, device, dtype: As of ``nn.Conv2d``.
         bias: Ignored; ``beta`` decides. MMDetection's blocks pass ``bias=False``
             because a norm layer follows, and this layer needs a bias in exactly
             these blocks.
@@ -211,7 +210,7 @@ class ReparamConv2d(nn.Conv2d):
     def switch_to_deploy(self) -> None:
         """Become a plain convolution in place, as MMYOLO's deployment expects.
 
-        ``weight`` and ``bias`` become those of :meth:`fuse`, and all other parameters
+        ``weight`` and ``bias`` become those of ``fuse``, and all other parameters
         and buffers are removed. The state dict is then that of an ``nn.Conv2d``, and
         functions that fold BN into ``weight`` give the right result. The layer keeps
         its class and its hooks. It cannot be switched back, and weights that were saved

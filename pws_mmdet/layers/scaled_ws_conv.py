@@ -18,8 +18,8 @@ fx.wrap('standardize_weight')  # torch.fx records the call, not its operations
 class ScaledWSConv2d(ReparamConv2d):
     r"""2D convolution with scaled weight standardization, that of NF-ResNets.
 
-    .. math:: Y_o = X \otimes \hat W_o + b_o, \qquad
-              \hat W_o = a\, g_o \frac{W_o - E[W_o]}{\sqrt{n\, Var[W_o] + eps}}
+    $$Y_o = X \otimes \hat W_o + b_o, \qquad
+    \hat W_o = a\, g_o \frac{W_o - E[W_o]}{\sqrt{n\, \mathrm{Var}[W_o] + \epsilon}}$$
 
     with the biased variance of the n weights of a filter, and the gain a of the
     activation in front of the layer. The source multiplies the output of the activation
@@ -27,15 +27,15 @@ class ScaledWSConv2d(ReparamConv2d):
     activations of MMDetection's networks can stay as they are. A layer that no
     activation precedes needs ``activation_gain=1``.
 
-    It is the near twin of :class:`PWSConv2d`: there, alpha is a g / sqrt(2), and gamma
+    It is the near twin of ``PWSConv2d``: there, alpha is a g / sqrt(2), and gamma
     is eps / n. Both share the code, and the kernel on a GPU. Input (N, c_in, H, W) and
     output (N, c_out, H', W') are those of ``nn.Conv2d``. W starts from N(0, 1 / n), g
     from 1 and b from 0.
 
     Args:
-        in_channels, out_channels, kernel_size, stride, padding, dilation,
-            groups, padding_mode, device, dtype: As of ``nn.Conv2d``.
-        bias: Ignored; ``beta`` decides, as in :class:`PWSConv2d`.
+        in_channels, out_channels, kernel_size, stride: As of ``nn.Conv2d``.
+        padding, dilation, groups, padding_mode, device, dtype: As of ``nn.Conv2d``.
+        bias: Ignored; ``beta`` decides, as in ``PWSConv2d``.
         activation_gain: a. The default is sqrt(2 / (1 - 1 / pi)) = 1.71, for ReLU.
         eps: Added to n Var[W]; > 0.
         beta: False drops b.
@@ -43,7 +43,7 @@ class ScaledWSConv2d(ReparamConv2d):
     Raises:
         TypeError: If an argument has an unknown name.
         ValueError: If a number is not positive and finite, a filter has a single
-            weight, or another argument is wrong (see :class:`ReparamConv2d`).
+            weight, or another argument is wrong (see ``ReparamConv2d``).
 
     Source: Brock et al. 2021, "Characterizing signal propagation to close the
     performance gap in unnormalized ResNets", section 4; gain and eps as in

@@ -44,7 +44,7 @@ def shared_filters() -> Iterator[None]:
 
 
 def filters_of(conv: nn.Conv2d, compute: Callable[[], Tensor]) -> Tensor:
-    """Compute the filters of a layer, unless :func:`shared_filters` has them.
+    """Compute the filters of a layer, unless ``shared_filters`` has them.
 
     Filters are shared only between calls with the same parameters and the same grad
     mode: ``functional_call`` and parametrizations replace the parameters. They are not
@@ -87,7 +87,7 @@ def filters_of(conv: nn.Conv2d, compute: Callable[[], Tensor]) -> Tensor:
 
 
 class _SharesFilters:
-    """The forward pass of :func:`share_filters`, as a mixin for the module's class.
+    """The forward pass of ``share_filters``, as a mixin for the module's class.
 
     It is no forward hook, because these do not run after a KeyboardInterrupt. It is
     not set on the module itself, because then a copy or a replica of the module would
@@ -127,7 +127,7 @@ def _new(cls: Any, *args: Any) -> nn.Module:
 
 
 def share_filters(module: Module) -> Module:
-    """Run every forward pass of a module in a context of :func:`shared_filters`.
+    """Run every forward pass of a module in a context of ``shared_filters``.
 
     It saves time in modules that apply a layer several times, such as a head that is
     applied to the feature maps of all levels. Outputs and gradients stay the same.
@@ -146,7 +146,7 @@ def share_filters(module: Module) -> Module:
 
 
 def share_filters_of_heads(model: nn.Module) -> None:
-    """Apply :func:`share_filters` to each head that takes the maps of several levels.
+    """Apply ``share_filters`` to each head that takes the maps of several levels.
 
     Such heads have a method ``forward_single``, MMDetection's name for the forward pass
     of one level.

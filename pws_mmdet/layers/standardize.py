@@ -19,9 +19,8 @@ def standardize_weight(
 ) -> Tensor:
     r"""Standardize every filter of a convolution.
 
-    .. math::
-        \alpha_o \hat W_o + \mu_o = \alpha_o \sqrt{2 / n}\,
-        \frac{W_o - E[W_o]}{\sqrt{Var[W_o] + \gamma}} + \mu_o
+    $$\alpha_o \hat W_o + \mu_o = \alpha_o \sqrt{2 / n}\,
+    \frac{W_o - E[W_o]}{\sqrt{\mathrm{Var}[W_o] + \gamma}} + \mu_o$$
 
     with the biased variance and n the number of weights in one filter. The
     arithmetic is done in fp32 (fp64 for fp64 weights), also under autocast and

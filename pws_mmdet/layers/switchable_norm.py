@@ -12,8 +12,8 @@ from ..utils.arguments import check_integers
 class SwitchableNorm2d(nn.Module):
     r"""Switchable normalization (SN), a baseline of the paper.
 
-    .. math:: y = weight\, \frac{x - \sum_k w_k \mu_k}
-              {\sqrt{\sum_k w'_k \sigma_k^2 + eps}} + bias
+    $$y = w\, \frac{x - \sum_k w_k \mu_k}
+    {\sqrt{\sum_k w'_k \sigma_k^2 + \epsilon}} + b$$
 
     where k runs over the statistics of IN (one channel of one image), LN (one
     image) and BN (one channel of the batch), w = softmax(mean_weight) and

@@ -17,7 +17,7 @@ fx.wrap('normalize_weight')  # torch.fx records the call, not its operations
 def normalize_weight(weight: Tensor, g: Tensor | None = None) -> Tensor:
     r"""Give every filter of a convolution the norm g.
 
-    .. math:: \hat W_o = g_o\, W_o / \lVert W_o \rVert
+    $$\hat W_o = g_o\, W_o / \lVert W_o \rVert$$
 
     The arithmetic is done in fp32 (fp64 for fp64 weights), also under autocast
     and for half-precision weights. A filter with a norm below 1e-4 is divided by
@@ -43,17 +43,17 @@ def normalize_weight(weight: Tensor, g: Tensor | None = None) -> Tensor:
 class WNConv2d(ReparamConv2d):
     r"""2D convolution with weight normalization (WN), a baseline of the paper.
 
-    .. math:: Y_o = X \otimes \hat W_o + b_o
+    $$Y_o = X \otimes \hat W_o + b_o$$
 
-    with the filters of :func:`normalize_weight`. Input (N, c_in, H, W) and output
+    with the filters of ``normalize_weight``. Input (N, c_in, H, W) and output
     (N, c_out, H', W') are those of ``nn.Conv2d``. W starts from N(0, 0.05^2), as in
     Salimans & Kingma, and b from 0. g starts from 1, as in the paper; Salimans &
     Kingma compute it from data.
 
     Args:
-        in_channels, out_channels, kernel_size, stride, padding, dilation,
-            groups, padding_mode, device, dtype: As of ``nn.Conv2d``.
-        bias: Ignored; ``beta`` decides, as in :class:`PWSConv2d`.
+        in_channels, out_channels, kernel_size, stride: As of ``nn.Conv2d``.
+        padding, dilation, groups, padding_mode, device, dtype: As of ``nn.Conv2d``.
+        bias: Ignored; ``beta`` decides, as in ``PWSConv2d``.
         g: 'fixed' for 1, without a parameter (the rows "WN (g = 1)"), 'trained'
             for a parameter of shape (c_out,).
         beta: False drops b.
@@ -61,7 +61,7 @@ class WNConv2d(ReparamConv2d):
     Raises:
         TypeError: If an argument has an unknown name.
         ValueError: If the mode of g is unknown, or another argument is wrong (see
-            :class:`ReparamConv2d`).
+            ``ReparamConv2d``).
 
     Source: equations (9)-(11); Tables 1, 4 and 5.
     """

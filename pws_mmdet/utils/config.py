@@ -218,7 +218,7 @@ def registered(cfg: Any) -> Any:
 def type_name(cfg: Any) -> str:
     """Return the name of the class that a part of a config names.
 
-    Unlike :func:`registered`, it does not need the class to be installed.
+    Unlike ``registered``, it does not need the class to be installed.
 
     Args:
         cfg: A dict with a ``type``, or anything else. The type is a class, or its name

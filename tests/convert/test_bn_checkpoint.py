@@ -14,7 +14,7 @@ from torch import nn
 
 from pws_mmdet import PWSConv2d
 from pws_mmdet.convert import convert_checkpoint, fuse_checkpoint
-from pws_mmdet.convert.fuse_checkpoint import STOCK
+from pws_mmdet.convert.plain_checkpoint import STOCK
 
 MASK_RCNN = 'configs/mini/mask_rcnn_r18_fpn_{}_digits.py'
 

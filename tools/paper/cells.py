@@ -79,7 +79,7 @@ def make_rows(table: Table, records: list[dict], mark: str = '') -> list[list[st
 
 
 def make_sheet(table: Table, records: list[dict]) -> list[list[str]]:
-    """Return the cells of :func:`make_rows` for CSV.
+    """Return the cells of ``make_rows`` for CSV.
 
     A last column names the figures from the authors' repository, if there are any.
     """

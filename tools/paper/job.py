@@ -24,7 +24,7 @@ class TrainJob:
     """Trains a run in the process of a job.
 
     submitit pickles this object and calls it on the cluster. When the job is preempted
-    or reaches its time limit, submitit calls :meth:`checkpoint`, and queues the job
+    or reaches its time limit, submitit calls ``checkpoint``, and queues the job
     again with what that returns.
 
     Args:

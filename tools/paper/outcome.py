@@ -30,7 +30,7 @@ def read_outcome(
         max_epochs: The epoch whose validation is the result.
 
     Returns:
-        The outcome, and what :func:`read_curve` returns.
+        The outcome, and what ``read_curve`` returns.
     """
     curve, seconds = read_curve(work_dir)
     if diverged := DIVERGED.search(log):

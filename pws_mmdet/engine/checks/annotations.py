@@ -1,7 +1,7 @@
 """Reading of annotation files, with errors that name the file and its wrong entry.
 
 MMDetection itself reads the files. Its datasets and metrics are replaced only while
-:func:`checked_annotations` is active.
+``checked_annotations`` is active.
 """
 
 import contextlib

@@ -93,7 +93,7 @@ def check_num_classes(
     (``return_classes=True``) are not checked.
 
     Args:
-        dataset: As of :func:`check_classes`.
+        dataset: As of ``check_classes``.
         model: The detector.
         refused: What is an error: too 'few' classes in a head, too 'many', or both.
             The other one is a warning, because such a detector can be tested.
@@ -176,7 +176,7 @@ def check_trained_classes(dataset: Dataset, trained: Sequence[str]) -> None:
     classes have another label there, this is a warning.
 
     Args:
-        dataset: As of :func:`check_classes`.
+        dataset: As of ``check_classes``.
         trained: The names of the classes, in the order of the network's labels.
 
     Raises:

@@ -16,7 +16,7 @@ class AtomicCheckpointHook(CheckpointHook):
 
     It deletes an old checkpoint only when the new one is on the disk. MMEngine deletes
     it before, so that a killed training may have no whole checkpoint. The arguments
-    are those of CheckpointHook. :class:`PWSRunner` uses this hook in its place.
+    are those of CheckpointHook. ``PWSRunner`` uses this hook in its place.
 
     Raises:
         TypeError: If an argument has an unknown name. CheckpointHook passes it on to

@@ -28,7 +28,7 @@ class DataCheckHook(Hook):
       first step.
     * A checkpoint that was trained with the classes in another order stops a test.
 
-    :class:`PWSRunner` calls ``before_build``, ``building`` and ``after_build``, because
+    ``PWSRunner`` calls ``before_build``, ``building`` and ``after_build``, because
     MMEngine calls no hooks while it builds loops. In other runners, only the classes
     of checkpoints are checked.
     """

@@ -23,8 +23,8 @@ class FusePWSHook(Hook):
     is the network again if an error or an interrupt ends the test.
 
     A layer that computes more than its convolution (see
-    :func:`pws_mmdet.convert.fuse.reason_against_fusing`) is tested as it is. So is a
-    network that cannot be copied. The hook is a default hook of :class:`PWSRunner`.
+    ``pws_mmdet.convert.fuse.reason_against_fusing``) is tested as it is. So is a
+    network that cannot be copied. The hook is a default hook of ``PWSRunner``.
     """
 
     priority = 'VERY_LOW'  # after EMAHook, whose priority is 'NORMAL'

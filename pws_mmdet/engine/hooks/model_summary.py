@@ -12,7 +12,7 @@ from ...utils.log import inform, warn
 class ModelSummaryHook(Hook):
     """Log what the model is made of, once, before the first step.
 
-    :func:`summarize_model` explains the numbers. If it fails, the training goes on.
+    ``summarize_model`` explains the numbers. If it fails, the training goes on.
 
     Args:
         macs: Also count multiply-adds, in one forward pass of a random image. Its size

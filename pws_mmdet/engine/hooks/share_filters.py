@@ -10,7 +10,7 @@ from ...utils.model import unwrap_model
 class ShareFiltersHook(Hook):
     """Compute the filters of a head once for the feature maps of all levels.
 
-    Outputs and gradients stay the same. See :func:`share_filters`.
+    Outputs and gradients stay the same. See ``share_filters``.
     """
 
     priority = 'VERY_HIGH'  # before EMAHook copies the model

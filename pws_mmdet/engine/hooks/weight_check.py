@@ -19,7 +19,7 @@ class WeightCheckHook(Hook):
     * A checkpoint of another network, with other kinds of layers, or with NaN stops a
       run before its weights are loaded.
 
-    :class:`PWSRunner` calls ``before_build``. In other runners, only checkpoints are
+    ``PWSRunner`` calls ``before_build``. In other runners, only checkpoints are
     checked.
     """
 

@@ -36,9 +36,9 @@ class PWSCifarResNet(PWSResNet):
         conv_cfg: Convolution layers; None or ``dict(type='Conv2d')`` for plain ones.
         norm_cfg: Norm layer after each convolution. None is ``NoNorm``, with a bias
             if the convolutions are plain: the blocks build these without one.
-        stem_norm_cfg, pre_activation: As of :class:`PWSResNet`.
+        stem_norm_cfg, pre_activation: As of ``PWSResNet``.
         norm_eval, zero_init_residual: As of ``ResNet``; False, as in the original.
-        **kwargs: As of :class:`PWSResNet`. The number, strides and dilations of the
+        **kwargs: As of ``PWSResNet``. The number, strides and dilations of the
             stages, the outputs and ``deep_stem`` are fixed.
 
     Raises:
@@ -111,7 +111,7 @@ class ConvPoolCNN(BaseModule):
 
     Args:
         width: Multiplier of all channels, for small networks.
-        conv_cfg: As of :class:`PWSCifarResNet`.
+        conv_cfg: As of ``PWSCifarResNet``.
         norm_cfg: Norm layers after each convolution; None for none.
         in_channels: Channels of the images.
         init_cfg: Initialization. The default is Kaiming normal (fan_in) for

@@ -42,27 +42,27 @@ class NFBasicBlock(PreActBasicBlock):
 
 @MODELS.register_module(force=True)
 class NFCifarResNet(PWSCifarResNet):
-    """The NF-ResNet of the shape of :class:`PWSCifarResNet`: nothing normalizes.
+    """The NF-ResNet of the shape of ``PWSCifarResNet``: nothing normalizes.
 
     The activation of each block is divided by the standard deviation that its input has
     at the start, by calculation: each block adds skip_scale^2 to the variance, and a
     shortcut with a convolution sets it back to 1. The order of layers is that of
-    pre-activation. The gain of ReLU is in the filters (:class:`ScaledWSConv2d`), but
+    pre-activation. The gain of ReLU is in the filters (``ScaledWSConv2d``), but
     not in the stem's, which no activation precedes. The output is multiplied by it,
     because a plain layer follows.
 
     Args:
-        depth, base_channels: As of :class:`PWSCifarResNet`.
+        depth, base_channels: As of ``PWSCifarResNet``.
         conv_cfg: Convolution layers.
         skip_scale: The share of each branch.
         skip_init: What ``skip_gain`` starts from. 0 is SkipInit; at 1 all branches
             learn from the first step.
-        **kwargs: As of :class:`PWSCifarResNet`, without ``pre_activation``.
+        **kwargs: As of ``PWSCifarResNet``, without ``pre_activation``.
 
     Raises:
         ValueError: If the depth is unknown.
 
-    Source: as of :class:`NFBasicBlock`.
+    Source: as of ``NFBasicBlock``.
     """
 
     pre_activation_block = NFBasicBlock

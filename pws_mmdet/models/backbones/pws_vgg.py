@@ -109,7 +109,7 @@ class PWSSSDVGG(SSDVGG):
 
     Its layers have the names and sizes of those of ``SSDVGG``, so that
     ``PWSPretrained`` can convert the same weights for it. The paper's network is
-    :class:`PWSVGG`.
+    ``PWSVGG``.
 
     Args:
         *args, **kwargs: As of ``SSDVGG``.

@@ -105,7 +105,7 @@ def write_split(
 
 
 def check_arguments(out_dir: str | Path, force: bool, **numbers: int) -> None:
-    """Raise the errors of :func:`convert` before any work is done."""
+    """Raise the errors of ``convert`` before any work is done."""
     for name, (least, most) in RANGES.items():
         if numbers[name] < least:
             raise ValueError(f'{name} must be at least {least}, not {numbers[name]}')

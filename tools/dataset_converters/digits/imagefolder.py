@@ -17,7 +17,7 @@ LARGEST_SIZE = 4096
 
 
 def check_arguments(out_dir: str | Path, size: int, force: bool) -> None:
-    """Raise the errors of :func:`convert` before any work is done."""
+    """Raise the errors of ``convert`` before any work is done."""
     if size < LEAST_SIZE:
         raise ValueError(f'size must be at least {LEAST_SIZE}, not {size}')
     if size > LARGEST_SIZE:

@@ -13,7 +13,7 @@ from mmengine.config import Config
 from ..checkpoint import read_checkpoint
 from ..utils.config import read_config
 from ..utils.files import check_new_path
-from .fuse_detector import fuse_detector
+from .plain_detector import fuse_detector
 
 STOCK = '# Plain convolutions, made by pws-fuse. MMDetection alone loads it.\n'
 NOT_STOCK = (
