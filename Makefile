@@ -11,12 +11,14 @@ PRETRAIN := --pretrain
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 endif
 
+MKDOCS := $(PY) -m mkdocs
+
 # Processes of the quick tests. Most slow tests use several cores by themselves.
 JOBS := auto
 PARALLEL := -n $(JOBS) --maxprocesses 8 --dist loadfile
 PARALLEL_SLOW := -n $(JOBS) --maxprocesses 2 --dist worksteal
 
-.PHONY: help install demo test test-quick test-stacks lint clean
+.PHONY: help install demo test test-quick test-stacks lint docs docs-serve clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 14
@@ -43,7 +45,13 @@ lint: install ## style, format, spelling and types of the code
 	codespell
 	mypy
 
+docs: install ## the documentation, into site/; a broken link or reference fails
+	$(MKDOCS) build --strict
+
+docs-serve: install ## show the documentation, and every change of a page
+	$(MKDOCS) serve --livereload
+
 clean: ## remove the files that builds and the demo leave behind
-	rm -rf build dist *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf build dist site *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	rm -rf work_dirs/demo data/digits
 	find benchmarks configs pws_mmdet tests tools -name __pycache__ -prune -exec rm -rf {} +

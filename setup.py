@@ -46,6 +46,13 @@ lint = [
     'tomli; python_version < "3.11"',  # with it codespell reads pyproject.toml
 ]
 report = ['plotly']
+docs = [
+    'latex2mathml>=3.78',
+    'mkdocs>=1.6,<2',  # Material for MkDocs needs MkDocs 1
+    'mkdocs-material>=9.6',
+    'mkdocstrings[python]>=0.30',
+    'nbconvert>=7',
+]
 cluster = ['submitit>=1.5.1']
 # name: function of pws_mmdet/cli.py
 scripts = {
@@ -96,6 +103,7 @@ setup(
     extras_require={
         'cluster': cluster,
         'demo': demo,
+        'docs': docs,
         'lint': lint,
         'mim': [
             f'{minimum["mmcv"]},<2.2.0',  # mmdet 3.3 refuses later ones

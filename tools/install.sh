@@ -348,6 +348,6 @@ numpy=$(py -c 'import torch; print("numpy<2" if torch.__version__ < "2.3" else "
 has mmengine 0.10.7 || get "$mmengine"
 install_mmcv
 has mmdet 3.3 || get "$mmdet"
-PYTHONWARNINGS=ignore get --no-build-isolation -e "${root}[lint,tests]"
+PYTHONWARNINGS=ignore get --no-build-isolation -e "${root}[docs,lint,tests]"
 verify | tee "$stamp"
 [[ ${1:-} != --pretrain ]] || install_pretrain
