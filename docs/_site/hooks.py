@@ -28,7 +28,8 @@ EQUATION = re.compile(
 )
 # Headings, links and blocks of code, in which a name does not become a link
 LEFT_ALONE = re.compile(r'(<(a|h[1-6]|pre)\b.*?</\2>)', re.DOTALL)
-CODE = re.compile(r'<code>(\w+)(\(\))?</code>')
+# `NAME`, `NAME(arguments)` and `pws_mmdet.MODULE.NAME`
+CODE = re.compile(r'<code>(?:pws_mmdet\.(?:\w+\.)*)?(\w+)(?:\([^<]*\))?</code>')
 
 
 def on_config(config: MkDocsConfig) -> None:

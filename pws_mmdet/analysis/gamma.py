@@ -40,7 +40,7 @@ def suggest_gamma(
         largest_rate: The largest rate at which the filters may be trained.
 
     Returns:
-        gamma of the convolution. For a model: gamma of each PWS layer by name. A config
+        gamma of the convolution; of a model, that of each PWS layer by name. A config
         sets the same for all layers by
         ``dict(type='PWS', gamma=lr / largest_rate, relative_gamma=True)``.
 
