@@ -2,6 +2,7 @@
 
 import re
 
+import pytest
 from conftest import ROOT
 
 DOCS = ROOT / 'docs'
@@ -52,3 +53,45 @@ def test_the_default_hooks_of_the_configs_page_are_those_of_the_runner():
     section = text.split('## What PWSRunner does')[1].split('\n## ')[0]
     names = {row[0].strip('`') for row in rows_of(section)[2:]}
     assert names == {*DEFAULT_HOOKS, 'checkpoint'}
+
+
+def on_one_line(text):
+    return ' '.join(text.split())
+
+
+@pytest.fixture(scope='module')
+def sources():
+    """The code of the package, with messages on one line."""
+    paths = sorted((ROOT / 'pws_mmdet').rglob('*.py'))
+    text = on_one_line('\n'.join(path.read_text() for path in paths))
+    return re.sub(r"""['"] f?['"]""", '', text)
+
+
+@pytest.mark.parametrize(
+    'part',
+    [
+        'compiled operators that detectors need',
+        'there is no layer',
+        '; did you mean',
+        'NOT norm-free: ',
+        'Plain convolutions in a backbone with PWS: ',
+        'its deformable convolutions exclude PWS convolutions',
+        '=None switches off no default hook. The default hooks are',
+        'these are the weights of a network with BN, and this one has PWS in',
+        'checkpoint=...) converts them, and so does pws-convert',
+        'these are the weights of a PWS checkpoint, and this network has other',
+        'Use the config of their training, or make them plain with pws-fuse',
+        ' keep the mean that they had with BN. Set conv_cfg=',
+        ', does not exist. ',
+        'This command trains without it:',
+        'Unpickling such things can run any code. If you trust the file, load it with',
+        'Training diverged at iteration ',
+        ' is the first to explode: its variance is ',
+        '; the paper has gamma=1e-3 for 1e-2 and 1e-5 for 1e-3. Try ',
+        'alphas towards 0, unlike in the paper: ',
+        ' needs GPUs, and this machine has none. Use ',
+    ],
+)
+def test_troubleshooting_quotes_messages_as_they_are_printed(part, sources):
+    assert part in on_one_line((DOCS / 'troubleshooting.md').read_text())
+    assert part in sources
