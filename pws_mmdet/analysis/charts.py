@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 from html import escape
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -29,10 +29,33 @@ except ImportError as e:
     raise ImportError(f'pws-report needs plotly: pip install plotly ({e})') from e
 
 MAX_STEPS = 100
+CONFIG = dict(
+    displaylogo=False,
+    modeBarButtons=[['toImage', 'resetScale2d']],
+    responsive=True,
+    showSendToCloud=False,
+)
+INK = '#1b1f24'
+FONT = 'system-ui, -apple-system, "Segoe UI", Roboto, "DejaVu Sans", sans-serif'
 DASHES = dict(zip(LINES, ('solid', 'dash', 'dashdot', 'dot'), strict=True))
 
 
-def draw(name: str, make: Callable[..., go.Figure], *args) -> str:
+class Chart(NamedTuple):
+    """A chart of the page.
+
+    Args:
+        figure: The figure of plotly. The ``meta`` of a trace is the position of its
+            training, by which the page's legend finds it.
+        min_width: In pixels. On a narrower page the reader scrolls the chart.
+        notes: Remarks on the lines, as text.
+    """
+
+    figure: go.Figure
+    min_width: int = 0
+    notes: Sequence[str] = ()
+
+
+def draw(name: str, make: Callable[..., Chart], *args) -> str:
     """Return a chart as HTML, or the reason why there is no chart.
 
     Args:
@@ -41,15 +64,18 @@ def draw(name: str, make: Callable[..., go.Figure], *args) -> str:
         *args: The arguments of ``make``.
     """
     try:
-        chart = make(*args)
+        figure, min_width, notes = make(*args)
     except ValueError as e:
         return f'<p class="missing">{escape(str(e))}</p>'
-    return chart.to_html(
+    html = figure.to_html(
         full_html=False,
         include_plotlyjs=False,  # it is in the head of the page: plotly_script
         div_id=f'figure-{name}',
-        config=dict(displaylogo=False, responsive=True, showSendToCloud=False),
+        config=CONFIG,
     )
+    width = f' style="min-width: {min_width}px"' if min_width else ''
+    remarks = f'<p class="note">{escape("; ".join(notes))}</p>' if notes else ''
+    return f'<div class="scroll"><div{width}>{html}</div></div>{remarks}'
 
 
 def plotly_script() -> str:
@@ -57,52 +83,56 @@ def plotly_script() -> str:
     return get_plotlyjs()
 
 
-def history_chart(trainings: Sequence[Training], name: str) -> go.Figure:
+def history_chart(trainings: Sequence[Training], name: str) -> Chart:
     """Draw 'loss' or 'lr' against the training step.
 
     Raises:
         ValueError: If there is no value to draw.
     """
     data = history_figure(trainings, name)
-    chart = go.Figure()
-    for i, line in enumerate(data.panels[0].lines):
-        chart.add_trace(_trace(i, line.label, line.x, line.y))
+    lines = data.panels[0].lines
+    chart = go.Figure([_trace(i, n.run, n.x, n.y) for i, n in enumerate(lines)])
     chart.update_xaxes(title=data.x_label)
-    return _style(chart, 420, name, data.log)
+    _style(chart, 320, {'lr': 'learning rate'}.get(name, name), data.log)
+    return Chart(chart.update_layout(margin_t=30), notes=_notes(lines))
 
 
-def validation_chart(trainings: Sequence[Training]) -> go.Figure:
+def validation_chart(trainings: Sequence[Training]) -> Chart:
     """Draw a metric against the epoch, with a menu of all metrics.
 
     Raises:
-        ValueError: If no training came to a validation.
+        ValueError: If no training came to a second validation.
     """
     data = validation_figure(trainings)
-    metrics = [panel.title for panel in data.panels]
-    chart = go.Figure()
-    for panel in data.panels:
-        for i, line in enumerate(panel.lines):
-            trace = _trace(i, line.label, line.x, line.y)
-            chart.add_trace(trace.update(visible=panel.title == metrics[0]))
+    first = data.panels[0]
+    chart = go.Figure([_trace(i, n.run, n.x, n.y) for i, n in enumerate(first.lines)])
     buttons = [
         dict(
             method='update',
-            label=metric,
+            label=panel.title,
             args=[
-                dict(visible=[m == metric for m in metrics for _ in trainings]),
-                {'yaxis.title.text': metric},
+                dict(y=[_numbers(line.y) for line in panel.lines]),
+                {'yaxis.title.text': panel.title},
             ],
         )
-        for metric in metrics
+        for panel in data.panels
     ]
     place = dict(x=0, y=1, xanchor='left', yanchor='bottom', pad=dict(b=10))
     chart.update_layout(updatemenus=[dict(buttons=buttons, **place)])
+    epochs = sorted({epoch for line in first.lines for epoch in line.x})
+    if len(epochs) <= 15:  # no ticks between epochs
+        chart.update_xaxes(tickvals=epochs)
     chart.update_xaxes(title=data.x_label)
-    return _style(chart, 420, metrics[0])
+    return Chart(_style(chart, 380, first.title))
 
 
-def depth_chart(runs: Runs, name: str) -> go.Figure:
+def depth_chart(runs: Runs, name: str, order: Sequence[str]) -> Chart:
     """Draw figure 1a or 1b: a line for each training, a slider through the steps.
+
+    Args:
+        runs: Records.
+        name: Name of the figure.
+        order: The labels of all trainings of the page, in the order of their colours.
 
     Raises:
         ValueError: If the trainings cannot be compared, or there is no value to draw.
@@ -121,15 +151,17 @@ def depth_chart(runs: Runs, name: str) -> go.Figure:
         return {**values, 'error_y.arrayminus': below, 'error_y.array': above}
 
     chart = go.Figure()
-    for i, line in enumerate(slides[0].panels[0].lines):
-        trace = _trace(i, line.label, line.x)
+    lines = slides[0].panels[0].lines
+    for line in lines:
+        trace = _trace(order.index(line.run), line.run, line.x)
         chart.add_trace(trace.update(error_y=dict(symmetric=False, thickness=1)))
     _name_layers(chart, slides[0].layers)
     _add_slider(chart, steps, 'step ', data)
-    return _style(chart, 560, symbol(slides[0].statistic), slides[0].log)
+    _style(chart, 560, symbol(slides[0].statistic), slides[0].log)
+    return Chart(chart, _depth_width(slides[0].layers), _notes(lines))
 
 
-def equations_chart(runs: Runs) -> go.Figure:
+def equations_chart(runs: Runs) -> Chart:
     """Draw figure eq6: a panel for each training, a slider through the steps.
 
     Raises:
@@ -151,18 +183,25 @@ def equations_chart(runs: Runs) -> go.Figure:
     )
     for row, panel in enumerate(slides[0].panels, 1):
         for line, (color, dash, _) in zip(panel.lines, SIDE_STYLES, strict=True):
-            trace = _trace(0, line.label, line.x)
+            trace = _trace(None, line.label, line.x)
             trace.line = dict(color=color, dash=DASHES[dash])
             trace.update(legendgroup=line.label, showlegend=row == 1)
             chart.add_trace(trace, row, 1)
     _name_layers(chart, slides[0].layers)
     _add_slider(chart, steps, 'step ', data)
-    height = 300 + 220 * len(runs)
-    return _style(chart, height, symbol(slides[0].statistic), slides[0].log)
+    _style(chart, 380 + 220 * len(runs), symbol(slides[0].statistic), slides[0].log)
+    legend = dict(orientation='h', x=0, y=0, yanchor='bottom', yref='container')
+    chart.update_layout(showlegend=True, legend=legend, margin_b=80)
+    return Chart(chart, _depth_width(slides[0].layers))
 
 
-def course_chart(runs: Runs, name: str) -> go.Figure:
+def course_chart(runs: Runs, name: str, order: Sequence[str]) -> Chart:
     """Draw figure 2a or 2b: a line for each training, a slider through the layers.
+
+    Args:
+        runs: Records.
+        name: Name of the figure.
+        order: The labels of all trainings of the page, in the order of their colours.
 
     Raises:
         ValueError: If the trainings cannot be compared, or there is no value to draw.
@@ -177,17 +216,17 @@ def course_chart(runs: Runs, name: str) -> go.Figure:
         return dict(y=[thinned(line).y for line in figure.panels[position].lines])
 
     chart = go.Figure()
-    for i, record in enumerate(runs.values()):
-        label = figure.panels[0].lines[i].label
+    for run, record in runs.items():
         steps = record.steps[thin(len(record.steps))].tolist()
-        chart.add_trace(_trace(i, label, steps))
+        chart.add_trace(_trace(order.index(run), run, steps))
     chart.update_xaxes(title=figure.x_label)
     active = min(2, len(figure.layers) - 1)  # the paper shows the third convolution
     _add_slider(chart, figure.layers, 'layer ', data, active)
-    return _style(chart, 480, symbol(figure.statistic), figure.log)
+    _style(chart, 480, symbol(figure.statistic), figure.log)
+    return Chart(chart, notes=_notes(figure.panels[0].lines))
 
 
-def overview_chart(runs: Runs) -> go.Figure:
+def overview_chart(runs: Runs) -> Chart:
     """Draw figure layers: a column for each training, a row for each statistic.
 
     Raises:
@@ -218,9 +257,9 @@ def overview_chart(runs: Runs) -> go.Figure:
     depth = max(len(record.layers) for record in runs.values())
     chart.update_yaxes(autorange='reversed', type='category', dtick=1)
     chart.update_xaxes(title='training step', row=2)
-    return _style(chart, 160 + 2 * max(240, 14 * depth)).update_layout(
-        hovermode='closest', plot_bgcolor='#d9d9d9'
-    )
+    _style(chart, 160 + 2 * max(240, 14 * depth))
+    chart.update_layout(hovermode='closest', plot_bgcolor='#d9d9d9')
+    return Chart(chart, 240 + 200 * len(runs))
 
 
 def symbol(statistic: str) -> str:
@@ -244,35 +283,59 @@ def _numbers(values: np.ndarray | Sequence[float]) -> list[float | None]:
     return [None if math.isnan(v) else float(f'{v:.5g}') for v in np.asarray(values)]
 
 
+def _notes(lines: Sequence[Line]) -> list[str]:
+    """Return the labels that have remarks."""
+    return [line.label for line in lines if line.label != line.run]
+
+
+def _depth_width(layers: Sequence[str]) -> int:
+    """Return the least width of a chart that names layers below its x axis."""
+    return 130 + 15 * len(layers)
+
+
 def _trace(
-    index: int, name: str, x: Sequence[Any], y: np.ndarray | Sequence[float] = ()
+    index: int | None,
+    name: str,
+    x: Sequence[Any],
+    y: np.ndarray | Sequence[float] = (),
 ) -> go.Scatter:
-    """Return the line of the training of that index."""
-    color, dash = COLORS[index % len(COLORS)], DASHES[LINES[index % len(LINES)]]
+    """Return the line of the training of that index, or a line without a colour."""
+    line = dict()
+    if index is not None:
+        color, dash = run_style(index)
+        line = dict(color=color, dash=dash)
     return go.Scatter(
         x=x,
         y=_numbers(y),
         name=escape(name),
-        line=dict(color=color, dash=dash),
+        meta=index,
+        line=line,
         mode='lines+markers',
-        marker_size=5,
+        marker_size=6,
         hovertemplate='%{y:.5g}',
     )
+
+
+def run_style(index: int) -> tuple[str, str]:
+    """Return the colour and plotly's dash of the training of that index."""
+    return COLORS[index % len(COLORS)], DASHES[LINES[index % len(LINES)]]
 
 
 def _style(
     chart: go.Figure, height: int, y_title: str | None = None, log: bool = False
 ) -> go.Figure:
     """Set the options that all charts of the page share."""
-    chart.update_yaxes(title=y_title, exponentformat='power')
+    chart.update_xaxes(automargin=True)
+    chart.update_yaxes(title=y_title, exponentformat='power', automargin=True)
     if log:
         chart.update_yaxes(type='log')
     return chart.update_layout(
         template='plotly_white',
+        font=dict(color=INK, family=FONT, size=13),
         height=height,
         hovermode='x unified',
-        margin=dict(l=70, r=20, t=50, b=50),
-        showlegend=True,
+        margin=dict(l=55, r=10, t=50, b=45),
+        showlegend=False,  # the page has one legend for all charts
     )
 
 
@@ -301,7 +364,7 @@ def _add_slider(
             for key, arrays in found.items():
                 for trace, array in zip(chart.data, arrays, strict=True):
                     trace[key] = array
-    place = dict(x=0, y=1, yanchor='bottom', pad=dict(b=35))
+    place = dict(x=0, y=1, yanchor='bottom', pad=dict(b=35), len=0.95)
     slider = dict(steps=steps, active=active, currentvalue_prefix=prefix, **place)
     chart.update_layout(sliders=[slider])
 

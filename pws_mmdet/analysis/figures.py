@@ -2,7 +2,6 @@
 
 import csv
 import io
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -10,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from .scores import find_metrics
 from .selection import FIGURES, OVER_LAYERS, Runs, check_same_model, layer_names
 from .series import (
     at_step,
@@ -45,17 +45,19 @@ class Line:
     """A line of a figure, sometimes with a band.
 
     Args:
-        label: Its entry in the legend.
+        label: Its entry in the legend, with remarks.
         x: Names of layers, training steps, or epochs.
         y: A value for each ``x``, NaN where nothing can be drawn.
         band: The lower and the upper end of the band for each ``x``; None without a
             band.
+        run: The label of its training, without remarks.
     """
 
     label: str
     x: list[Any]
     y: np.ndarray
     band: tuple[np.ndarray, np.ndarray] | None = None
+    run: str = ''
 
 
 @dataclass(frozen=True)
@@ -186,15 +188,15 @@ def course_figure(runs: Runs, name: str) -> LineFigure:
     log = is_log(name, _values_of(runs, statistic))
     names = layer_names(runs.values())
     panels = [Panel(layer, []) for layer in names]
-    for label, record in runs.items():
+    for run, record in runs.items():
         values = record.values[statistic]
-        label = legend_entry(label, [gamma_text(record), *gaps([values], log)])
+        label = legend_entry(run, [gamma_text(record), *gaps([values], log)])
         columns = {layer.name: i for i, layer in enumerate(record.layers)}
         for panel in panels:
             i = columns.get(panel.title)
             steps = [] if i is None else record.steps.tolist()
             y = np.empty(0) if i is None else drawable(values[:, i], log)
-            panel.lines.append(Line(label, steps, y))
+            panel.lines.append(Line(label, steps, y, run=run))
     return LineFigure(panels, log, statistic, 'training step', names)
 
 
@@ -231,7 +233,12 @@ def history_figure(trainings: Sequence[Training], name: str) -> LineFigure:
     values = [np.array(getattr(training, name)) for training in trainings]
     log = is_log(name, values) and name == 'loss'
     lines = [
-        Line(legend_entry(t.label, gaps([y], log)), t.steps, drawable(y, log))
+        Line(
+            legend_entry(t.label, gaps([y], log)),
+            t.steps,
+            drawable(y, log),
+            run=t.label,
+        )
         for t, y in zip(trainings, values, strict=True)
     ]
     return LineFigure([Panel('', lines)], log, name, 'training step')
@@ -240,37 +247,28 @@ def history_figure(trainings: Sequence[Training], name: str) -> LineFigure:
 def validation_figure(trainings: Sequence[Training]) -> LineFigure:
     """Compute the figure of the validations: a panel for each metric, over the epochs.
 
+    Values are those of ``Metric.value``: AP in percent, for example.
+
     Raises:
-        ValueError: If no training came to a validation.
+        ValueError: If no training came to a second validation. One point is no curve.
     """
+    most = max(len(t.validations) for t in trainings)
+    if most < 2:
+        raise ValueError(
+            'There is one validation and so no curve.'
+            if most
+            else 'There was no validation.'
+        )
     panels = []
-    for metric in metrics_of(trainings):
+    for metric in find_metrics(trainings):
         lines = []
         for t in trainings:
             epochs = sorted(t.validations)
-            y = [score(t.validations[epoch], metric) for epoch in epochs]
-            lines.append(Line(t.label, epochs, np.array(y)))
-        panels.append(Panel(metric, lines))
-    if not panels:
-        raise ValueError('none of the trainings came to a validation')
-    return LineFigure(panels, False, panels[0].title, 'epoch')
-
-
-def metrics_of(trainings: Sequence[Training]) -> list[str]:
-    """Return the names of all metrics, mAP first."""
-    names = {
-        name for t in trainings for found in t.validations.values() for name in found
-    }
-    return sorted(names, key=lambda name: (not name.endswith('mAP'), name))
-
-
-def score(metrics: dict[str, float], metric: str) -> float:
-    """Return a metric, or NaN if it is missing.
-
-    COCO reports -1 where there was no object. This is NaN, too.
-    """
-    value = metrics.get(metric, -1)
-    return math.nan if value == -1 else value
+            y = [metric.value(t.validations[epoch]) for epoch in epochs]
+            lines.append(Line(t.label, epochs, np.array(y), run=t.label))
+        panels.append(Panel(metric.name, lines))
+    x_label = ' or '.join(dict.fromkeys(t.counts for t in trainings))
+    return LineFigure(panels, False, panels[0].title, x_label)
 
 
 def table(runs: Runs, name: str) -> str:
@@ -333,5 +331,5 @@ def _depth_panels(
         else:
             y, *ends = rows
             band = (ends[0], ends[1]) if ends else None
-            lines.append(Line(labels[label], x, y, band))
+            lines.append(Line(labels[label], x, y, band, label))
     return panels or [Panel('', lines)]

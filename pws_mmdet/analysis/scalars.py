@@ -58,7 +58,7 @@ def read_scalars(work_dir: str | Path) -> Scalars:
         for entry in _entries(path):
             step = entry['step']
             if 'lr' not in entry:  # a validation: its step is the epoch
-                validations[step] = _metrics(entry)
+                validations[step] = select_metrics(entry)
                 validated_at[step] = last
                 continue
             if training and step <= next(reversed(training)):  # resumed
@@ -71,6 +71,15 @@ def read_scalars(work_dir: str | Path) -> Scalars:
 def scalar_files(work_dir: str | Path) -> list[Path]:
     """Return the log files of a work_dir in the order of time; maybe none."""
     return sorted(Path(work_dir).glob('*/vis_data/scalars.json'))
+
+
+def select_metrics(entry: dict[str, Any]) -> dict[str, float]:
+    """Return the metrics of an entry: its numbers without times and counters."""
+    return {
+        key: math.nan if value is None else float(value)
+        for key, value in entry.items()
+        if key not in NOT_METRICS and isinstance(value, int | float | None)
+    }
 
 
 def _entries(path: Path) -> Iterator[dict[str, Any]]:
@@ -91,11 +100,3 @@ def _is_entry(entry: Any) -> bool:
         and isinstance(entry.get('step'), int)
         and all(isinstance(entry.get(k), int | float | None) for k in ('lr', 'loss'))
     )
-
-
-def _metrics(entry: dict[str, Any]) -> dict[str, float]:
-    return {
-        key: math.nan if value is None else float(value)
-        for key, value in entry.items()
-        if key not in NOT_METRICS and isinstance(value, int | float | None)
-    }

@@ -1,15 +1,17 @@
 """Read a work_dir: what it tells of a training, for a report."""
 
+import json
 import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 
-from .scalars import read_scalars
+from .scalars import read_scalars, select_metrics
+from .settings import TIMESTAMP
 from .variance_record import VarianceRecord, read_record
 
 DIVERGED = re.compile(r'Training diverged at iteration (\d+)')
-TIMESTAMP = re.compile(r'\d{8}_\d{6}')  # MMEngine's name for the folder of a run
 IMAGE_SUFFIXES = ('.png', '.jpg', '.jpeg')
 
 
@@ -23,7 +25,10 @@ class Training:
         steps: The S training steps that were logged.
         loss: Loss at each step, NaN where it is not finite.
         lr: Learning rate at each step.
-        validations: Metrics of each validated epoch.
+        step_seconds: Median time of a step, NaN if it was not logged.
+        counts: What the training counts: 'epoch' or 'iteration'.
+        validations: Metrics of each validated epoch, or iteration.
+        tested: Metrics of the last test that tools/test.py ran in the work_dir.
         record: What VarianceMonitorHook measured; None without a record.
         no_record: The reason why there is no record.
         is_logged: Whether loss and learning rate are from MMEngine's log. If not, they
@@ -36,34 +41,14 @@ class Training:
     steps: list[int]
     loss: list[float]
     lr: list[float]
+    step_seconds: float
+    counts: str
     validations: dict[int, dict[str, float]]
+    tested: dict[str, float]
     record: VarianceRecord | None
     no_record: str
     is_logged: bool
     images: list[Path]
-
-    @property
-    def config(self) -> str:
-        """The name of the config. MMEngine copies the config into the work_dir."""
-        paths = sorted(self.path.glob('*.py'), key=lambda path: path.stat().st_mtime)
-        return paths[-1].stem if paths else 'unknown'
-
-    @property
-    def hardware(self) -> str:
-        """Device, processes and version of PyTorch, from MMEngine's log."""
-        logs = sorted(self.path.glob('*/*.log'))
-        if not logs:
-            return 'unknown'
-        text = logs[-1].read_text(encoding='utf-8', errors='replace')
-        found = re.findall(r'^ +GPU [\d,]+: (.+)$', text, re.MULTILINE)
-        if not found and 'CUDA available: False' in text:
-            found = ['CPU']
-        for pattern, words in (
-            (r'^ +GPU number: (\d+)', 'processes: {}'),
-            (r'^ +PyTorch: (\S+)', 'PyTorch {}'),
-        ):
-            found += map(words.format, re.findall(pattern, text, re.MULTILINE)[-1:])
-        return ', '.join(found) or 'unknown'
 
     @property
     def divergence(self) -> str | None:
@@ -113,6 +98,9 @@ def read_training(
     steps = list(entries)
     loss = [_finite(entry.get('loss')) for entry in entries.values()]
     lr = [_finite(entry['lr']) for entry in entries.values()]
+    seconds = [_finite(entry.get('time')) for entry in entries.values()]
+    seconds = [value for value in seconds if not math.isnan(value)]
+    is_epochs = all('epoch' in entry for entry in entries.values())
     is_logged = bool(steps) or record is None
     if record is not None and not is_logged:  # it ended before its first log entry
         steps, loss, lr = (v.tolist() for v in (record.steps, record.loss, record.lr))
@@ -122,12 +110,39 @@ def read_training(
         steps,
         loss,
         lr,
+        median(seconds) if seconds else math.nan,
+        'epoch' if is_epochs else 'iteration',
         validations,
+        read_test(work_dir),
         record,
         no_record,
         is_logged,
         find_images(work_dir, image_dir),
     )
+
+
+def read_test(work_dir: Path) -> dict[str, float]:
+    """Return the metrics of the last test in a work_dir; empty if there was none.
+
+    MMEngine writes them into the folder of the test, TIME/TIME.json.
+
+    Raises:
+        OSError: If a file cannot be read.
+    """
+    paths = [
+        path
+        for pattern in ('*/*.json', '*/*/*.json')
+        for path in work_dir.glob(pattern)
+        if TIMESTAMP.fullmatch(path.stem) and path.stem == path.parent.name
+    ]
+    for path in sorted(paths, key=lambda path: path.stem, reverse=True):
+        try:
+            content = json.loads(path.read_text(encoding='utf-8'))
+        except json.JSONDecodeError:  # of a test that was killed
+            continue
+        if isinstance(content, dict):
+            return select_metrics(content)
+    return {}
 
 
 def find_images(work_dir: Path, image_dir: str | Path | None = None) -> list[Path]:

@@ -17,7 +17,9 @@ from pws_mmdet.analysis.report import write_report  # noqa: E402
 
 NAN = math.nan
 MAP = 'coco/bbox_mAP'
-FIGURES = ('1a', '1b', '2a', '2b', 'eq6', 'layers')
+MASK_MAP = 'coco/segm_mAP'
+FIGURES = ('1b', '1a', 'eq6', '2a', '2b', 'layers')
+CHARTS = ('validation', 'loss', 'lr', *FIGURES)
 
 
 def write_log(work_dir, *entries, name='20260101_000000'):
@@ -42,9 +44,9 @@ def work_dirs(tmp_path):
         pws,
         train(10, 3.0, 0.01),
         train(20, 2.0),
-        val(1, **{MAP: 0.2, f'{MAP}_s': -1.0}),
+        val(1, **{f'{MAP}_s': -1.0, MAP: 0.2}),
         train(30, 1.5),
-        val(2, **{MAP: 0.31, f'{MAP}_s': -1.0, 'box/f_measure': 0.4}),
+        val(2, **{f'{MAP}_s': -1.0, MAP: 0.31, 'box/f_measure': 0.4}),
     )
     write_log(normal, train(10, 50.0), train(20, NAN), train(30, NAN))
     shift = np.array([[1], [2], [3], [4]]) * [1, 2, 3, 4]
@@ -60,22 +62,33 @@ def work_dirs(tmp_path):
 
 
 class Page(HTMLParser):
-    """The text, headings, figures and images of a page, and what it loads."""
+    """The text, headings, rows, figures and images of a page, and what it loads."""
 
     def __init__(self, html):
         super().__init__()
         self.loads, self.text, self.headings, self.tags = [], '', [], []
+        self.rows = {}  # the cells of each row by its first cell
         self.images = re.findall('data:image/jpeg;base64,([^"]*)"', html)
+        self.legend = re.findall('data-run="(.)".*?</svg>(.*?)</button>', html)
         self.figures = {}
         self.feed(html)
 
     def handle_starttag(self, tag, attrs):
         attrs = dict(attrs)
-        self.tags.append(tag)
+        if tag not in ('img', 'line', 'meta', 'br'):
+            self.tags.append(tag)
+        if tag == 'tr':
+            self.cells = []
+        if tag in ('td', 'th'):
+            self.cells.append('')
         self.loads += [attrs[key] for key in ('src', 'href', 'data') if key in attrs]
 
     def handle_endtag(self, tag):
-        self.tags.remove(tag)
+        if tag != 'line':
+            self.tags.remove(tag)
+        if tag == 'tr':
+            first, *others = self.cells
+            self.rows[first] = others
 
     def handle_data(self, data):
         if 'script' in self.tags:
@@ -87,7 +100,9 @@ class Page(HTMLParser):
                 self.figures[found[1]] = traces, layout
         elif 'style' not in self.tags:
             self.text += data + '\n'
-            if 'h2' in self.tags:
+            if {'td', 'th'} & {*self.tags}:
+                self.cells[-1] += data
+            if {'h1', 'h2', 'h3'} & {*self.tags}:
                 self.headings.append(data)
 
 
@@ -112,15 +127,26 @@ def slide(page, figure, position):
 def test_a_page_loads_nothing_from_elsewhere(report, work_dirs):
     page = report(*work_dirs, title='Plain & PWS')
     assert page.loads == []
-    assert 'Plain & PWS' in page.text
-    assert [*page.figures] == ['loss', 'lr', 'validation', *FIGURES]
+    assert page.headings[0] == 'Plain & PWS'
+    assert [*page.figures] == list(CHARTS)
+
+
+def test_a_page_begins_with_the_result_and_ends_with_the_settings(report, work_dirs):
+    page = report(*work_dirs)
+    assert page.headings[:2] == ['Training report: PWS and Normal', 'Result']
+    assert page.headings[-1] == 'Settings'
+    order = ['Result', 'Loss and learning rate', 'What happened inside']
+    positions = [page.headings.index(heading) for heading in order]
+    assert positions == sorted(positions)
+    assert len({*page.headings}) == len(page.headings)
 
 
 def test_loss_and_learning_rate_are_those_of_the_log(report, work_dirs):
     page = report(*work_dirs)
     (pws, normal), layout = page.figures['loss']
     assert (pws['name'], pws['x'], pws['y']) == ('PWS', [10, 20, 30], [3, 2, 1.5])
-    assert normal['name'] == 'Normal (2 values not finite)'
+    assert normal['name'] == 'Normal'
+    assert 'Normal (2 values not finite)' in page.text
     assert normal['y'] == [50, None, None]
     assert page.figures['lr'][0][0]['y'] == [0.01, 0.1, 0.1]
     assert 'MMEngine logs the mean of the last iterations' in page.text
@@ -148,33 +174,84 @@ def test_divergence_is_read_from_console_log(report, work_dirs):
 def test_a_menu_chooses_the_metric_of_the_validations(report, work_dirs):
     page = report(*work_dirs)
     traces, layout = page.figures['validation']
-    shown = [trace for trace in traces if trace['visible']]
-    assert [(t['name'], t['x'], t['y']) for t in shown] == [
-        ('PWS', [1, 2], [0.2, 0.31]),
+    assert [(t['name'], t['x'], t['y']) for t in traces] == [
+        ('PWS', [1, 2], [20, 31]),
         ('Normal', [], []),
     ]
     [menu] = layout['updatemenus']
     labels = [button['label'] for button in menu['buttons']]
-    assert labels == [MAP, 'box/f_measure', f'{MAP}_s']
-    visible = menu['buttons'][1]['args'][0]['visible']
-    [f_measure, _] = [t for t, v in zip(traces, visible, strict=True) if v]
-    assert f_measure['y'] == [None, 0.4]
-    cells = page.text.split('last validation\n')[1].split()
-    assert cells[:5] == ['PWS', 'epoch', '2', 'Normal', 'none']
-    # COCO's -1 is no value
-    rows = [cells[5:8], cells[8:11], cells[11:14]]
-    assert rows == [
-        [MAP, '0.31', '–'],
-        ['box/f_measure', '0.4', '–'],
-        [f'{MAP}_s', '–', '–'],
-    ]
+    assert labels == ['box AP', 'box AP, small', 'box F-measure']
+    assert menu['buttons'][2]['args'][0]['y'] == [[None, 40], []]
+
+
+def test_the_table_has_the_difference_to_the_first_training(report, tmp_path):
+    found = (0.31, 0.5), (0.3, 0.625), (0.325, -1)
+    for name, (box, mask) in zip(('BN', 'PWS', 'GN'), found, strict=True):
+        metrics = {MASK_MAP: mask, MAP: box, 'other': box}
+        write_log(tmp_path / name, train(10), val(1, **metrics))
+    page = report(*(tmp_path / name for name in ('BN', 'PWS', 'GN')))
+    assert page.rows['box AP'] == ['31.0', '30.0 −1.0', '32.5 +1.5']
+    assert page.rows['mask AP'] == ['50.0', '62.5 +12.5', '–']  # COCO's -1 is no value
+    assert page.rows['other'] == ['0.31', '0.3 −0.01', '0.325 +0.015']
+    assert [*page.rows][1:4] == ['box AP', 'mask AP', 'other']
+    # a single dot would be no curve
+    assert 'validation' not in page.figures
+    assert 'There is one validation and so no curve.' in page.text
+
+
+def test_a_single_training_shows_its_best_validation(report, tmp_path):
+    entries = [val(i, **{MAP: ap}) for i, ap in enumerate((0.2, 0.4, 0.3), 1)]
+    write_log(tmp_path / 'run', train(10), *entries)
+    page = report(tmp_path / 'run')
+    assert page.headings[0] == 'Training report: run'
+    assert 'box AP\n30.0\nafter epoch 3; best box AP 40.0 after epoch 2' in page.text
+    assert page.rows['box AP'] == ['30.0', '40.0 epoch 2']
+    assert page.legend == []  # there is nothing to tell apart
+
+
+@pytest.mark.parametrize(
+    'metrics, main, others',
+    [
+        (
+            {'pascal_voc/mAP': 0.805, 'pascal_voc/AP50': 0.805},
+            ('mAP', '80.5'),
+            {'AP50': '80.5'},
+        ),
+        (
+            {'accuracy/top5': 99.5, 'accuracy/top1': 91.25},
+            ('top-1 accuracy', '91.2'),
+            {'top-5 accuracy': '99.5'},
+        ),
+        ({'lvis/bbox_AP': 0.25, 'lvis/bbox_APr': 0.125}, ('box AP', '25.0'), {}),
+        ({'a/loss': 12.3456, 'b': 1}, ('a/loss', '12.35'), {'b': '1'}),
+    ],
+)
+def test_metrics_of_other_evaluations(report, tmp_path, metrics, main, others):
+    entry = dict(lr=0.1, loss=1.0, iter=10, step=10)  # a training of iterations
+    write_log(tmp_path / 'run', entry, val(10, **metrics))
+    page = report(tmp_path / 'run')
+    assert '\n'.join([*main, 'after iteration 10']) in page.text
+    for name, value in others.items():
+        assert page.rows[name] == [value]
+
+
+def test_the_last_test_counts_if_there_was_no_validation(report, tmp_path):
+    write_log(tmp_path / 'run', train(10, 0.5))
+    assert 'loss\n0.500\nnot validated' in report(tmp_path / 'run').text
+    for time, ap in (('20260102_000000', 0.3), ('20260103_000000', 0.4)):
+        path = tmp_path / f'run/test/{time}/{time}.json'
+        path.parent.mkdir(parents=True)
+        path.write_text(json.dumps({MAP: ap, 'time': 0.1}))
+    (tmp_path / 'run/test/20260103_000000/predictions.json').write_text('[]')
+    assert 'box AP\n40.0\ntested' in report(tmp_path / 'run').text
 
 
 def test_figures_over_layers_slide_through_the_steps(report, work_dirs):
     page = report(*work_dirs)
     traces, layout = page.figures['1b']
     assert [t['x'] for t in traces] == [list(NAMES)] * 2
-    assert traces[1]['name'] == 'Normal (4 values not finite)'
+    assert traces[1]['name'] == 'Normal'
+    assert 'Normal (4 values not finite)' in page.text
     assert traces[1]['y'] == [1, 10, 100, 1000]
     assert layout['yaxis']['type'] == 'log'
     assert layout['xaxis']['title']['text'] == 'layer'
@@ -198,7 +275,7 @@ def test_figures_over_steps_slide_through_the_layers(report, work_dirs):
     [slider] = layout['sliders']
     assert [step['label'] for step in slider['steps']] == list(NAMES)
     assert slider['active'] == 2
-    assert (pws['name'], normal['name']) == ('PWS (γ = 0)', 'Normal (γ = 0)')
+    assert 'PWS (γ = 0); Normal (γ = 0)' in page.text
     assert (pws['x'], pws['y']) == ([1, 10, 20, 30], [0.3, 0.6, 0.9, 1.2])
     assert (normal['x'], normal['y']) == ([1, 10, 20], [0.5] * 3)
     assert slide(page, '2a', 3)['y'][0] == [0.4, 0.8, 1.2, 1.6]
@@ -252,7 +329,7 @@ def test_a_training_without_a_record_has_no_figures_of_the_variance(
     assert f'{tmp_path / "plain"} holds no record of Variance' in page.text
     page = report(tmp_path / 'plain')
     assert [*page.figures] == ['loss', 'lr']
-    assert 'none of the trainings came to a validation' in page.text
+    assert 'default_hooks.variance.type=VarianceMonitorHook' in page.text
 
 
 def test_missing_figures_of_different_models_have_a_reason(report, work_dirs, tmp_path):
@@ -260,24 +337,50 @@ def test_missing_figures_of_different_models_have_a_reason(report, work_dirs, tm
     other = tmp_path / 'other'
     write_record(other, (1, 10), ('conv1', 'conv2'), var_y=NAN)
     page = report(pws, other)
-    assert [*page.figures] == ['loss', 'lr', 'validation', 'eq6', 'layers']
+    assert [*page.figures] == ['validation', 'loss', 'lr', 'eq6', 'layers']
     assert page.text.count("'other' has no layer of the names of those of 'PWS'") == 4
 
 
-def test_config_and_hardware_are_read_from_the_work_dir(report, work_dirs):
+def test_each_training_has_one_colour(report, work_dirs, tmp_path):
+    """Also in the charts that lack the first training, which has no record."""
+    write_log(tmp_path / 'first', train(10))
+    page = report(tmp_path / 'first', *work_dirs)
+    for name in ('loss', '1a', '1b', '2a'):
+        for trace in page.figures[name][0]:
+            index = ['first', 'PWS', 'Normal'].index(trace['name'])
+            assert trace['meta'] == index
+            assert trace['line']['color'] == ('#0072B2', '#D55E00', '#009E73')[index]
+    assert page.legend == [('0', 'first'), ('1', 'PWS'), ('2', 'Normal')]
+
+
+def test_settings_are_read_from_the_work_dir(report, work_dirs):
     pws, normal = work_dirs
-    (pws / 'ssd_pws.py').write_text('')
-    lines = '    CUDA available: {}\n{}    PyTorch: 2.9\n    GPU number: {}\n'
+    (pws / 'ssd_pws.py').write_text("a = 1\nconv = 'PWS'\n")
+    (normal / 'ssd.py').write_text('a = 1\nconv = None\n')
+    lines = """    CUDA available: {}
+{}    PyTorch: 2.9\n    MMEngine: 0.10.7\n    seed: {}\n    GPU number: 2\n"""
     for folder, *values in (
-        (pws, True, '    GPU 0,1: NVIDIA H100\n', 2),
+        (pws, True, '    GPU 0,1: NVIDIA H100\n', 0),
         (normal, False, '', 1),
     ):
         (folder / '20260101_000000/20260101_000000.log').write_text(
             lines.format(*values)
         )
-    text = report(*work_dirs).text
-    assert 'ssd_pws\n30\n4\nNVIDIA H100, processes: 2, PyTorch 2.9' in text
-    assert 'unknown\n30\n3\nCPU, processes: 1, PyTorch 2.9' in text
+    page = report(*work_dirs)
+    for name, *values in (
+        ('config', 'ssd_pws', 'ssd'),
+        ('device', 'NVIDIA H100', 'CPU'),
+        ('seed', '0', '1'),
+        ('processes', '2', '2'),
+        ('PyTorch', '2.9', '2.9'),
+        ('MMEngine', '0.10.7', '0.10.7'),
+        ('started', '2026-01-01 00:00', '2026-01-01 00:00'),
+        ('last logged step', '30', '30'),
+        ('time of a step', '0.5 s (median)', '0.5 s (median)'),
+        ('watched steps', '4', '3'),
+    ):
+        assert page.rows[name] == values
+    assert "-conv = 'PWS'\n+conv = None" in page.text
 
 
 def write_image(path, blue, shape=(20, 30)):
@@ -303,15 +406,25 @@ def test_the_last_images_of_detections_are_shown(report, work_dirs, tmp_path):
     assert shapes[-1] == (640, 320, 3)
     page = report(*work_dirs)
     assert len(page.images) == 4
-    assert 'Detections of PWS' in page.headings
-    assert 'Detections of Normal' not in page.headings
-    assert 'No images of detections were found for Normal. ' in page.text
-    assert 'CHECKPOINT --work-dir WORK_DIR --show-dir images' in page.text
+    assert 'Detections' in page.headings
+    assert 'There are no images of detections of Normal. ' in page.text
+    assert 'CHECKPOINT --work-dir WORK_DIR/test --show-dir images' in page.text
     page = report(pws, images=0)
-    assert not page.images and 'No images' not in page.text
+    assert not page.images and 'no images' not in page.text
     write_image(tmp_path / 'mine/1.png', 250)
     page = report(pws, image_dirs=[tmp_path / 'mine'])
     assert blues(page)[0] == [250]
+
+
+def test_images_of_several_trainings_are_beside_each_other(report, work_dirs):
+    pws, normal = work_dirs
+    for i, names in ((1, 'abc'), (100, 'bcd')):
+        for k, name in enumerate(names):
+            path = work_dirs[i > 1] / f'test/20260102_000000/images/{name}.png'
+            write_image(path, i + 20 * k)
+    page = report(pws, normal)
+    # b of both, c of both
+    assert blues(page)[0] == [20, 100, 40, 120]
 
 
 def test_labels_are_escaped(report, work_dirs):
@@ -337,7 +450,14 @@ def chromium(tmp_path):
     if browser is None:
         pytest.skip(f'none of {", ".join(names)} is installed')
 
-    def open_page(path):
+    def open_page(path, width):
+        # A window cannot be as narrow as a phone, but a frame can.
+        frame = path.with_name('frame.html')
+        frame.write_text(
+            f'<body style="margin: 0"><iframe src="{path.name}" style="border: 0; '
+            f'width: {width}px; height: 6000px"></iframe><script>'
+            'onmessage = e => document.title = e.data</script></body>'
+        )
         shot = tmp_path / 'shot.png'
         command = [
             browser,
@@ -347,42 +467,64 @@ def chromium(tmp_path):
             '--disable-dev-shm-usage',
             f'--user-data-dir={tmp_path / "profile"}',
             '--enable-logging=stderr',
-            '--window-size=1200,6000',
+            '--window-size=1440,6000',
             '--virtual-time-budget=5000',
             f'--screenshot={shot}',
             '--dump-dom',
-            path.as_uri(),
+            frame.as_uri(),
         ]
         process = subprocess.run(command, capture_output=True, text=True, timeout=120)
         errors = [line for line in process.stderr.splitlines() if 'CONSOLE' in line]
         assert not errors
-        return cv2.imread(str(shot)).astype(int), process.stdout
+        found = json.loads(re.search('<title>(.*?)</title>', process.stdout)[1])
+        return cv2.imread(str(shot)).astype(int), found
 
     return open_page
 
 
+# What a script in the page finds after the page has loaded
+LOOK = """<script>window.addEventListener('load', async () => {
+    const look = {};
+    const figure = document.getElementById('figure-1b');
+    await Plotly.restyle(figure, ...figure.layout.sliders[0].steps[1].args);
+    look.shown = figure.data[1].y;
+    look.ends = figure.layout.yaxis.range.map(v => 10 ** v);
+    const box = name => document.querySelector(name).getBoundingClientRect();
+    look.overflow = document.documentElement.scrollWidth - innerWidth;
+    look.result = box('.card dd').top;
+    look.curve = box('#figure-validation').top;
+    look.narrowest = Math.min(...[...document.querySelectorAll('.js-plotly-plot')].map(
+        chart => chart.getBoundingClientRect().width));
+    look.drawn = [...document.querySelectorAll('.js-plotly-plot')].filter(
+        chart => chart.querySelector('.point, .hm')).map(chart => chart.id);
+    look.share = document.body.innerHTML.includes('Share chart');
+    document.querySelectorAll('.legend button')[1].click();
+    look.hidden = [...document.querySelectorAll('.js-plotly-plot')].filter(
+        chart => chart.data.some(t => t.visible === false)).map(chart => chart.id);
+    parent.postMessage(JSON.stringify(look), '*');
+});</script></body>"""
+
+
 @pytest.mark.slow
-def test_a_browser_draws_it_and_its_sliders_work(report, work_dirs, tmp_path, chromium):
-    report(*work_dirs)
+@pytest.mark.parametrize('width', [1440, 390])
+def test_a_browser_draws_it(report, work_dirs, tmp_path, chromium, width):
+    """On a desktop and on a phone: its charts, its sliders and its legend work."""
+    report(*work_dirs, labels=['a-name-without-a-space-' * 3, 'Normal'])
     page = tmp_path / 'new/report.html'
-    move_slider = """<script>window.addEventListener('load', async () => {
-        const figure = document.getElementById('figure-1b');
-        await Plotly.restyle(figure, ...figure.layout.sliders[0].steps[1].args);
-        const ends = figure.layout.yaxis.range.map(v => 10 ** v);
-        document.title = JSON.stringify([figure.data[1].y, ends]);
-    });</script></body>"""
     text = page.read_text(encoding='utf-8')
-    page.write_text(text.replace('</body>', move_slider), encoding='utf-8')
-    image, dom = chromium(page)
-    # the blue of the first training and the orange of the second, BGR
+    page.write_text(text.replace('</body>', LOOK), encoding='utf-8')
+    image, look = chromium(page, width)
+    # the blue of the first training, and the orange of the second one; BGR
     for color in ((178, 114, 0), (0, 94, 213)):
-        assert (np.abs(image - color).max(2) < 20).sum() > 1000
-    head, body = dom.split('<body>')
-    for name in ('loss', 'lr', 'validation', *FIGURES):
-        figure = body.split(f'<div id="figure-{name}"')[1].split('<script')[0]
-        assert '<svg class="main-svg"' in figure
-        assert ('class="hm"' if name == 'layers' else 'class="point"') in figure
-    assert 'Share chart' not in body  # nothing is sent, either
-    y, (low, high) = json.loads(re.search('<title>(.*?)</title>', head)[1])
-    assert y == [2, 20, 200, 2000]
+        assert (np.abs(image - color).max(2) < 20).sum() > 200
+    assert look['overflow'] <= 0  # nobody scrolls sideways
+    assert look['result'] < min(700, look['curve'])  # on the first screen
+    assert look['narrowest'] > 300
+    assert look['drawn'] == [f'figure-{name}' for name in CHARTS]
+    assert not look['share']  # nothing is sent, either
+    assert look['hidden'] == [
+        f'figure-{name}' for name in CHARTS if name not in ('eq6', 'layers')
+    ]
+    low, high = look['ends']
+    assert look['shown'] == [2, 20, 200, 2000]
     assert low < 2e-9 and 2000 < high < 1e6

@@ -43,7 +43,7 @@ def test_every_option(main, work_dirs, tmp_path, capsys):
     assert capsys.readouterr().out == f'written to {path}\n'
     text = path.read_text()
     assert '<h1>A &amp; B</h1>' in text
-    assert 'Detections of A' in text and 'Detections of B' in text
+    assert 'A</text>' not in text and text.count('<figure>') == 2
     assert 'images-2.png' in text and 'images-1.png' not in text
 
 

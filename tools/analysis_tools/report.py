@@ -1,10 +1,11 @@
 """Write a report of trainings: one HTML file that opens without a network.
 
-It shows the loss, the learning rate and the validations of each WORK_DIR. If
-VarianceMonitorHook was in the training, it also shows the figures of plot_variance.py:
-Figures 1 and 2 of the PWS paper and its equations (5) and (6). A slider goes through
-the training steps or the layers, and the mouse shows the values. At the end come images
-of detections, if MMDetection drew some into the work_dir.
+It begins with the result of each WORK_DIR: AP or accuracy, the difference to the first
+WORK_DIR, the validation curve, and images of detections if MMDetection drew some into
+the WORK_DIR. Loss and learning rate follow. If VarianceMonitorHook was in the training,
+the figures of plot_variance.py come next: Figures 1 and 2 of the PWS paper and its
+equations (5) and (6). A slider goes through the training steps or the layers, and the
+mouse shows the values. Settings come last.
 
 Of more than 100 watched steps, 100 are shown, with the first and the last one.
 """
@@ -37,7 +38,7 @@ def main() -> None:
         metavar='LABEL',
         help="a label for each WORK_DIR (default: the folder's name)",
     )
-    parser.add_argument('--title', default='Trainings', help='(default: Trainings)')
+    parser.add_argument('--title', help='(default: it names the trainings)')
     parser.add_argument(
         '--images',
         type=int,
