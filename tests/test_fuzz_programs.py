@@ -32,6 +32,7 @@ PROGRAMS = sorted(
     if folder.is_dir()
     for path in folder.glob('*.py')
     if "if __name__ == '__main__':" in path.read_text()
+    and path.name != 'make_metafile.py'  # it has no arguments
 )
 PROGRAMS += ['benchmarks/conversion_mmdet.py', 'benchmarks/train_speed.py']
 # Options that keep a run short if no argument is wrong
