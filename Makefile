@@ -18,7 +18,8 @@ JOBS := auto
 PARALLEL := -n $(JOBS) --maxprocesses 8 --dist loadfile
 PARALLEL_SLOW := -n $(JOBS) --maxprocesses 2 --dist worksteal
 
-.PHONY: help install demo test test-quick test-stacks lint docs docs-serve clean
+.PHONY: help install demo test test-quick test-stacks lint docs docs-serve
+.PHONY: docker docker-cuda clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 14
@@ -50,6 +51,14 @@ docs: install ## the documentation, into site/; a broken link or reference fails
 
 docs-serve: install ## show the documentation, and every change of a page
 	$(MKDOCS) serve --livereload
+
+docker: ## an image for the CPU with all that is needed
+	docker build -t pws_mmdet -f docker/Dockerfile .
+
+docker-cuda: ## the same image for CUDA
+	docker build -t pws_mmdet:cuda -f docker/Dockerfile \
+		--build-arg BASE=nvidia/cuda:13.0.1-devel-ubuntu24.04 \
+		--build-arg TORCH_INDEX= --build-arg FORCE_CUDA=1 .
 
 clean: ## remove the files that builds and the demo leave behind
 	rm -rf build dist site *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
