@@ -1,7 +1,7 @@
-"""The console scripts. Each runs the ``main`` of a program in ``tools/``.
+"""The console scripts. Each runs the `main` of a program in `tools/`.
 
-A checkout has the programs in ``tools/``, a wheel in ``pws_mmdet/.mim/tools``. Usage
-and errors show the name of the script: argparse takes it from ``sys.argv``.
+A checkout has the programs in `tools/`, a wheel in `pws_mmdet/.mim/tools`. Usage
+and errors show the name of the script: argparse takes it from `sys.argv`.
 """
 
 import sys
@@ -31,35 +31,35 @@ def run_program(path: str) -> None:
 
 
 def norm_free() -> None:
-    """``pws-norm-free``: write the norm-free variant of a config."""
+    """`pws-norm-free`: write the norm-free variant of a config."""
     run_program('tools/misc/make_norm_free.py')
 
 
 def convert() -> None:
-    """``pws-convert``: convert a checkpoint with BN into one with PWS."""
+    """`pws-convert`: convert a checkpoint with BN into one with PWS."""
     run_program('tools/model_converters/bn_to_pws.py')
 
 
 def fuse() -> None:
-    """``pws-fuse``: convert a trained PWS detector to one of plain convolutions."""
+    """`pws-fuse`: convert a trained PWS detector to one of plain convolutions."""
     run_program('tools/model_converters/fuse_pws.py')
 
 
 def onnx() -> None:
-    """``pws-onnx``: export a detector to ONNX."""
+    """`pws-onnx`: export a detector to ONNX."""
     run_program('tools/deployment/pws_to_onnx.py')
 
 
 def summarize() -> None:
-    """``pws-summarize``: say what the model of a config is made of."""
+    """`pws-summarize`: say what the model of a config is made of."""
     run_program('tools/analysis_tools/summarize.py')
 
 
 def gamma() -> None:
-    """``pws-gamma``: suggest gamma for the PWS convolutions of a config."""
+    """`pws-gamma`: suggest gamma for the PWS convolutions of a config."""
     run_program('tools/analysis_tools/suggest_gamma.py')
 
 
 def report() -> None:
-    """``pws-report``: write a report of trainings as one HTML file."""
+    """`pws-report`: write a report of trainings as one HTML file."""
     run_program('tools/analysis_tools/report.py')

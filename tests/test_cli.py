@@ -26,7 +26,7 @@ def test_each_script_has_a_function():
     assert len(SCRIPTS) == 7
     for name, function in SCRIPTS.items():
         # The first word of its docstring is its name.
-        assert getattr(cli, function).__doc__.startswith(f'``{name}``: ')
+        assert getattr(cli, function).__doc__.startswith(f'`{name}`: ')
 
 
 @pytest.mark.parametrize('name', SCRIPTS)

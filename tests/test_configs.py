@@ -408,19 +408,3 @@ def test_only_custom_imports_are_needed(tmp_path):
     assert len(names_of(model.neck, PWSConv2d)) == 8
     assert len(names_of(model.bbox_head, PWSConv2d)) == 8
     assert pws_mmdet.__version__
-
-
-def test_metafile_names_every_config():
-    import yaml
-
-    metafile = yaml.safe_load((ROOT / 'configs/metafile.yml').read_text())
-    named = {model['Config'] for model in metafile['Models']}
-    assert {name for name in CONFIGS if '/mini/' not in name} <= named
-    assert all((ROOT / path).is_file() for path in named)
-    for model in metafile['Models']:
-        has_results = 'Results' in model
-        assert has_results != (model['Name'] in STARTING_POINTS), model['Name']
-    for model in metafile['Models']:
-        assert model['In Collection'] in {c['Name'] for c in metafile['Collections']}
-    index = yaml.safe_load((ROOT / 'model-index.yml').read_text())
-    assert all((ROOT / path).is_file() for path in index['Import'])

@@ -1,6 +1,6 @@
 """Find the files of the repository that come with the package: configs and programs.
 
-They are in the root of a checkout. A wheel has them in ``pws_mmdet/.mim``, where MIM
+They are in the root of a checkout. A wheel has them in `pws_mmdet/.mim`, where MIM
 looks for them.
 """
 
@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).parents[1]
 
 
 def find_file(path: str, package: Path = PACKAGE) -> Path:
-    """Return the path of a file or folder below ``tools/`` or ``configs/``.
+    """Return the path of a file or folder below `tools/` or `configs/`.
 
     Args:
         path: Its path in the repository, such as 'tools/train.py'.
@@ -35,10 +35,10 @@ def shown_path(path: str) -> str:
     """Return a path of the repository as a command line takes it.
 
     It is relative if the file is in the current folder, as in a checkout. It is
-    ``path`` itself if the package came without the file.
+    `path` itself if the package came without the file.
 
     Args:
-        path: As for :func:`find_file`.
+        path: As for `find_file`.
     """
     try:
         found = find_file(path)
