@@ -71,4 +71,4 @@ def test_the_wheel_works_in_an_empty_environment(root, run, python):
         assert str(python) in (python.parent / name).read_text().splitlines()[0]
     log = run(root / 'tools/test_wheel.sh', python).stdout
     assert 'coco/bbox_mAP' in log
-    assert 'fused/ssd96_vgg16_pws_digits.pth' in log
+    assert 'work_dirs/ssd96_vgg16_pws_digits/epoch_1.pth' in log

@@ -15,7 +15,8 @@ folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 cd "$folder"
 
-mim=$(python -c 'import os, pws_mmdet; print(os.path.dirname(pws_mmdet.__file__) + "/.mim")')
+mim=$(python -c 'from importlib.util import find_spec
+print(find_spec("pws_mmdet").submodule_search_locations[0])')/.mim
 [[ -d $mim ]] || { echo "test_wheel: there is no $mim" >&2; exit 1; }
 name=ssd96_vgg16_pws_digits
 config=$mim/configs/mini/$name.py
@@ -30,11 +31,12 @@ if [[ -x ${python%/*}/mim ]]; then
     mim train pws_mmdet "$name.py" --launcher pytorch --gpus 1 "${options[@]}"
     mim test pws_mmdet "$name.py" --checkpoint "$checkpoint" "${options[@]}"
     mim search pws_mmdet --config "$name"
+    pws-norm-free mmdet::retinanet/retinanet_r50_fpn_1x_coco.py retinanet.py
+    pws-fuse "$config" "$checkpoint" fused
     pws-onnx "$config" "$checkpoint" detector.onnx --no-verify
 else
     python "$mim/tools/dataset_converters/digits_to_coco.py" data/digits \
         --num-train 2 --num-val 2
     python "$mim/tools/train.py" "$config" "${options[@]}"
 fi
-pws-fuse "$config" "$checkpoint" fused
-ls -l fused
+ls -l "$checkpoint"
