@@ -57,7 +57,7 @@ def test_a_missing_program_is_one_clear_error(monkeypatch, tmp_path):
 
 
 def test_files_of_a_wheel_come_before_others(tmp_path):
-    """site-packages may hold a folder ``tools`` of another package."""
+    """site-packages may hold a folder `tools` of another package."""
     package = tmp_path / 'pws_mmdet'
     for folder in (tmp_path / 'tools', package / '.mim/tools'):
         folder.mkdir(parents=True)
