@@ -49,9 +49,11 @@ report = ['plotly']
 docs = [
     'latex2mathml>=3.78',
     'mkdocs>=1.6,<2',  # Material for MkDocs needs MkDocs 1
-    'mkdocs-material>=9.6',
-    'mkdocstrings[python]>=0.30',
+    'mkdocs-material>=9.7',
+    'mkdocstrings-python>=2',
     'nbconvert>=7',
+    # The last mkdocstrings for Python 3.10 does not work with later versions.
+    'pymdown-extensions<12; python_version < "3.11"',
 ]
 cluster = ['submitit>=1.5.1']
 # name: function of pws_mmdet/cli.py
