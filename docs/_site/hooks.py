@@ -34,6 +34,8 @@ CODE = re.compile(r'<code>(?:pws_mmdet\.(?:\w+\.)*)?(\w+)(?:\([^<]*\))?</code>')
 
 def on_config(config: MkDocsConfig) -> None:
     """Put a link to the repository below each page, if it is known."""
+    if not (ROOT / 'docs' / NOTEBOOK).is_file():
+        config.nav = [entry for entry in config.nav or [] if 'Tutorial' not in entry]
     if url := repository():
         config.extra['social'] = [
             dict(icon='fontawesome/brands/git-alt', link=url, name='Source code')
