@@ -36,8 +36,10 @@ exec(read('pws_mmdet/version.py'), scope)
 minimum = {name: f'{name}>={v}' for name, v in scope['MINIMUM_VERSIONS'].items()}
 
 
-demo = ['scikit-learn']
-tests = ['hypothesis', 'pytest', 'pytest-xdist']
+report = ['plotly']
+demo = ['scikit-learn', *report]
+# nbclient and ipykernel run docs/tutorial.ipynb
+tests = ['hypothesis', 'ipykernel', 'nbclient', 'pytest', 'pytest-xdist']
 # Pinned: another version may ask for other code.
 lint = [
     'codespell==2.4.3',
@@ -45,7 +47,6 @@ lint = [
     'ruff==0.17.6',
     'tomli; python_version < "3.11"',  # with it codespell reads pyproject.toml
 ]
-report = ['plotly']
 docs = [
     'latex2mathml>=3.78',
     'mkdocs>=1.6,<2',  # Material for MkDocs needs MkDocs 1
@@ -118,6 +119,6 @@ setup(
             'torchvision',
         ],  # mmpretrain does not declare it
         'report': report,
-        'tests': [*cluster, *demo, *onnx, *report, *tests],
+        'tests': [*cluster, *demo, *onnx, *tests],
     },
 )
