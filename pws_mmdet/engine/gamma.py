@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from mmengine.config import Config
+from mmengine.hooks import Hook
+from tqdm import tqdm
 
 from ..analysis.gamma import (
     LARGEST_RATE,
@@ -17,6 +19,7 @@ from ..analysis.gamma_suggestion import GammaSuggestion, LayerGamma, fraction_of
 from ..analysis.variance_record import VarianceRecord, read_record
 from ..layers import PWSConv2d
 from ..utils.config import build_for_training, read_config
+from ..utils.progress import progress_bar
 from .hooks.divergence import DivergenceError
 from .runner import PWSRunner
 
@@ -131,7 +134,9 @@ def watch_first_steps(cfg: Config, steps: int) -> tuple[VarianceRecord, str | No
         cfg.visualizer, cfg.experiment_name = None, Path(work_dir).name
         runner = PWSRunner.from_cfg(cfg)
         try:
-            runner.train()
+            with progress_bar(total=steps, desc='train', unit='step') as bar:
+                runner.register_hook(_MoveBar(bar))
+                runner.train()
         except DivergenceError as error:
             divergence = str(error)
         try:
@@ -140,6 +145,16 @@ def watch_first_steps(cfg: Config, steps: int) -> tuple[VarianceRecord, str | No
             if divergence is None:
                 raise
             raise ValueError(f'no step could be watched: {divergence}') from error
+
+
+class _MoveBar(Hook):
+    """Move a bar at each step of a training."""
+
+    def __init__(self, bar: tqdm) -> None:
+        self.bar = bar
+
+    def after_train_iter(self, *args, **kwargs) -> None:
+        self.bar.update()
 
 
 def _set_learning_rate(config: str, cfg: Config, lr: float | None) -> float:

@@ -173,7 +173,7 @@ def convert(
             rng = np.random.default_rng([seed, i])
             drawings = (
                 draw_image(digits.images, pools[i], size, max_digits, rng)
-                for _ in tqdm(range(num_images), desc=SPLITS[i])
+                for _ in tqdm(range(num_images), SPLITS[i], disable=None)
             )
             counts[SPLITS[i]] = write_split(root, SPLITS[i], drawings, digits.target)
         move(root, out_dir)
