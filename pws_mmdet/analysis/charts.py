@@ -156,7 +156,7 @@ def depth_chart(runs: Runs, name: str, order: Sequence[str]) -> Chart:
         trace = _trace(order.index(line.run), line.run, line.x)
         chart.add_trace(trace.update(error_y=dict(symmetric=False, thickness=1)))
     _name_layers(chart, slides[0].layers)
-    _add_slider(chart, steps, 'step ', data)
+    _add_slider(chart, steps, 'step ', data, _first_shown(steps))
     _style(chart, 560, symbol(slides[0].statistic), slides[0].log)
     return Chart(chart, _depth_width(slides[0].layers), _notes(lines))
 
@@ -188,7 +188,7 @@ def equations_chart(runs: Runs) -> Chart:
             trace.update(legendgroup=line.label, showlegend=row == 1)
             chart.add_trace(trace, row, 1)
     _name_layers(chart, slides[0].layers)
-    _add_slider(chart, steps, 'step ', data)
+    _add_slider(chart, steps, 'step ', data, _first_shown(steps))
     _style(chart, 380 + 220 * len(runs), symbol(slides[0].statistic), slides[0].log)
     legend = dict(orientation='h', x=0, y=0, yanchor='bottom', yref='container')
     chart.update_layout(showlegend=True, legend=legend, margin_b=80)
@@ -276,6 +276,11 @@ def _shown_steps(runs: Runs) -> list[int]:
     """Return the watched steps that a slider goes through."""
     steps = sorted(set().union(*(record.steps.tolist() for record in runs.values())))
     return [steps[i] for i in thin(len(steps))]
+
+
+def _first_shown(steps: Sequence[int]) -> int:
+    """Return the position of a step after the warm-up, where steps are small."""
+    return next(i for i, step in enumerate(steps) if step >= steps[-1] / 10)
 
 
 def _numbers(values: np.ndarray | Sequence[float]) -> list[float | None]:
