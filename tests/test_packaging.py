@@ -1,5 +1,6 @@
 """The wheel works in an empty environment, without a checkout."""
 
+import os
 import re
 import subprocess
 import sys
@@ -64,6 +65,7 @@ def test_the_wheel_works_in_an_empty_environment(root, run, python):
     tracked = call('git', 'ls-files', 'configs', 'tools', 'model-index.yml', cwd=root)
     files = tracked.stdout.splitlines()
     assert [name for name in files if not (package / '.mim' / name).is_file()] == []
+    assert os.access(package / '.mim/tools/dist_train.sh', os.X_OK)
 
     scripts = re.findall(r"'(pws-[a-z-]+)': '\w+'", (root / 'setup.py').read_text())
     assert len(scripts) == 7

@@ -66,6 +66,14 @@ def test_the_workflow_tests_all_stacks():
         assert row['python'] == stacks[row['name']][0]
 
 
+def test_the_workflow_tests_the_oldest_and_a_new_python():
+    ci = yaml.safe_load(read('.github/workflows/ci.yml'))
+    first, *_, last = ci['jobs']['test']['strategy']['matrix']['python']
+    assert f"python_requires='>={first}'" in read('setup.py')
+    # MMCV does not build on 3.13, where the installer takes the forks.
+    assert last == '3.12'
+
+
 @pytest.mark.parametrize('path', sorted(GITHUB.glob('ISSUE_TEMPLATE/*.yml')))
 def test_issue_forms_ask_something(path):
     content = yaml.safe_load(path.read_text())
