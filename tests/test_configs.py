@@ -13,7 +13,6 @@ from mmengine.optim import build_optim_wrapper
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-import pws_mmdet
 from pws_mmdet import PWSConv2d
 from pws_mmdet.layers import SwitchableNorm2d, WNConv2d
 
@@ -394,17 +393,18 @@ def test_controls_differ_in_the_norm_alone():
     assert pws == bn
 
 
-def test_only_custom_imports_are_needed(tmp_path):
-    """The example of the README works."""
-    path = tmp_path / 'retinanet.py'
-    path.write_text(
-        "_base_ = 'mmdet::retinanet/retinanet_r50_fpn_1x_coco.py'\n"
-        "custom_imports = dict(imports=['pws_mmdet'])\n"
-        "conv_cfg = dict(type='PWS', gamma=1e-3)\n"
-        'model = dict(neck=dict(conv_cfg=conv_cfg),\n'
-        '             bbox_head=dict(conv_cfg=conv_cfg))\n'
-    )
-    model = build(Config.fromfile(path))
+def test_the_readme_is_short():
+    assert len((ROOT / 'README.md').read_text().splitlines()) <= 120
+
+
+def test_the_readmes_config_has_no_norm_layers(tmp_path):
+    text = (ROOT / 'README.md').read_text().split('```diff\n')[1].split('```')[0]
+    path = tmp_path / 'mask_rcnn.py'
+    path.write_text(''.join(line[1:] for line in text.splitlines(keepends=True)))
+    cfg = Config.fromfile(path)
+    model = build(cfg)
+    assert not names_of(model, *NORMALIZING)
+    assert len(names_of(model.backbone, PWSConv2d)) == 53
     assert len(names_of(model.neck, PWSConv2d)) == 8
-    assert len(names_of(model.bbox_head, PWSConv2d)) == 8
-    assert pws_mmdet.__version__
+    assert len(names_of(model.roi_head.mask_head, PWSConv2d)) == 4
+    assert cfg.optim_wrapper.constructor == 'PWSOptimWrapperConstructor'

@@ -1,6 +1,5 @@
 """The pages show what is in the records."""
 
-import re
 import statistics
 
 import make_table
@@ -41,58 +40,65 @@ def measured(table, row, key, column=''):
     for record in records.values():
         if (record['row'], record['column']) == (row, column):
             values.append(100 * record['metrics'][key])
-    return f'{statistics.mean(values):.1f}'
+    return f'{statistics.mean(values):.1f}' if values else ''
 
 
-def readme_tables():
-    """The tables of the README as lists of rows, each a list of cells."""
-    found = [[]]
+def readme_table(first_row):
+    """The README's table with a row of this name: its cells by row and column."""
+    tables = [[]]
     for line in (ROOT / 'README.md').read_text().splitlines():
         if line.startswith('|'):
-            found[-1].append([cell.strip() for cell in line.strip('|').split('|')])
-        elif found[-1]:
-            found.append([])
-    return found
-
-
-def test_readme_reproduces_what_was_measured():
-    """Each config of Table 3 has the figures of its small run; SSD those of Table 2."""
-    # The first row of a config is the config as it is; others have options.
-    of_config = {
-        run.config.split('/')[-1][:-3]: run.row
-        for run in reversed(Table('table3', 'full').runs())
+            tables[-1].append([cell.strip() for cell in line.strip('|').split('|')])
+        elif tables[-1]:
+            tables.append([])
+    (table,) = [t for t in tables if t and first_row in [cells[0] for cells in t]]
+    head, _, *rows = table
+    return {
+        (cells[0], column): cell
+        for cells in rows
+        for column, cell in zip(head[1:], cells[1:], strict=True)
     }
-    (table,) = [t for t in readme_tables() if t and t[0][0] == 'config']
-    at = [
-        i
-        for i, head in enumerate(table[0])
-        if head.split(',')[1:2] == [' reproduced here']
-    ]
-    shown, expected = {}, {}
-    for cells in table[2:]:
-        config = re.match(r'\[(\w+)\]', cells[0])[1]
-        row = of_config[config]
-        shown[config] = [cells[i] for i in at]
-        if row in ('ssd-bn', 'ssd-pws'):
-            method = row.removeprefix('ssd-')
-            expected[config] = [measured('table2', method, 'coco/bbox_mAP'), '']
-        elif row.startswith('ssd-'):
-            expected[config] = ['', '']
-        else:
-            keys = ('coco/bbox_mAP', 'coco/segm_mAP')
-            expected[config] = [measured('table3', row, key) for key in keys]
-    assert len(shown) == 9
+
+
+BOX, MASK = 'coco/bbox_mAP', 'coco/segm_mAP'
+MEASURED = {  # README's row: the table, its column, and the metrics
+    'SSD on digits, batch 2, AP50': ('table1', 'b2', ['coco/bbox_mAP_50']),
+    'SSD on digits, batch 8, AP50': ('table1', 'b8', ['coco/bbox_mAP_50']),
+    'Mask R-CNN on digits, batch 8, box AP / mask AP': ('table3', '', [BOX, MASK]),
+    'SSD on BCCD, batch 8, mAP': ('bccd', '', ['pascal_voc/mAP']),
+}
+ROWS = {'Normal': 'normal', 'BN': 'bn', 'GN': 'gn', 'PWS': 'pws'}
+
+
+def test_readme_shows_what_was_measured():
+    shown = readme_table('SSD on BCCD, batch 8, mAP')
+    expected = {
+        (name, method): ' / '.join(filter(None, figures))
+        for name, (table, column, keys) in MEASURED.items()
+        for method, row in ROWS.items()
+        for figures in [[measured(table, row, key, column) for key in keys]]
+    }
     assert shown == expected
 
 
-def test_readme_shows_the_small_table_of_batches():
-    (table,) = [t for t in readme_tables() if t and 'PWS' in t[0] and 'IN' in t[0]]
-    assert [cells[0] for cells in table[2:]] == ['batch 2', 'batch 4', 'batch 8']
-    for cells in table[2:]:
-        for method, cell in zip(table[0][1:], cells[1:], strict=True):
-            column = cells[0].replace('batch ', 'b')
-            key = 'coco/bbox_mAP_50'
-            assert cell == measured('table1', method.lower(), key, column), cells[0]
+def test_readme_shows_what_was_published():
+    names = {
+        'Mask R-CNN R-50-FPN 1x': '',
+        'the same, head of 4 convolutions': '4conv-',
+        'SSD320 VGG-16, 80 epochs': 'ssd-',
+        'SSD320 VGG-16, 150 epochs': 'ssd-{}-2x',
+    }
+    shown = readme_table('Mask R-CNN R-50-FPN 1x')
+    table = Table('table3', 'full')
+    for name, pattern in names.items():
+        for method in ('pws', 'bn', 'gn'):
+            row = pattern.format(method) if '{' in pattern else pattern + method
+            figures = [
+                figure
+                for kind in ('box AP', 'mask AP')
+                if row in table.rows and (figure := table.paper(row, '', kind))
+            ]
+            assert shown[name, method.upper()] == ' / '.join(figures), (name, method)
 
 
 def test_records_have_at_most_400_lines():
