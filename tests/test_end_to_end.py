@@ -65,10 +65,10 @@ def test_headline_configs_on_real_images(name, run, root, coco_mini, tmp_path):
 def test_demo(run, root, tmp_path):
     """The demo trains a norm-free Mask R-CNN that finds and segments digits.
 
-    Half of its epochs are enough for most of its AP.
+    It stops after half of its epochs, with most of its AP.
     """
-    epochs = 'train_cfg.max_epochs=2', 'param_scheduler.1.T_max=2'
-    log = run(root / 'tools/demo.sh', '--cfg-options', *epochs, timeout=2400).stdout
+    half = '--cfg-options', 'train_cfg.max_epochs=2'
+    log = run(root / 'tools/demo.sh', *half, timeout=2400).stdout
     table, images = log.rsplit('images of detections', 1)
     folder = tmp_path / images.split(': ', 1)[1].splitlines()[0]
     assert len(list(folder.glob('*.png'))) == 100
@@ -79,7 +79,7 @@ def test_demo(run, root, tmp_path):
     assert len(results) == 1
     for name, metric in (('box', 'bbox'), ('mask', 'segm')):
         ap = results[0][f'coco/{metric}_mAP']
-        assert ap >= 0.50, name
+        assert ap >= 0.45, name
         assert f'\n{name:6}{ap:8.3f}' in table
     assert log.count('Epoch(val)') >= 2  # it validates every epoch
     report = log.splitlines()[-1].removeprefix('written to ')
