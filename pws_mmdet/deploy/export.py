@@ -11,6 +11,7 @@ from ..checkpoint.weights import load_strictly
 from ..convert.fuse import fuse_pws
 from ..utils.config import build_model, read_config
 from ..utils.files import check_new_path
+from ..utils.progress import next_stage, stage_bar
 from .check import detecting_score, images_to_verify, verify
 from .detector import OUTPUTS, DeployedDetector
 from .onnx_file import check_extra, write_onnx
@@ -76,10 +77,12 @@ def export_onnx(
     part = out.with_name(f'.{out.name}.{os.getpid()}')
     result = None
     try:
-        write_onnx(network, part, outputs, size, fixed_size, network.least_score)
-        if check:
-            batches = batches or images_to_verify(None, size, fixed_size)
-            result = verify_twice(part, network, batches)
+        with stage_bar('trace and write the network', 2 if check else 1) as bar:
+            write_onnx(network, part, outputs, size, fixed_size, network.least_score)
+            if check:
+                next_stage(bar, 'compare it with MMDetection')
+                batches = batches or images_to_verify(None, size, fixed_size)
+                result = verify_twice(part, network, batches)
         part.replace(out)
     finally:
         part.unlink(missing_ok=True)
