@@ -52,13 +52,14 @@ docs: install ## the documentation, into site/; a broken link or reference fails
 docs-serve: install ## show the documentation, and every change of a page
 	$(MKDOCS) serve --livereload
 
+# TORCH_INDEX: the package index of PyTorch's builds for the CPU
 docker: ## an image for the CPU with all that is needed
-	docker build -t pws_mmdet -f docker/Dockerfile .
+	docker build -t pws_mmdet -f docker/Dockerfile --build-arg TORCH_INDEX=$(TORCH_INDEX) .
 
 docker-cuda: ## the same image for CUDA
 	docker build -t pws_mmdet:cuda -f docker/Dockerfile \
 		--build-arg BASE=nvidia/cuda:13.0.1-devel-ubuntu24.04 \
-		--build-arg TORCH_INDEX= --build-arg FORCE_CUDA=1 .
+		--build-arg FORCE_CUDA=1 .
 
 clean: ## remove the files that builds and the demo leave behind
 	rm -rf build dist site *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
