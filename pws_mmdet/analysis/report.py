@@ -169,8 +169,11 @@ def _settings(trainings: Sequence[Training]) -> Iterator[str]:
     rows = [
         [name, *(escape(column.get(name, '–')) for column in columns)] for name in names
     ]
-    # a training that differs from the first one in a setting
-    bold = [i for i, (_, first, *others) in enumerate(rows) if {*others} - {first}]
+    bold = [
+        i
+        for i, (name, first, *others) in enumerate(rows)
+        if {*others} - {first} and name not in ('work_dir', 'started')
+    ]
     several = len(trainings) > 1
     if several:
         yield paragraph('What differs is bold.')
