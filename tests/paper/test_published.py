@@ -67,7 +67,13 @@ MEASURED = {  # README's row: the table, its column, and the metrics
     'Mask R-CNN on digits, batch 8, box AP / mask AP': ('table3', '', [BOX, MASK]),
     'SSD on BCCD, batch 8, mAP': ('bccd', '', ['pascal_voc/mAP']),
 }
-ROWS = {'Normal': 'normal', 'BN': 'bn', 'GN': 'gn', 'PWS': 'pws'}
+ROWS = {
+    'Normal': 'normal',
+    'Normal, clipped': 'normal-clip',
+    'BN': 'bn',
+    'GN': 'gn',
+    'PWS': 'pws',
+}
 
 
 def test_readme_shows_what_was_measured():
