@@ -11,7 +11,8 @@ PRETRAIN := --pretrain
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 endif
 
-MKDOCS := $(PY) -m mkdocs
+# Material for MkDocs warns of MkDocs 2, which the extra `docs` does not take.
+MKDOCS := NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs
 
 # Processes of the quick tests. Most slow tests use several cores by themselves.
 JOBS := auto
