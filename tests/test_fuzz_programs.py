@@ -337,6 +337,7 @@ RIGHT = {
     'fuse_pws': [DETECTOR, 'none.pth', 'new'],
     'official_to_pws': ['weights.pth', 'out.pth'],
     'publish_backbone': ['weights.pth', 'out.pth'],
+    'run_notebook': ['none.ipynb'],
 }
 HOSTILE = [
     *('', '0', '-1', 'nan', '1e300', '9' * 23, 'conv.py/x', 'loop', 'l' * 300),

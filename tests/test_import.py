@@ -108,6 +108,7 @@ for key in sorted({*before, *after}):
 """
 
 
+@pytest.mark.slow
 def test_the_import_changes_nothing_in_the_host_libraries(run):
     process = run(sys.executable, '-W', 'ignore', '-c', COMPARE)
     # The forks print a line of their own.

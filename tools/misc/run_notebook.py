@@ -59,7 +59,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('notebook', type=Path, help='such as docs/tutorial.ipynb')
     path = parser.parse_args().notebook
-    notebook = nbformat.read(path, as_version=4)
+    try:
+        notebook = nbformat.read(path, as_version=4)
+    except Exception as e:  # a file may hold anything
+        parser.error(f'{path} cannot be read as a notebook: {e!r}')
     with tempfile.TemporaryDirectory() as folder:
         try:
             execute(notebook, Path(folder))
