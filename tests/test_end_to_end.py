@@ -13,6 +13,7 @@ HEADLINES = {
         'model.backbone.init_cfg=None',
         'model.backbone.frozen_stages=-1',
         'train_dataloader.batch_size=1',
+        'train_dataloader.dataset.indices=2',
     ],
     'ssd320_vgg16_pws_1x': [
         'train_dataloader.batch_size=2',
@@ -35,8 +36,8 @@ def test_headline_configs_on_real_images(name, run, root, coco_mini, tmp_path):
     ]
     options += [
         'train_dataloader.dataset.indices=4',
-        'val_dataloader.dataset.indices=3',
-        'test_dataloader.dataset.indices=3',
+        'val_dataloader.dataset.indices=2',
+        'test_dataloader.dataset.indices=2',
         'val_dataloader.batch_size=1',
         'test_dataloader.batch_size=1',
         'train_cfg.max_epochs=1',
@@ -59,7 +60,7 @@ def test_headline_configs_on_real_images(name, run, root, coco_mini, tmp_path):
     ).stdout
     assert 'coco/bbox_mAP' in log
     assert ('coco/segm_mAP' in log) == name.startswith('mask_rcnn')
-    assert len(list(tmp_path.rglob('images/*.jpg'))) == 3
+    assert len(list(tmp_path.rglob('images/*.jpg'))) == 2
 
 
 def test_demo(run, root, tmp_path):

@@ -110,6 +110,16 @@ def test_the_metafile_lists_all_configs():
     assert index == {'Import': ['configs/metafile.yml']}
 
 
+PAGES = [*ROOT.glob('*.md'), *ROOT.glob('configs/**/*.md')]
+
+
+@pytest.mark.parametrize('page', PAGES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_links_lead_to_files(page):
+    """`make docs` checks those of docs/."""
+    for target in re.findall(r'\]\(([^()\s#]+)', page.read_text()):
+        assert '://' in target or (page.parent / target).exists(), target
+
+
 FOLDERS = ['configs', *(f'configs/{n}' for n in ('cifar10', 'imagenet', 'mini', 'voc'))]
 
 
