@@ -31,8 +31,10 @@ def write_whole(path: str | Path, write: Callable[[Path], Any]) -> None:
         with open(partial, 'rb') as f:
             os.fsync(f.fileno())
         os.replace(partial, path)
-    finally:
+    except BaseException:
+        # Not after a success: another process may write its own partial file by then.
         partial.unlink(missing_ok=True)
+        raise
     folder = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(folder)  # so that the new name survives a crash

@@ -1,6 +1,7 @@
 """Files are written whole or not at all."""
 
 import os
+from pathlib import Path
 
 import pytest
 
@@ -69,3 +70,19 @@ def test_a_failed_write_keeps_the_old_file(tmp_path):
     with pytest.raises(OSError, match='the disk is full'):
         write_whole(path, write)
     assert path.read_text() == 'old' and list(tmp_path.iterdir()) == [path]
+
+
+def test_a_file_that_another_writer_has_begun_is_left_alone(tmp_path, monkeypatch):
+    """Right after one writer has put its file in place, another one may begin."""
+    path = tmp_path / 'records.jsonl'
+    stock = os.replace
+
+    def replace(partial, target):
+        stock(partial, target)
+        Path(partial).write_text('of another writer')
+
+    monkeypatch.setattr(os, 'replace', replace)
+    write_whole(path, lambda part: part.write_text('first'))
+    assert path.read_text() == 'first'
+    (partial,) = set(tmp_path.iterdir()) - {path}
+    assert partial.read_text() == 'of another writer'

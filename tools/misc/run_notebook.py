@@ -39,19 +39,16 @@ def execute(notebook: nbformat.NotebookNode, folder: Path, timeout: int = 600) -
     """
     # This interpreter, whatever kernels the user has installed
     write_kernel_spec(str(folder / 'jupyter/kernels/python3'))
-    paths = [str(ROOT), os.environ.get('PYTHONPATH', '')]
     env = {
         **os.environ,
         'JUPYTER_PATH': str(folder / 'jupyter'),
         'OMP_NUM_THREADS': '1',
-        'PYTHONPATH': os.pathsep.join(paths).rstrip(os.pathsep),
+        'PYTHONPATH': f'{ROOT}:{os.environ.get("PYTHONPATH", "")}'.rstrip(':'),
         'TMPDIR': str(folder),
     }
     os.environ['JUPYTER_PATH'] = env['JUPYTER_PATH']  # where this process looks
-    resources = dict(metadata=dict(path=str(folder)))
-    client = NotebookClient(
-        notebook, timeout=timeout, kernel_name='python3', resources=resources
-    )
+    options = dict(timeout=timeout, resources=dict(metadata=dict(path=str(folder))))
+    client = NotebookClient(notebook, kernel_name='python3', **options)
     client.execute(env=env)
 
 
