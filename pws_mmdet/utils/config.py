@@ -104,7 +104,9 @@ def naming_unknown_layers(cfg: Any) -> Iterator[None]:
         unknown = []
         for name, part in walk(cfg):
             type_ = part.get('type') if isinstance(part, Mapping) else None
-            if name.endswith('_cfg') and type_ and registered(part) is None:
+            if name.endswith('init_cfg') or not name.endswith('_cfg'):
+                continue
+            if type_ and registered(part) is None:
                 near = difflib.get_close_matches(type_, known, n=1)
                 hint = f'; did you mean {near[0]!r}?' if near else ''
                 unknown.append(f'model.{name}: there is no layer {type_!r}{hint}')
