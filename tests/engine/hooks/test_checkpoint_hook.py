@@ -378,7 +378,7 @@ class Remote(BaseStorageBackend):
         return self.files[filepath]
 
     def get_text(self, filepath):
-        raise NotImplementedError
+        return self.files[filepath].decode()
 
     def put(self, obj, filepath):
         self.files[filepath] = obj
